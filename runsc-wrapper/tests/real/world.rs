@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What a test needs of the world: a runtime with a root of its own, bundles with a busybox in
+//! them, and the certainty that nothing is left when it ends, however it ends.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Read,
+    os::{fd::OwnedFd, unix::fs::symlink},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use runsc_wrapper::{
+    Config, ContainerId, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, Result, Runc, Runsc,
+    Runtime, RuntimeKind, Stdio, reap,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Longest wait for anything a runtime does, on a machine with other work.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Which runtime, and how it is driven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flavor {
+    Runsc,
+    /// Without the control socket.
+    RunscCli,
+    /// A release of 2024.
+    Runsc2024,
+    Runc,
+}
+
+impl Flavor {
+    pub(crate) fn is_runsc(self) -> bool {
+        self != Self::Runc
+    }
+}
+
+/// Makes a test of `$body` for each flavor.
+#[macro_export]
+macro_rules! for_flavors {
+    ($flavors:tt: $($name:ident)*) => {
+        $(for_flavors!(@one $name: $flavors);)*
+    };
+    (@one $name:ident: [$($flavor:ident)*]) => {
+        mod $name {
+            $(
+                #[allow(non_snake_case)]
+                #[tokio::test]
+                #[ignore = "needs root and runsc"]
+                async fn $flavor() {
+                    if let Some(world) = $crate::world::World::new($crate::world::Flavor::$flavor) {
+                        super::$name(world).await;
+                    }
+                }
+            )*
+        }
+    };
+}
+
+pub(crate) struct World {
+    pub(crate) flavor: Flavor,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    /// The same runtime, where it is runsc.
+    pub(crate) runsc: Option<Arc<Runsc>>,
+    pub(crate) config: Config,
+    pub(crate) dir: TempDir,
+    pids: Mutex<BTreeSet<u32>>,
+    made: Mutex<Vec<ContainerId>>,
+}
+
+/// A container that runs.
+pub(crate) struct Started {
+    pub(crate) id: ContainerId,
+    pub(crate) pid: u32,
+    pub(crate) exit: ExitFuture,
+    /// What it writes to both of its outputs.
+    pub(crate) output: Output,
+}
+
+/// The reading end of a pipe.
+pub(crate) struct Output(std::io::PipeReader);
+
+impl Output {
+    /// Everything until all writers are gone.
+    pub(crate) async fn all(self) -> String {
+        let mut pipe = self.0;
+        let read = tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            pipe.read_to_string(&mut text).map(|_| text)
+        });
+        tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap().unwrap()
+    }
+
+    /// The next bytes.
+    pub(crate) async fn some(&mut self) -> String {
+        let mut pipe = self.0.try_clone().unwrap();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut text = vec![0; 4096];
+            let read = pipe.read(&mut text).unwrap();
+            String::from_utf8_lossy(&text[..read]).into_owned()
+        });
+        tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap()
+    }
+}
+
+pub(crate) fn id(id: &str) -> ContainerId {
+    id.parse().unwrap()
+}
+
+/// Standard streams whose outputs lead to one pipe.
+pub(crate) fn piped() -> (Stdio, Output) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let writer = OwnedFd::from(writer);
+    let stdio = Stdio { stdin: None, stdout: Some(writer.try_clone().unwrap()), stderr: Some(writer) };
+    (stdio, Output(reader))
+}
+
+/// Waits for a process with the patience of a test.
+pub(crate) async fn end_of(exit: ExitFuture) -> Exit {
+    tokio::time::timeout(PATIENCE, exit).await.expect("the process did not end").unwrap()
+}
+
+/// Looks again and again until `true`.
+pub(crate) async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !look().await {
+        assert!(start.elapsed() < PATIENCE, "{what}: not so after {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+impl World {
+    pub(crate) fn new(flavor: Flavor) -> Option<Self> {
+        Self::with(flavor, "", "")
+    }
+
+    /// A world with further lines for `[runsc_config]` and for `[kiln]`.
+    pub(crate) fn with(flavor: Flavor, flags: &str, kiln: &str) -> Option<Self> {
+        let program = match flavor {
+            Flavor::Runsc | Flavor::RunscCli => "runsc",
+            Flavor::Runsc2024 => "runsc-2024",
+            Flavor::Runc => "runc",
+        };
+        let cache = std::env::var("KILN_CACHE")
+            .unwrap_or_else(|_| format!("{}/.cache/kiln", std::env::var("HOME").unwrap()));
+        let binary = Path::new(&cache).join("bin").join(program);
+        if !nix::unistd::geteuid().is_root() || !binary.is_file() {
+            println!("SKIPPED: needs root and {}", binary.display());
+            return None;
+        }
+        reap::become_subreaper().unwrap();
+        let dir = tempfile::Builder::new().prefix("kw").tempdir().unwrap();
+        let root = dir.path().join("root").display().to_string();
+        let defaults = match flavor {
+            Flavor::Runc => "".to_owned(),
+            // Cgroups of the host are the shim's business.
+            _ if flags.contains("network") => "ignore-cgroups = true\n".to_owned(),
+            _ => "ignore-cgroups = true\nnetwork = 'none'\n".to_owned(),
+        };
+        let text = format!(
+            "binary_name = '{}'\nroot = '{root}'\n[runsc_config]\n{defaults}{flags}\n[kiln]\nruntime = '{}'\ncontrol_socket = {}\n{kiln}\n",
+            binary.display(),
+            if flavor == Flavor::Runc { "runc" } else { "runsc" },
+            flavor != Flavor::RunscCli,
+        );
+        let config = Config::parse(&text).unwrap();
+        let (runtime, runsc): (Arc<dyn Runtime>, _) = match config.kind {
+            RuntimeKind::Runc => (Arc::new(Runc::new(config.clone())), None),
+            RuntimeKind::Runsc => {
+                let runsc = Arc::new(Runsc::new(config.clone()));
+                (runsc.clone(), Some(runsc))
+            }
+        };
+        make_rootfs(&dir.path().join("rootfs"));
+        Some(Self {
+            flavor,
+            runtime,
+            runsc,
+            config,
+            dir,
+            pids: Mutex::default(),
+            made: Mutex::default(),
+        })
+    }
+
+    /// Another object for the same root, as a new process would have it.
+    pub(crate) fn another(&self) -> Arc<dyn Runtime> {
+        match self.config.kind {
+            RuntimeKind::Runc => Arc::new(Runc::new(self.config.clone())),
+            RuntimeKind::Runsc => Arc::new(Runsc::new(self.config.clone())),
+        }
+    }
+
+    /// Writes a bundle. `sandbox` is the container's own name for a sandbox.
+    pub(crate) fn bundle(&self, name: &str, sandbox: &str, args: &[&str]) -> PathBuf {
+        self.bundle_with(name, sandbox, args, |_| {})
+    }
+
+    pub(crate) fn bundle_with(
+        &self,
+        name: &str,
+        sandbox: &str,
+        args: &[&str],
+        change: impl FnOnce(&mut Value),
+    ) -> PathBuf {
+        let bundle = self.dir.path().join("bundles").join(name);
+        fs::create_dir_all(&bundle).unwrap();
+        let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
+        // runsc makes a namespace for its own; runc must be told.
+        namespaces.push("network");
+        let capabilities = ["CAP_KILL", "CAP_CHOWN", "CAP_SETUID", "CAP_NET_RAW"];
+        let mut spec = json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": {"uid": 0, "gid": 0}, "args": args, "cwd": "/",
+                "env": ["PATH=/bin", "HOME=/"],
+                "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+            },
+            "root": {"path": self.dir.path().join("rootfs"), "readonly": false},
+            "hostname": "test",
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+                {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+            ],
+            "annotations": {
+                "io.kubernetes.cri.container-type": if name == sandbox { "sandbox" } else { "container" },
+                "io.kubernetes.cri.sandbox-id": sandbox,
+            },
+            "linux": {
+                "namespaces": namespaces.iter().map(|n| json!({"type": n})).collect::<Vec<_>>(),
+                "cgroupsPath": format!("/{}/{name}", self.cgroup()),
+            },
+        });
+        change(&mut spec);
+        fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+        bundle
+    }
+
+    fn cgroup(&self) -> String {
+        self.dir.path().file_name().unwrap().to_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn create_opts(&self, name: &str, sandbox: &str, bundle: PathBuf, stdio: Stdio) -> CreateOpts {
+        CreateOpts {
+            id: id(name),
+            sandbox: id(sandbox),
+            bundle,
+            stdio,
+            console_socket: None,
+            user_log: None,
+            log_dir: None,
+        }
+    }
+
+    /// Creates a container, and remembers it for the end of the world.
+    pub(crate) async fn create(&self, opts: &CreateOpts) -> Result<u32> {
+        self.made.lock().unwrap().push(opts.id.clone());
+        let pid = self.runtime.create(opts).await?;
+        self.pids.lock().unwrap().insert(pid);
+        Ok(pid)
+    }
+
+    /// Creates and starts a container, watched from before its start.
+    pub(crate) async fn run(&self, name: &str, sandbox: &str, args: &[&str]) -> Started {
+        let bundle = self.bundle(name, sandbox, args);
+        self.run_bundle(name, sandbox, bundle).await
+    }
+
+    pub(crate) async fn run_bundle(&self, name: &str, sandbox: &str, bundle: PathBuf) -> Started {
+        let (stdio, output) = piped();
+        let opts = self.create_opts(name, sandbox, bundle, stdio);
+        let pid = self.create(&opts).await.unwrap();
+        let exit = self.runtime.watch(&opts.id).await.unwrap();
+        self.runtime.start(&opts.id, &opts.stdio).await.unwrap();
+        Started { id: opts.id, pid, exit, output }
+    }
+
+    /// A sandbox whose root container does nothing, and a container with `args` in it. runc has
+    /// no sandboxes: there, both are containers.
+    pub(crate) async fn run_in_sandbox(&self, args: &[&str]) -> (Started, Started) {
+        let root = self.run("pod", "pod", &["/bin/sleep", "1000"]).await;
+        let container = self.run("app", "pod", args).await;
+        (root, container)
+    }
+
+    pub(crate) fn exec_opts(&self, container: &str, args: &[&str], stdio: Stdio) -> ExecOpts {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let scratch = self.dir.path().join(format!("exec-{count}"));
+        fs::create_dir(&scratch).unwrap();
+        ExecOpts {
+            container: id(container),
+            process: json!({"args": args, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}}),
+            stdio,
+            console_socket: None,
+            scratch,
+        }
+    }
+
+    /// Starts a process in a container.
+    pub(crate) async fn exec(&self, container: &str, args: &[&str]) -> Result<(Exec, Output)> {
+        let (stdio, output) = piped();
+        let exec = self.runtime.exec(&self.exec_opts(container, args, stdio)).await?;
+        Ok((exec, output))
+    }
+
+    /// Runs a process in a container to its end.
+    pub(crate) async fn exec_to_end(&self, container: &str, args: &[&str]) -> (u32, String) {
+        let (exec, output) = self.exec(container, args).await.unwrap();
+        let code = end_of(exec.exit).await.code;
+        (code, output.all().await)
+    }
+
+    /// Deletes containers, last first, and asserts that nothing is left of them.
+    pub(crate) async fn delete_all(&self) {
+        let made = std::mem::take(&mut *self.made.lock().unwrap());
+        for id in made.iter().rev() {
+            self.runtime.delete(id, true).await.unwrap();
+        }
+        self.assert_nothing_left().await;
+    }
+
+    /// Asserts that no state file, socket or process is left.
+    pub(crate) async fn assert_nothing_left(&self) {
+        let files: Vec<_> = fs::read_dir(&self.config.root)
+            .map(|dir| dir.map(|e| e.unwrap().path()).collect())
+            .unwrap_or_default();
+        assert!(files.is_empty(), "left in root: {files:?}");
+        let left: Vec<_> = fs::read_dir(self.dir.path().join("rootfs"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with(".gvisor"))
+            .collect();
+        assert!(left.is_empty(), "left in rootfs: {left:?}");
+        until("no process is left", async || self.processes().is_empty()).await;
+    }
+
+    /// Processes of the host that have to do with this world, by their command lines.
+    pub(crate) fn processes(&self) -> Vec<(u32, String)> {
+        let mark = self.dir.path().display().to_string();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap() {
+            let Ok(pid) = entry.unwrap().file_name().to_string_lossy().parse::<u32>() else { continue };
+            let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let args = String::from_utf8_lossy(&args).replace('\0', " ");
+            if pid != std::process::id() && args.contains(&mark) {
+                found.push((pid, args));
+            }
+        }
+        found
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // By hand, since a test may end by panic and its runtime with it.
+        let mut pids: BTreeSet<u32> = self.processes().into_iter().map(|(pid, _)| pid).collect();
+        for pid in self.pids.lock().unwrap_or_else(|e| e.into_inner()).iter() {
+            // Only what is surely ours, since pids are used again.
+            let mine = fs::read_link(format!("/proc/{pid}/root"))
+                .is_ok_and(|root| root.starts_with(self.dir.path()));
+            if mine {
+                pids.insert(*pid);
+            }
+        }
+        for pid in pids {
+            println!("killed {pid}, left by a test");
+            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(|e| e.into_inner()));
+        for id in made {
+            let _ = std::process::Command::new(&self.config.binary)
+                .arg(format!("--root={}", self.config.root.display()))
+                .args(["delete", "--force", id.as_str()])
+                .stdin(std::process::Stdio::null())
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .status();
+        }
+        remove_cgroups(&self.cgroup());
+    }
+}
+
+fn make_rootfs(rootfs: &Path) {
+    let bin = rootfs.join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    for dir in ["proc", "dev", "tmp", "root"] {
+        fs::create_dir(rootfs.join(dir)).unwrap();
+    }
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|p| Path::new(p).is_file());
+    fs::copy(busybox.expect("busybox-static is not installed"), bin.join("busybox")).unwrap();
+    for name in ["sh", "sleep", "true", "false", "cat", "echo", "id", "env", "kill", "tty", "stty", "nc", "ls", "head", "printf"] {
+        symlink("busybox", bin.join(name)).unwrap();
+    }
+}
+
+/// Removes the cgroups of a world that no process is in.
+fn remove_cgroups(name: &str) {
+    let Ok(controllers) = fs::read_dir("/sys/fs/cgroup") else { return };
+    for controller in controllers.flatten() {
+        let top = controller.path().join(name);
+        for child in fs::read_dir(&top).into_iter().flatten().flatten() {
+            if child.path().is_dir() {
+                let _ = fs::remove_dir(child.path());
+            }
+        }
+        let _ = fs::remove_dir(top);
+    }
+}
