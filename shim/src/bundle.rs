@@ -1,0 +1,535 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The OCI bundle: what the shim reads from `config.json`, what it refuses in it, and what it
+//! changes before the runtime sees it.
+//!
+//! The image, the Pod and its annotations are hostile. A spec is edited as a JSON value, so that
+//! keys this code does not know reach the runtime untouched.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use runsc_wrapper::{ContainerId, RuntimeKind};
+use serde_json::{Value, json};
+
+use crate::{
+    cgroup::{Cgroup, Limits, PERIOD_US},
+    config::Policy,
+    error::{Error, Result},
+    io::read_capped,
+};
+
+/// Largest `config.json` that is read: Kubernetes' own limit of an object is 1.5 MiB.
+const MAX_SPEC: u64 = 8 << 20;
+
+/// Annotations of containerd's CRI plugin (containerd `internal/cri/annotations`).
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+const SANDBOX_LOG_DIR: &str = "io.kubernetes.cri.sandbox-log-directory";
+const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+const SANDBOX_CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
+
+/// Names a checkpoint image below one of the node's `restore_dirs` to start a container from.
+const RESTORE_IMAGE: &str = "kiln.dev/restore-image";
+
+/// What a container is to its sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// It is the first of its sandbox: a Pod's, or a container of its own.
+    Sandbox,
+    /// It joins the sandbox with this id.
+    Member(ContainerId),
+}
+
+/// The network that the spec asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Network {
+    /// The host's own.
+    Host,
+    /// The network namespace mounted at this path.
+    Netns(PathBuf),
+    /// A new and empty namespace that the runtime makes.
+    New,
+}
+
+/// An OCI spec.
+#[derive(Debug, Clone)]
+pub struct Spec(Value);
+
+impl Spec {
+    /// Reads `config.json` of `bundle`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when it is too large or no JSON object.
+    pub fn load(bundle: &Path) -> Result<Self> {
+        Self::parse(&read_capped(&bundle.join("config.json"), MAX_SPEC)?)
+    }
+
+    /// Parses the text of a `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when it is no JSON object.
+    pub fn parse(text: &[u8]) -> Result<Self> {
+        let bad = |e: &dyn std::fmt::Display| Error::InvalidArgument(format!("config.json: {e}"));
+        let value: Value = serde_json::from_slice(text).map_err(|e| bad(&e))?;
+        // What is edited below these paths must be editable.
+        for path in [
+            "",
+            "/linux",
+            "/linux/resources",
+            "/linux/resources/memory",
+            "/linux/resources/cpu",
+        ] {
+            let object = value
+                .pointer(path)
+                .is_none_or(|v| v.is_object() || (v.is_null() && !path.is_empty()));
+            if !object {
+                return Err(bad(&format!("{path:?} is not an object")));
+            }
+        }
+        Ok(Self(value))
+    }
+
+    /// Replaces `config.json` of `bundle` in one step.
+    pub fn save(&self, bundle: &Path) -> Result<()> {
+        write_atomically(&bundle.join("config.json"), self.0.to_string().as_bytes())
+    }
+
+    fn annotation(&self, key: &str) -> Option<&str> {
+        self.0.get("annotations")?.get(key)?.as_str()
+    }
+
+    /// What the container is to its sandbox: CRI says it by annotations, a plain `ctr run` not
+    /// at all.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a member without a sandbox id.
+    pub fn role(&self) -> Result<Role> {
+        if self.annotation(CONTAINER_TYPE) != Some("container") {
+            return Ok(Role::Sandbox);
+        }
+        match self.annotation(SANDBOX_ID) {
+            Some(id) => Ok(Role::Member(id.parse()?)),
+            None => Err(Error::InvalidArgument(format!(
+                "annotation {SANDBOX_ID} is missing"
+            ))),
+        }
+    }
+
+    /// Directory of the Pod's logs, where CRI names one.
+    pub fn log_dir(&self) -> Option<PathBuf> {
+        let dir = Path::new(self.annotation(SANDBOX_LOG_DIR)?);
+        dir.is_absolute().then(|| dir.to_owned())
+    }
+
+    /// The checkpoint image that the Pod asks to start from.
+    pub fn restore_image(&self) -> Option<&str> {
+        self.annotation(RESTORE_IMAGE).filter(|p| !p.is_empty())
+    }
+
+    /// `linux.cgroupsPath`.
+    pub fn cgroups_path(&self) -> Option<&str> {
+        self.0
+            .pointer("/linux/cgroupsPath")?
+            .as_str()
+            .filter(|p| !p.is_empty())
+    }
+
+    /// Whether the process gets a terminal.
+    pub fn terminal(&self) -> bool {
+        self.0
+            .pointer("/process/terminal")
+            .and_then(Value::as_bool)
+            .unwrap_or(false)
+    }
+
+    /// The limits of this container.
+    pub fn limits(&self) -> Limits {
+        self.0
+            .pointer("/linux/resources")
+            .map(Limits::of)
+            .unwrap_or_default()
+    }
+
+    /// The limits that CRI names for the whole Pod.
+    pub fn pod_limits(&self) -> Limits {
+        let number = |key| self.annotation(key).and_then(|n| n.parse::<i64>().ok());
+        Limits::of(&json!({
+            "memory": {"limit": number(SANDBOX_MEMORY)},
+            "cpu": {
+                "quota": number(SANDBOX_CPU_QUOTA),
+                "period": number(SANDBOX_CPU_PERIOD),
+                "shares": number(SANDBOX_CPU_SHARES),
+            },
+        }))
+    }
+
+    fn namespaces(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let list = self
+            .0
+            .pointer("/linux/namespaces")
+            .and_then(Value::as_array);
+        list.into_iter().flatten().filter_map(|ns| {
+            let path = ns
+                .get("path")
+                .and_then(Value::as_str)
+                .filter(|p| !p.is_empty());
+            Some((ns.get("type")?.as_str()?, path))
+        })
+    }
+
+    /// The network that the spec asks for.
+    pub fn network(&self) -> Network {
+        match self.namespaces().find(|(kind, _)| *kind == "network") {
+            None => Network::Host,
+            Some((_, None)) => Network::New,
+            Some((_, Some(path))) => Network::Netns(path.into()),
+        }
+    }
+
+    /// Whether other containers' processes can outlive this one's first process in its pid
+    /// namespace.
+    pub fn shares_pids(&self) -> bool {
+        self.namespaces()
+            .find(|(kind, _)| *kind == "pid")
+            .is_none_or(|(_, path)| path.is_some())
+    }
+
+    /// Refuses what no sandboxed container may ask for.
+    ///
+    /// `sandbox_pid` is the host process that stands for the sandbox, of which a member may name
+    /// the namespaces.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for what is never allowed, [`Error::Denied`] for what this
+    /// node's configuration could allow.
+    pub fn check(&self, policy: &Policy, sandbox_pid: Option<u32>) -> Result<()> {
+        let no = |what: String| Err(Error::InvalidArgument(format!("config.json: {what}")));
+        let present = |path| self.0.pointer(path).is_some_and(|v| !is_empty(v));
+        if present("/hooks") {
+            return no("OCI hooks are refused: they would run on the host".into());
+        }
+        if present("/linux/seccomp/listenerPath") {
+            return no(
+                "a seccomp listener is refused: it would be told of a sandbox's calls".into(),
+            );
+        }
+        if present("/linux/intelRdt") {
+            return no("intelRdt is not available to sandboxes".into());
+        }
+        let mut kinds = Vec::new();
+        for (kind, path) in self.namespaces() {
+            if kinds.contains(&kind) {
+                return no(format!("two namespaces of type {kind:?}"));
+            }
+            kinds.push(kind);
+            if let Some(path) = path
+                && !namespace_allowed(kind, path, sandbox_pid)
+            {
+                return no(format!(
+                    "namespace {kind:?} at {path:?} is not one of this Pod"
+                ));
+            }
+        }
+        if self.privileged() && !policy.allow_privileged {
+            return Err(Error::Denied(
+                "privileged containers are refused in a sandbox; remove securityContext.privileged, \
+                 or set allow_privileged in the [kiln] table of the node's runtime configuration"
+                    .into(),
+            ));
+        }
+        if self.role()? == Role::Sandbox
+            && self.network() == Network::Host
+            && !policy.allow_host_network
+        {
+            return Err(Error::Denied(
+                "hostNetwork is refused in a sandbox; set allow_host_network in the [kiln] table of \
+                 the node's runtime configuration to allow it"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether every device of the host is allowed, which is how CRI writes `privileged`
+    /// (containerd `internal/cri/server/container_create.go`, `WithAllDevicesAllowed`).
+    fn privileged(&self) -> bool {
+        let rules = self
+            .0
+            .pointer("/linux/resources/devices")
+            .and_then(Value::as_array);
+        rules.into_iter().flatten().any(|rule| {
+            let unset = |key| rule.get(key).is_none_or(|v| is_empty(v) || v == "a");
+            rule["allow"] == true
+                && rule["access"] == "rwm"
+                && unset("type")
+                && unset("major")
+                && unset("minor")
+        })
+    }
+
+    /// Changes what the runtime must see differently.
+    pub fn rewrite(&mut self, kind: RuntimeKind, cgroup: &Cgroup, sandbox_limits: Option<&Limits>) {
+        self.drop_runtime_annotations();
+        self.0["linux"]["cgroupsPath"] = cgroup.spec_path().into();
+        if let Some(limits) = sandbox_limits {
+            self.set_limits(limits);
+        }
+        if kind == RuntimeKind::Runsc {
+            self.stop_propagation_to_the_host();
+        }
+        if let Some(lowest) = lowest_oom_score_adj() {
+            self.raise_oom_score_adj(lowest);
+        }
+    }
+
+    /// `dev.gvisor.*` annotations switch flags, binaries and mounts of runsc: none is taken from
+    /// a user.
+    fn drop_runtime_annotations(&mut self) {
+        if let Some(Value::Object(annotations)) = self.0.get_mut("annotations") {
+            annotations.retain(|key, _| !key.starts_with("dev.gvisor."));
+        }
+    }
+
+    fn set_limits(&mut self, limits: &Limits) {
+        let resources = &mut self.0["linux"]["resources"];
+        // To a runtime null is the same as a limit that is not there.
+        resources["memory"]["limit"] = limits.memory.into();
+        resources["cpu"]["quota"] = limits.cpu_quota_us.into();
+        resources["cpu"]["period"] = limits.cpu_quota_us.map(|_| PERIOD_US).into();
+        resources["cpu"]["shares"] = limits.cpu_shares.into();
+    }
+
+    /// runsc refuses shared propagation, since nothing mounted in a sandbox can reach the host.
+    /// What the host mounts still arrives with `rslave`.
+    fn stop_propagation_to_the_host(&mut self) {
+        if let Some(root) = self.0.pointer_mut("/linux/rootfsPropagation") {
+            slave(root);
+        }
+        let mounts = self.0.get_mut("mounts").and_then(Value::as_array_mut);
+        for mount in mounts.into_iter().flatten() {
+            let options = mount.get_mut("options").and_then(Value::as_array_mut);
+            options.into_iter().flatten().for_each(slave);
+        }
+    }
+
+    /// A process without CAP_SYS_RESOURCE cannot go below its own value, and runtimes take the
+    /// refusal for fatal.
+    fn raise_oom_score_adj(&mut self, lowest: i64) {
+        if let Some(adj) = self.0.pointer_mut("/process/oomScoreAdj")
+            && adj.as_i64().is_some_and(|adj| adj < lowest)
+        {
+            log::warn!("oom_score_adj raised to {lowest}: CAP_SYS_RESOURCE is missing");
+            *adj = lowest.into();
+        }
+    }
+}
+
+fn slave(option: &mut Value) {
+    match option.as_str() {
+        Some("shared") => *option = "slave".into(),
+        Some("rshared") => *option = "rslave".into(),
+        _ => {}
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_empty),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// A network namespace is made by containerd and named by path; all others may only be those of
+/// the Pod's own sandbox process.
+fn namespace_allowed(kind: &str, path: &str, sandbox_pid: Option<u32>) -> bool {
+    let file = match kind {
+        "network" => "net",
+        "mount" => return false,
+        kind => kind,
+    };
+    if let Some(pid) = sandbox_pid {
+        return path == format!("/proc/{pid}/ns/{file}")
+            || (kind == "network" && !path.starts_with("/proc/"));
+    }
+    kind == "network" && !path.starts_with("/proc/") && Path::new(path).is_absolute()
+}
+
+/// The lowest `oom_score_adj` that a child may be given, or `None` where any is fine
+/// (proc_pid_oom_score_adj(5)).
+fn lowest_oom_score_adj() -> Option<i64> {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    if u64::from_str_radix(effective.trim(), 16).ok()? & CAP_SYS_RESOURCE != 0 {
+        return None;
+    }
+    fs::read_to_string("/proc/self/oom_score_adj")
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// Writes a file that a crash leaves either old or new.
+pub(crate) fn write_atomically(path: &Path, text: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("new");
+    let write = || {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(text)?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(Error::io("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(value: Value) -> Spec {
+        Spec::parse(value.to_string().as_bytes()).unwrap()
+    }
+
+    #[track_caller]
+    fn refused(value: Value, words: &str) {
+        let e = spec(value).check(&Policy::default(), Some(7)).unwrap_err();
+        assert!(e.to_string().contains(words), "{e}");
+    }
+
+    #[test]
+    fn specs_that_reach_for_the_host_are_refused() {
+        refused(
+            json!({"hooks": {"prestart": [{"path": "/bin/sh"}]}}),
+            "hooks",
+        );
+        refused(
+            json!({"linux": {"seccomp": {"listenerPath": "/run/x"}}}),
+            "listener",
+        );
+        refused(json!({"linux": {"intelRdt": {"closID": "x"}}}), "intelRdt");
+        let ns = |kind, path| json!({"linux": {"namespaces": [{"type": kind, "path": path}]}});
+        refused(ns("pid", "/proc/1/ns/pid"), "not one of this Pod");
+        refused(ns("network", "/proc/1/ns/net"), "not one of this Pod");
+        refused(ns("mount", "/proc/7/ns/mount"), "not one of this Pod");
+        let twice = json!([{"type": "network"}, {"type": "network"}]);
+        refused(json!({"linux": {"namespaces": twice}}), "two namespaces");
+        let devices = json!([{"allow": true, "access": "rwm"}]);
+        refused(
+            json!({"linux": {"resources": {"devices": devices}}}),
+            "privileged",
+        );
+        refused(json!({"linux": {}}), "hostNetwork");
+    }
+
+    #[test]
+    fn specs_of_another_shape_are_refused() {
+        for text in [
+            "",
+            "[]",
+            "null",
+            "{",
+            r#"{"linux": []}"#,
+            r#"{"linux": {"resources": {"cpu": "x"}}}"#,
+        ] {
+            assert!(Spec::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn specs_of_cri_are_accepted() {
+        let policy = Policy::default();
+        let pod = spec(json!({
+            "annotations": {CONTAINER_TYPE: "sandbox"},
+            "hooks": {},
+            "linux": {
+                "namespaces": [{"type": "pid"}, {"type": "network", "path": "/var/run/netns/cni-1"}],
+                "resources": {"devices": [{"allow": false, "access": "rwm"}, {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"}]},
+            },
+        }));
+        pod.check(&policy, None).unwrap();
+        assert_eq!(pod.network(), Network::Netns("/var/run/netns/cni-1".into()));
+        assert!(!pod.shares_pids());
+        let namespaces = json!([{"type": "ipc", "path": "/proc/7/ns/ipc"}, {"type": "network", "path": "/proc/7/ns/net"}]);
+        let member = spec(json!({
+            "annotations": {CONTAINER_TYPE: "container", SANDBOX_ID: "pod1"},
+            "linux": {"namespaces": namespaces},
+        }));
+        member.check(&policy, Some(7)).unwrap();
+        assert_eq!(
+            member.role().unwrap(),
+            Role::Member("pod1".parse().unwrap())
+        );
+        assert!(member.shares_pids());
+    }
+
+    #[test]
+    fn a_members_sandbox_id_must_be_an_id() {
+        let member =
+            |id: &str| spec(json!({"annotations": {CONTAINER_TYPE: "container", SANDBOX_ID: id}}));
+        assert!(member("../../etc").role().is_err());
+        assert!(
+            spec(json!({"annotations": {CONTAINER_TYPE: "container"}}))
+                .role()
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn rewriting_keeps_what_it_does_not_know() {
+        let mut spec = spec(json!({
+            "annotations": {"dev.gvisor.flag.network": "host", "mine": "kept"},
+            "process": {"future": [1, 2]},
+            "linux": {"rootfsPropagation": "rshared", "resources": {"cpu": {"shares": 2}, "unified": {"a": "b"}}},
+            "mounts": [{"destination": "/m", "options": ["rbind", "rshared", "ro"]}],
+        }));
+        let cgroup = Cgroup::new(Path::new("/nowhere"), "/pods/p1").unwrap();
+        let limits = Limits {
+            memory: Some(1 << 20),
+            ..Limits::default()
+        };
+        spec.rewrite(RuntimeKind::Runsc, &cgroup, Some(&limits));
+        assert_eq!(spec.0["annotations"], json!({"mine": "kept"}));
+        assert_eq!(spec.0["process"], json!({"future": [1, 2]}));
+        assert_eq!(spec.0["linux"]["rootfsPropagation"], "rslave");
+        assert_eq!(
+            spec.0["mounts"][0]["options"],
+            json!(["rbind", "rslave", "ro"])
+        );
+        assert_eq!(spec.0["linux"]["cgroupsPath"], "/pods/p1");
+        assert_eq!(spec.0["linux"]["resources"]["memory"]["limit"], 1 << 20);
+        assert_eq!(spec.0["linux"]["resources"]["unified"], json!({"a": "b"}));
+    }
+
+    #[test]
+    fn pod_limits_come_from_cri() {
+        let pod = spec(json!({"annotations": {
+            SANDBOX_MEMORY: "1048576", SANDBOX_CPU_QUOTA: "50000", SANDBOX_CPU_PERIOD: "100000", SANDBOX_CPU_SHARES: "512",
+        }}));
+        let expected = Limits {
+            memory: Some(1 << 20),
+            cpu_quota_us: Some(50_000),
+            cpu_shares: Some(512),
+        };
+        assert_eq!(pod.pod_limits(), expected);
+        assert_eq!(
+            spec(json!({"annotations": {SANDBOX_MEMORY: "0"}})).pod_limits(),
+            Limits::default()
+        );
+    }
+}

@@ -1,0 +1,430 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The host cgroup of a sandbox: where its sentry and gofers are charged and limited.
+//!
+//! runsc creates and removes it; the shim keeps its limits up to date and reads its counters.
+//! Works on cgroup v2 and on v1, where a hybrid system counts as v1. Below a kubelet's
+//! `kubepods` the Pod's own cgroup, one level up, already has the right limits (with the
+//! overhead of the RuntimeClass in them), so that nothing is limited here a second time.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Component, Path, PathBuf},
+};
+
+use crate::error::{Error, Result};
+
+/// Where cgroup file systems are mounted.
+pub const MOUNT: &str = "/sys/fs/cgroup";
+
+/// "No limit" in the form of cgroup v1: the largest multiple of the page size that fits i64.
+/// containerd's CRI plugin takes 0 for a limit of nothing and answers an absurd
+/// `availableBytes` (`internal/cri/server/container_stats_list.go`, `getAvailableBytes`).
+pub const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
+
+/// CPU period in microseconds that quotas are added up in, the kernel's default.
+pub(crate) const PERIOD_US: i64 = 100_000;
+
+/// Controllers of v1 that a sandbox may have a directory in.
+const V1_CONTROLLERS: [&str; 13] = [
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "memory",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
+    "rdma",
+];
+
+/// Which cgroup interface the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// v1, also where v2 is mounted beside it without controllers.
+    V1,
+    /// v2 only.
+    V2,
+}
+
+/// A sandbox's cgroup.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    mount: PathBuf,
+    version: Version,
+    path: PathBuf,
+}
+
+/// Limits, added up over the containers of a sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: Option<i64>,
+    /// Microseconds of CPU per 100 ms.
+    pub cpu_quota_us: Option<i64>,
+    /// Relative CPU weight in v1's shares (2 to 262144).
+    pub cpu_shares: Option<u64>,
+}
+
+/// Counters of a cgroup. What the host does not have is 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time, nanoseconds.
+    pub cpu_ns: u64,
+    /// CPU time in the kernel, nanoseconds.
+    pub cpu_kernel_ns: u64,
+    /// CPU time outside the kernel, nanoseconds.
+    pub cpu_user_ns: u64,
+    /// Scheduling periods in which the cgroup wanted CPU.
+    pub periods: u64,
+    /// Periods in which it was throttled.
+    pub throttled_periods: u64,
+    /// Time for which it was throttled, nanoseconds.
+    pub throttled_ns: u64,
+    /// Bytes of memory charged.
+    pub memory: u64,
+    /// Bytes of file cache that nobody used lately; the rest is the working set.
+    pub inactive_file: u64,
+    /// Tasks.
+    pub pids: u64,
+}
+
+impl Limits {
+    /// The limits in an OCI `linux.resources` object.
+    pub fn of(resources: &serde_json::Value) -> Self {
+        let number = |path| resources.pointer(path).and_then(serde_json::Value::as_i64);
+        let period = number("/cpu/period")
+            .filter(|p| *p > 0)
+            .unwrap_or(PERIOD_US);
+        let quota = number("/cpu/quota").filter(|q| *q > 0);
+        Self {
+            memory: number("/memory/limit").filter(|m| *m > 0),
+            cpu_quota_us: quota
+                .and_then(|q| q.checked_mul(PERIOD_US))
+                .map(|q| q / period),
+            cpu_shares: number("/cpu/shares")
+                .filter(|s| *s > 0)
+                .map(i64::cast_unsigned),
+        }
+    }
+
+    /// What a sandbox needs for containers with these limits: a limit only where every one has
+    /// it, or the one without would starve.
+    pub fn sum(all: &[Self]) -> Self {
+        let total = |get: fn(&Self) -> Option<i64>| {
+            all.iter()
+                .map(get)
+                .try_fold(0i64, |sum, x| x.map(|x| sum.saturating_add(x)))
+        };
+        if all.is_empty() {
+            return Self::default();
+        }
+        let shares = all.iter().filter_map(|l| l.cpu_shares).sum::<u64>();
+        Self {
+            memory: total(|l| l.memory),
+            cpu_quota_us: total(|l| l.cpu_quota_us),
+            cpu_shares: (shares > 0).then_some(shares.clamp(2, 262_144)),
+        }
+    }
+}
+
+impl Cgroup {
+    /// The cgroup at `cgroups_path` of an OCI spec, in either notation: a path of cgroupfs, or
+    /// systemd's `slice:prefix:name`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a path that leaves the hierarchy.
+    pub fn new(mount: &Path, cgroups_path: &str) -> Result<Self> {
+        let path = cgroupfs_path(cgroups_path);
+        let inside = Path::new(&path).components();
+        if path.is_empty()
+            || path.contains('\0')
+            || inside.clone().any(|c| c == Component::ParentDir)
+        {
+            return Err(Error::InvalidArgument(format!(
+                "cgroupsPath {cgroups_path:?} is not a path"
+            )));
+        }
+        let path = inside
+            .filter(|c| matches!(c, Component::Normal(_)))
+            .collect();
+        let version = if mount.join("cgroup.controllers").exists() {
+            Version::V2
+        } else {
+            Version::V1
+        };
+        Ok(Self {
+            mount: mount.to_owned(),
+            version,
+            path,
+        })
+    }
+
+    /// The path for `cgroupsPath`, in the notation of cgroupfs.
+    pub fn spec_path(&self) -> String {
+        format!("/{}", self.path.display())
+    }
+
+    /// Which interface the host has.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Whether a kubelet limits the Pod around this cgroup.
+    pub fn in_kubepods(&self) -> bool {
+        self.path
+            .components()
+            .any(|c| c.as_os_str().to_string_lossy().starts_with("kubepods"))
+    }
+
+    /// Sets what `limits` has; what it lacks is lifted.
+    ///
+    /// # Errors
+    /// The first file that could not be written. A memory limit below what is in use and cannot
+    /// be reclaimed is refused by v1 (`EBUSY`).
+    pub fn apply(&self, limits: &Limits) -> Result<()> {
+        let quota = limits.cpu_quota_us.map(|q| q.max(1_000));
+        let shares = limits.cpu_shares.unwrap_or(1024);
+        let memory = limits.memory;
+        match self.version {
+            Version::V1 => {
+                let memory = memory.map_or("-1".to_owned(), |m| m.to_string());
+                self.write("memory", "memory.limit_in_bytes", &memory)?;
+                self.write("cpu", "cpu.cfs_period_us", &PERIOD_US.to_string())?;
+                self.write("cpu", "cpu.cfs_quota_us", &quota.unwrap_or(-1).to_string())?;
+                self.write("cpu", "cpu.shares", &shares.to_string())
+            }
+            Version::V2 => {
+                let max = |x: Option<i64>| x.map_or("max".to_owned(), |x| x.to_string());
+                // The conversion of the OCI runtimes (runc libcontainer/cgroups/utils.go).
+                let weight = 1 + (shares.max(2) - 2) * 9_999 / 262_142;
+                self.write("memory", "memory.max", &max(memory))?;
+                self.write("cpu", "cpu.max", &format!("{} {PERIOD_US}", max(quota)))?;
+                self.write("cpu", "cpu.weight", &weight.to_string())
+            }
+        }
+    }
+
+    /// How many processes of this cgroup the OOM killer has killed.
+    pub fn oom_kills(&self) -> u64 {
+        let file = match self.version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        field(&self.read("memory", file), "oom_kill")
+    }
+
+    /// What the cgroup uses.
+    pub fn usage(&self) -> Usage {
+        let stat = self.read("memory", "memory.stat");
+        match self.version {
+            Version::V1 => {
+                let cpu = self.read("cpu", "cpu.stat");
+                let number = |controller, file| parse(&self.read(controller, file));
+                Usage {
+                    cpu_ns: number("cpuacct", "cpuacct.usage"),
+                    cpu_kernel_ns: number("cpuacct", "cpuacct.usage_sys"),
+                    cpu_user_ns: number("cpuacct", "cpuacct.usage_user"),
+                    periods: field(&cpu, "nr_periods"),
+                    throttled_periods: field(&cpu, "nr_throttled"),
+                    throttled_ns: field(&cpu, "throttled_time"),
+                    memory: number("memory", "memory.usage_in_bytes"),
+                    inactive_file: field(&stat, "total_inactive_file"),
+                    pids: number("pids", "pids.current"),
+                }
+            }
+            Version::V2 => {
+                let cpu = self.read("cpu", "cpu.stat");
+                let ns = |name| field(&cpu, name).saturating_mul(1_000);
+                Usage {
+                    cpu_ns: ns("usage_usec"),
+                    cpu_kernel_ns: ns("system_usec"),
+                    cpu_user_ns: ns("user_usec"),
+                    periods: field(&cpu, "nr_periods"),
+                    throttled_periods: field(&cpu, "nr_throttled"),
+                    throttled_ns: ns("throttled_usec"),
+                    memory: parse(&self.read("memory", "memory.current")),
+                    inactive_file: field(&stat, "inactive_file"),
+                    pids: parse(&self.read("pids", "pids.current")),
+                }
+            }
+        }
+    }
+
+    /// Removes the empty directories of this cgroup; what is not there is fine.
+    ///
+    /// # Errors
+    /// The last directory that is still in use.
+    pub fn remove(&self) -> Result<()> {
+        let mut dirs: Vec<PathBuf> = match self.version {
+            Version::V2 => vec![self.mount.join(&self.path)],
+            Version::V1 => V1_CONTROLLERS
+                .iter()
+                .chain(&["systemd", "unified"])
+                .map(|c| self.mount.join(c).join(&self.path))
+                .collect(),
+        };
+        dirs.dedup();
+        let mut result = Ok(());
+        for dir in dirs {
+            if let Err(e) = fs::remove_dir(&dir)
+                && e.kind() != io::ErrorKind::NotFound
+            {
+                result = Err(Error::io("remove cgroup", &dir)(e));
+            }
+        }
+        result
+    }
+
+    fn file(&self, controller: &str, file: &str) -> PathBuf {
+        match self.version {
+            Version::V1 => self.mount.join(controller).join(&self.path).join(file),
+            Version::V2 => self.mount.join(&self.path).join(file),
+        }
+    }
+
+    fn read(&self, controller: &str, file: &str) -> String {
+        // A controller that the host lacks counts nothing.
+        fs::read_to_string(self.file(controller, file)).unwrap_or_default()
+    }
+
+    fn write(&self, controller: &str, file: &str, value: &str) -> Result<()> {
+        let path = self.file(controller, file);
+        let written = fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|mut f| f.write_all(value.as_bytes()));
+        match written {
+            // No such controller on this host: nothing can be limited with it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.map_err(Error::io("write", &path)),
+        }
+    }
+}
+
+/// Turns systemd's `slice:prefix:name` into the path that systemd gives the unit: every dash of
+/// a slice's name is a level (systemd.slice(5)).
+fn cgroupfs_path(path: &str) -> String {
+    let parts: Vec<&str> = path.split(':').collect();
+    let [slice, prefix, name] = parts[..] else {
+        return path.to_owned();
+    };
+    let mut dirs = String::new();
+    if let Some(stem) = slice.strip_suffix(".slice").filter(|stem| *stem != "-") {
+        for (end, _) in stem.match_indices('-').chain([(stem.len(), "")]) {
+            dirs.push_str(&stem[..end]);
+            dirs.push_str(".slice/");
+        }
+    }
+    format!("/{dirs}{prefix}-{name}.scope")
+}
+
+fn parse(text: &str) -> u64 {
+    text.trim().parse().unwrap_or(0)
+}
+
+fn field(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+        .map_or(0, parse)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn both_notations_name_the_same_kind_of_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |p: &str| Cgroup::new(dir.path(), p).unwrap().spec_path();
+        assert_eq!(path("/k8s.io/abc"), "/k8s.io/abc");
+        assert_eq!(path("relative/abc"), "/relative/abc");
+        assert_eq!(
+            path("kubepods-burstable-pod1.slice:cri-containerd:abc"),
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-abc.scope"
+        );
+        assert_eq!(path("system.slice:p:n"), "/system.slice/p-n.scope");
+        for bad in ["", "/a/../../b", "a\0b"] {
+            assert!(Cgroup::new(dir.path(), bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_sandbox_is_limited_only_when_every_container_is() {
+        let limits = |memory, quota, shares| {
+            Limits::of(
+                &json!({"memory": {"limit": memory}, "cpu": {"quota": quota, "period": 50_000, "shares": shares}}),
+            )
+        };
+        let a = limits(100, 25_000, 512);
+        let b = limits(50, 10_000, 512);
+        let free = limits(-1, -1, 2);
+        assert_eq!(
+            Limits::sum(&[a, b]),
+            Limits {
+                memory: Some(150),
+                cpu_quota_us: Some(70_000),
+                cpu_shares: Some(1024)
+            }
+        );
+        assert_eq!(
+            Limits::sum(&[a, free]),
+            Limits {
+                memory: None,
+                cpu_quota_us: None,
+                cpu_shares: Some(514)
+            }
+        );
+        assert_eq!(Limits::sum(&[]), Limits::default());
+    }
+
+    #[test]
+    fn hostile_numbers_do_not_overflow() {
+        let huge = Limits::of(
+            &json!({"memory": {"limit": i64::MAX}, "cpu": {"quota": i64::MAX, "period": 1}}),
+        );
+        assert_eq!(huge.cpu_quota_us, None);
+        assert_eq!(Limits::sum(&[huge, huge]).memory, Some(i64::MAX));
+    }
+
+    #[test]
+    fn v2_files_are_written_and_read() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::write(mount.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
+        let dir = mount.path().join("k8s.io/abc");
+        fs::create_dir_all(&dir).unwrap();
+        let cgroup = Cgroup::new(mount.path(), "/k8s.io/abc").unwrap();
+        fs::write(dir.join("memory.max"), "").unwrap();
+        fs::write(
+            dir.join("cpu.stat"),
+            "usage_usec 7\nuser_usec 5\nsystem_usec 2\nnr_throttled 1\n",
+        )
+        .unwrap();
+        fs::write(
+            dir.join("memory.events"),
+            "oom 3\noom_kill 2\noom_group_kill 0\n",
+        )
+        .unwrap();
+        cgroup
+            .apply(&Limits {
+                memory: Some(4096),
+                cpu_quota_us: Some(50_000),
+                cpu_shares: Some(1024),
+            })
+            .unwrap();
+        assert_eq!(fs::read_to_string(dir.join("memory.max")).unwrap(), "4096");
+        assert_eq!(cgroup.oom_kills(), 2);
+        let usage = cgroup.usage();
+        assert_eq!(
+            (usage.cpu_ns, usage.cpu_kernel_ns, usage.throttled_periods),
+            (7_000, 2_000, 1)
+        );
+    }
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! One container of the Pod, with its execs.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use runsc_wrapper::ContainerId;
+use serde_json::Value;
+
+use crate::{
+    bundle::Role,
+    cgroup::{Cgroup, Limits},
+    error::{Error, Result},
+    process::Process,
+};
+
+/// A container that the runtime has made.
+pub(crate) struct Container {
+    pub(crate) id: ContainerId,
+    pub(crate) role: Role,
+    pub(crate) bundle: PathBuf,
+    pub(crate) init: Process,
+    /// The host cgroup that the container is charged to: its sandbox's, where it has one.
+    pub(crate) cgroup: Cgroup,
+    /// Processes can outlive the first one, because its pid namespace is not its own.
+    pub(crate) shares_pids: bool,
+    /// Checkpoint to start from.
+    pub(crate) restore: Option<PathBuf>,
+    limits: Mutex<Limits>,
+    execs: Mutex<BTreeMap<ContainerId, Arc<Exec>>>,
+}
+
+/// A further process of a container.
+pub(crate) struct Exec {
+    pub(crate) process: Process,
+    /// OCI `process` object.
+    pub(crate) spec: Value,
+}
+
+/// What a new [`Container`] is made of.
+pub(crate) struct Parts {
+    pub(crate) id: ContainerId,
+    pub(crate) role: Role,
+    pub(crate) bundle: PathBuf,
+    pub(crate) init: Process,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) shares_pids: bool,
+    pub(crate) restore: Option<PathBuf>,
+    pub(crate) limits: Limits,
+}
+
+impl Container {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            id,
+            role,
+            bundle,
+            init,
+            cgroup,
+            shares_pids,
+            restore,
+            limits,
+        } = parts;
+        let limits = Mutex::new(limits);
+        Self {
+            id,
+            role,
+            bundle,
+            init,
+            cgroup,
+            shares_pids,
+            restore,
+            limits,
+            execs: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    pub(crate) fn add_exec(&self, exec: Exec) -> Result<()> {
+        let id = exec.process.id.clone();
+        let mut execs = self.execs();
+        if execs.contains_key(&id) {
+            return Err(Error::AlreadyExists {
+                kind: "exec",
+                id: id.to_string(),
+            });
+        }
+        execs.insert(id, Arc::new(exec));
+        Ok(())
+    }
+
+    pub(crate) fn exec(&self, id: &ContainerId) -> Result<Arc<Exec>> {
+        let exec = self.execs().get(id).cloned();
+        exec.ok_or_else(|| Error::NotFound {
+            kind: "exec",
+            id: id.to_string(),
+        })
+    }
+
+    pub(crate) fn remove_exec(&self, id: &ContainerId) {
+        self.execs().remove(id);
+    }
+
+    pub(crate) fn all_execs(&self) -> Vec<Arc<Exec>> {
+        self.execs().values().cloned().collect()
+    }
+
+    fn execs(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Arc<Exec>>> {
+        // A map has no invariant that a panic elsewhere could break.
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

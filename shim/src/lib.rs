@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A containerd shim v2 that runs the Pods of one RuntimeClass through an OCI sandbox runtime,
+//! gVisor's runsc.
+//!
+//! One process serves one Pod, on one thread. containerd runs the binary with an action
+//! ([`cli`]): `start` binds the socket and spawns the server ([`server`]), which lives until
+//! the Pod's last container is deleted; `delete` cleans up after a server that died. The server
+//! speaks the Task API ([`task`]) and keeps what it knows of the Pod in [`pod`].
+
+pub mod bundle;
+pub mod cgroup;
+pub mod cli;
+pub mod config;
+mod container;
+mod error;
+pub mod events;
+pub mod io;
+mod logging;
+pub mod pod;
+mod port_forward;
+mod process;
+mod rootfs;
+mod sandbox;
+pub mod server;
+pub mod state;
+mod stats;
+pub mod task;
+
+pub use error::{Error, Result};

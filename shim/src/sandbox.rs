@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the containers of one Pod share: the runtime that drives them, the node's policy, the
+//! host cgroup, and a directory for what a call needs on disk.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use log::warn;
+use runsc_wrapper::{ContainerId, Runtime, RuntimeKind};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    bundle::{Network, write_atomically},
+    cgroup::{Cgroup, Limits},
+    config::Policy,
+    error::{Error, Result},
+    io::read_capped,
+};
+
+/// Where shims keep sockets and files of calls in flight, one directory per sandbox. Short,
+/// because the path of a UNIX socket ends at 107 bytes.
+pub(crate) const RUN_DIR: &str = "/run/kiln";
+
+/// One sandbox.
+pub(crate) struct Sandbox {
+    pub(crate) id: ContainerId,
+    pub(crate) kind: RuntimeKind,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) policy: Policy,
+    /// The file that runtime and policy came from.
+    pub(crate) config_file: Option<PathBuf>,
+    pub(crate) network: Network,
+    pub(crate) cgroup: Cgroup,
+    /// The limits that CRI named for the Pod.
+    pub(crate) pod_limits: Limits,
+    pub(crate) scratch: Scratch,
+    /// See [`Sandbox::pid`]; 0 before the sandbox is made.
+    pub(crate) pid: AtomicU32,
+}
+
+impl Sandbox {
+    /// The host process that stands for the sandbox, once it is made.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        Some(self.pid.load(Ordering::Relaxed)).filter(|pid| *pid > 0)
+    }
+
+    pub(crate) fn set_pid(&self, pid: u32) {
+        self.pid.store(pid, Ordering::Relaxed);
+    }
+
+    /// Whether all containers run in one process of the host, the sentry.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.kind == RuntimeKind::Runsc
+    }
+
+    /// Brings the limits of the sandbox's cgroup up to date with those of its containers. A
+    /// kubelet limits the Pod itself, and what CRI named for the Pod stands as it is.
+    pub(crate) fn limit(&self, containers: &[Limits]) {
+        let named = self.pod_limits.memory.is_some() || self.pod_limits.cpu_quota_us.is_some();
+        if !self.is_shared() || self.cgroup.in_kubepods() || named || containers.is_empty() {
+            return;
+        }
+        if let Err(e) = self.cgroup.apply(&Limits::sum(containers)) {
+            warn!("limit sandbox {}: {e}", self.id);
+        }
+    }
+}
+
+/// A directory of one sandbox for what calls in flight need on disk.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    dir: PathBuf,
+    next: AtomicU64,
+}
+
+impl Scratch {
+    /// Makes the directory below `root`, empty and only root's.
+    pub(crate) fn new(root: &Path, id: &ContainerId) -> Result<Self> {
+        let mut private = fs::DirBuilder::new();
+        private.mode(0o700);
+        match private.create(root) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("make", root)(e));
+            }
+            _ => {}
+        }
+        let dir = root.join(id.as_str());
+        remove_dir(&dir)?;
+        private.create(&dir).map_err(Error::io("make", &dir))?;
+        Ok(Self {
+            dir,
+            next: AtomicU64::new(0),
+        })
+    }
+
+    /// Removes the directory of a sandbox whose shim is gone.
+    pub(crate) fn remove_stale(id: &ContainerId) -> Result<()> {
+        remove_dir(&Path::new(RUN_DIR).join(id.as_str()))
+    }
+
+    /// Removes the directory.
+    pub(crate) fn remove(&self) -> Result<()> {
+        remove_dir(&self.dir)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A file name that no other call uses.
+    pub(crate) fn name(&self) -> String {
+        self.next.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", dir)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// What a `delete` after the shim's death must know, kept in the bundle.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Record {
+    version: u32,
+    /// The sandbox that the container belongs to.
+    pub(crate) sandbox: String,
+    /// The file of the node's configuration.
+    pub(crate) config: Option<PathBuf>,
+    /// `cgroupsPath` of the sandbox, empty for a member.
+    pub(crate) cgroup: String,
+}
+
+impl Record {
+    const FILE: &str = "kiln.json";
+    const VERSION: u32 = 1;
+    const MAX: u64 = 64 << 10;
+
+    pub(crate) fn new(sandbox: &ContainerId, config: Option<PathBuf>, cgroup: String) -> Self {
+        Self {
+            version: Self::VERSION,
+            sandbox: sandbox.to_string(),
+            config,
+            cgroup,
+        }
+    }
+
+    pub(crate) fn save(&self, bundle: &Path) -> Result<()> {
+        let path = bundle.join(Self::FILE);
+        let text = serde_json::to_vec(self).map_err(|e| Error::io("encode", &path)(e.into()))?;
+        write_atomically(&path, &text)
+    }
+
+    pub(crate) fn remove(bundle: &Path) -> Result<()> {
+        let path = bundle.join(Self::FILE);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn load(bundle: &Path) -> Result<Self> {
+        let path = bundle.join(Self::FILE);
+        let text = read_capped(&path, Self::MAX)?;
+        let record: Self =
+            serde_json::from_slice(&text).map_err(|e| Error::io("decode", &path)(e.into()))?;
+        if record.version != Self::VERSION {
+            let other = io::Error::other(format!(
+                "version {} is not {}",
+                record.version,
+                Self::VERSION
+            ));
+            return Err(Error::io("decode", &path)(other));
+        }
+        Ok(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_is_private_and_goes_with_its_sandbox() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let id: ContainerId = "pod1".parse().unwrap();
+        let stale = root.path().join("pod1/old");
+        fs::create_dir_all(&stale).unwrap();
+        let scratch = Scratch::new(root.path(), &id).unwrap();
+        assert!(!stale.exists());
+        assert_eq!(
+            fs::metadata(scratch.dir()).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+        assert_ne!(scratch.name(), scratch.name());
+        let dir = scratch.dir().to_owned();
+        scratch.remove().unwrap();
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_record_is_read_back_and_another_version_is_not() {
+        let bundle = tempfile::tempdir().unwrap();
+        let id = "pod1".parse().unwrap();
+        Record::new(&id, Some("/etc/x.toml".into()), "/pods/pod1".into())
+            .save(bundle.path())
+            .unwrap();
+        let record = Record::load(bundle.path()).unwrap();
+        assert_eq!(
+            (record.sandbox.as_str(), record.cgroup.as_str()),
+            ("pod1", "/pods/pod1")
+        );
+        fs::write(
+            bundle.path().join("kiln.json"),
+            r#"{"version":2,"sandbox":"a","config":null,"cgroup":""}"#,
+        )
+        .unwrap();
+        assert!(Record::load(bundle.path()).is_err());
+    }
+}

@@ -1,0 +1,656 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The Task service over a real ttrpc connection, on a runtime that runs nothing.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use containerd_shim_protos::{
+    api::{
+        CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest,
+        KillRequest, PauseRequest, PidsRequest, ResumeRequest, ShutdownRequest, StartRequest,
+        StateRequest, Status, UpdateTaskRequest, WaitRequest,
+    },
+    events::task as events,
+    protobuf::{Message, MessageDyn, well_known_types::any::Any},
+    shim_async::{Client, Task, TaskClient, create_task},
+    ttrpc::{self, Code, r#async::Server, context},
+};
+use kiln_shim::{
+    events::EventSink,
+    pod::{HostDirs, Pod},
+    task::TaskService,
+};
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use runsc_wrapper::{RuntimeError, fake::FakeRuntime};
+use serde_json::{Value, json};
+
+const TYPE: &str = "io.kubernetes.cri.container-type";
+const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+
+/// Keeps events as `topic container/exec`.
+#[derive(Default)]
+struct Recorder(Mutex<Vec<String>>);
+
+impl EventSink for Recorder {
+    fn publish(&self, topic: String, event: Box<dyn MessageDyn>) {
+        let bytes = event.write_to_bytes_dyn().unwrap();
+        let what = match topic.as_str() {
+            "/tasks/exit" => {
+                let e = events::TaskExit::parse_from_bytes(&bytes).unwrap();
+                format!("{}/{} {}", e.container_id, e.id, e.exit_status)
+            }
+            // Every other task event has the container's id first.
+            _ => {
+                events::TaskStart::parse_from_bytes(&bytes)
+                    .unwrap()
+                    .container_id
+            }
+        };
+        self.0
+            .lock()
+            .unwrap()
+            .push(format!("{} {what}", topic.trim_start_matches("/tasks/")));
+    }
+}
+
+struct Shim {
+    dir: tempfile::TempDir,
+    runtime: Arc<FakeRuntime>,
+    events: Arc<Recorder>,
+    pod: Arc<Pod>,
+    address: String,
+    task: TaskClient,
+    _server: Server,
+}
+
+impl Shim {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = Arc::new(FakeRuntime::new());
+        let events = Arc::new(Recorder::default());
+        let made = Arc::clone(&runtime);
+        let host = HostDirs {
+            cgroups: dir.path().join("cgroup"),
+            run: dir.path().join("run"),
+        };
+        let pod = Pod::new(
+            "k8s.io".into(),
+            host,
+            Box::new(move |_, _| Ok(Arc::clone(&made) as _)),
+            Arc::clone(&events) as _,
+        );
+        let address = format!("unix://{}", dir.path().join("sock").display());
+        let service: Arc<dyn Task + Send + Sync> = Arc::new(TaskService::new(Arc::clone(&pod)));
+        let server = Server::new().bind(&address).unwrap();
+        let mut server = server.register_service(create_task(service));
+        server.start().await.unwrap();
+        let task = TaskClient::new(Client::connect(&address).await.unwrap());
+        Self {
+            dir,
+            runtime,
+            events,
+            pod,
+            address,
+            task,
+            _server: server,
+        }
+    }
+
+    /// A bundle for `id`, of the sandbox `pod` unless it is that itself.
+    fn bundle(&self, id: &str, extra: Value) -> PathBuf {
+        let bundle = self.dir.path().join(id);
+        fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        let kind = if id == "pod" { "sandbox" } else { "container" };
+        let mut spec = json!({
+            "annotations": {TYPE: kind, SANDBOX: "pod"},
+            "process": {"args": ["sh"]},
+            "linux": {"cgroupsPath": format!("/pods/{id}"), "namespaces": [{"type": "network"}, {"type": "pid"}]},
+        });
+        for (key, value) in extra.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+        bundle
+    }
+
+    fn request(&self, id: &str) -> CreateTaskRequest {
+        let bundle = self.bundle(id, json!({}));
+        CreateTaskRequest {
+            id: id.into(),
+            bundle: path(&bundle),
+            ..CreateTaskRequest::default()
+        }
+    }
+
+    async fn create(&self, id: &str) -> ttrpc::Result<u32> {
+        let request = self.request(id);
+        self.task
+            .create(context::with_timeout(0), &request)
+            .await
+            .map(|r| r.pid)
+    }
+
+    async fn start(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
+        let request = StartRequest {
+            id: id.into(),
+            exec_id: exec_id.into(),
+            ..StartRequest::default()
+        };
+        self.task
+            .start(context::with_timeout(0), &request)
+            .await
+            .map(|r| r.pid)
+    }
+
+    async fn exec(&self, id: &str, exec_id: &str) -> ttrpc::Result<()> {
+        let spec = Any {
+            value: json!({"args": ["true"], "cwd": "/"})
+                .to_string()
+                .into_bytes(),
+            ..Any::default()
+        };
+        let request = ExecProcessRequest {
+            id: id.into(),
+            exec_id: exec_id.into(),
+            spec: Some(spec).into(),
+            ..ExecProcessRequest::default()
+        };
+        self.task
+            .exec(context::with_timeout(0), &request)
+            .await
+            .map(drop)
+    }
+
+    async fn wait(&self, id: &str, exec_id: &str) -> u32 {
+        let request = WaitRequest {
+            id: id.into(),
+            exec_id: exec_id.into(),
+            ..WaitRequest::default()
+        };
+        let reply = self.task.wait(context::with_timeout(0), &request);
+        tokio::time::timeout(Duration::from_secs(5), reply)
+            .await
+            .unwrap()
+            .unwrap()
+            .exit_status
+    }
+
+    async fn kill(&self, id: &str, exec_id: &str, signal: u32) -> ttrpc::Result<()> {
+        let request = KillRequest {
+            id: id.into(),
+            exec_id: exec_id.into(),
+            signal,
+            ..KillRequest::default()
+        };
+        self.task
+            .kill(context::with_timeout(0), &request)
+            .await
+            .map(drop)
+    }
+
+    async fn delete(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
+        let request = DeleteRequest {
+            id: id.into(),
+            exec_id: exec_id.into(),
+            ..DeleteRequest::default()
+        };
+        self.task
+            .delete(context::with_timeout(0), &request)
+            .await
+            .map(|r| r.exit_status)
+    }
+
+    async fn status(&self, id: &str) -> Status {
+        let request = StateRequest {
+            id: id.into(),
+            ..StateRequest::default()
+        };
+        let reply = self
+            .task
+            .state(context::with_timeout(0), &request)
+            .await
+            .unwrap();
+        reply.status.enum_value().unwrap()
+    }
+
+    fn events(&self) -> Vec<String> {
+        self.events.0.lock().unwrap().clone()
+    }
+
+    /// Brings a container up, with the Pod's sandbox around it.
+    async fn up(&self, id: &str) {
+        self.create("pod").await.unwrap();
+        self.start("pod", "").await.unwrap();
+        self.create(id).await.unwrap();
+        self.start(id, "").await.unwrap();
+    }
+}
+
+fn path(p: &Path) -> String {
+    p.to_str().unwrap().to_owned()
+}
+
+#[track_caller]
+fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> Code {
+    match result.unwrap_err() {
+        ttrpc::Error::RpcStatus(status) => status.code(),
+        other => panic!("no status: {other}"),
+    }
+}
+
+async fn until(what: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if what() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within 5 s");
+}
+
+#[tokio::test]
+async fn a_whole_life_announces_itself_in_order() {
+    let shim = Shim::new().await;
+    shim.up("c1").await;
+    shim.exec("c1", "e1").await.unwrap();
+    let exec_pid = shim.start("c1", "e1").await.unwrap();
+    shim.runtime.end_exec("c1", exec_pid, 3);
+    assert_eq!(shim.wait("c1", "e1").await, 3);
+    assert_eq!(shim.delete("c1", "e1").await.unwrap(), 3);
+    shim.runtime.end("c1", 7);
+    assert_eq!(shim.wait("c1", "").await, 7);
+    assert_eq!(shim.delete("c1", "").await.unwrap(), 7);
+    shim.kill("pod", "", 9).await.unwrap();
+    assert_eq!(shim.wait("pod", "").await, 137);
+    shim.delete("pod", "").await.unwrap();
+    shim.task
+        .shutdown(context::with_timeout(0), &ShutdownRequest::default())
+        .await
+        .unwrap();
+    shim.pod.done().await;
+    let expected = [
+        "create pod",
+        "start pod",
+        "create c1",
+        "start c1",
+        "exec-added c1",
+        "exec-started c1",
+        "exit c1/e1 3",
+        "exit c1/c1 7",
+        "delete c1",
+        "exit pod/pod 137",
+        "delete pod",
+    ];
+    assert_eq!(shim.events(), expected);
+    assert!(shim.runtime.containers().is_empty());
+    let left: Vec<_> = fs::read_dir(shim.dir.path().join("run")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(!shim.dir.path().join("pod/kiln.json").exists());
+}
+
+#[tokio::test]
+async fn a_process_that_ends_at_once_still_starts_before_it_exits() {
+    let shim = Shim::new().await;
+    shim.create("pod").await.unwrap();
+    shim.start("pod", "").await.unwrap();
+    for n in 0..50 {
+        let id = format!("c{n}");
+        shim.create(&id).await.unwrap();
+        let held = shim.runtime.hold("start");
+        let runtime = Arc::clone(&shim.runtime);
+        let ends = tokio::spawn({
+            let id = id.clone();
+            async move {
+                until(|| runtime.ops(&id).contains(&"start")).await;
+                runtime.end(&id, 5);
+                drop(held);
+            }
+        });
+        // The runtime may say that a process which is gone has started, or that it has not.
+        let started = shim.start(&id, "").await;
+        ends.await.unwrap();
+        if started.is_ok() {
+            assert_eq!(shim.wait(&id, "").await, 5);
+            let events = shim.events();
+            let at = |what: String| events.iter().position(|e| *e == what).unwrap();
+            assert!(at(format!("start {id}")) < at(format!("exit {id}/{id} 5")));
+        }
+        shim.delete(&id, "").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_leaves_nothing_half_made() {
+    for op in ["create", "start", "exec", "kill", "delete"] {
+        let shim = Shim::new().await;
+        shim.create("pod").await.unwrap();
+        shim.start("pod", "").await.unwrap();
+        if op != "create" {
+            shim.create("c1").await.unwrap();
+        }
+        if ["exec", "kill", "delete"].contains(&op) {
+            shim.start("c1", "").await.unwrap();
+            shim.exec("c1", "e1").await.unwrap();
+        }
+        if op == "delete" {
+            shim.runtime.end("c1", 0);
+            shim.wait("c1", "").await;
+        }
+        let held = shim.runtime.hold(op);
+        let other = TaskClient::new(Client::connect(&shim.address).await.unwrap());
+        let create = shim.request("c1");
+        let call = tokio::spawn(async move {
+            let id = "c1".to_owned();
+            let ctx = context::with_timeout(0);
+            match op {
+                "create" => drop(other.create(ctx, &create).await),
+                "start" => drop(
+                    other
+                        .start(
+                            ctx,
+                            &StartRequest {
+                                id,
+                                ..Default::default()
+                            },
+                        )
+                        .await,
+                ),
+                "exec" => drop(
+                    other
+                        .start(
+                            ctx,
+                            &StartRequest {
+                                id,
+                                exec_id: "e1".into(),
+                                ..Default::default()
+                            },
+                        )
+                        .await,
+                ),
+                "kill" => drop(
+                    other
+                        .kill(
+                            ctx,
+                            &KillRequest {
+                                id,
+                                signal: 9,
+                                ..Default::default()
+                            },
+                        )
+                        .await,
+                ),
+                _ => drop(
+                    other
+                        .delete(
+                            ctx,
+                            &DeleteRequest {
+                                id,
+                                ..Default::default()
+                            },
+                        )
+                        .await,
+                ),
+            }
+        });
+        let runtime = Arc::clone(&shim.runtime);
+        until(|| runtime.ops("c1").contains(&op)).await;
+        call.abort();
+        drop(call.await);
+        drop(held);
+        match op {
+            "create" => until(|| shim.events().contains(&"create c1".to_owned())).await,
+            "start" => until(|| shim.events().contains(&"start c1".to_owned())).await,
+            "exec" => until(|| shim.events().contains(&"exec-started c1".to_owned())).await,
+            "kill" => assert_eq!(shim.wait("c1", "").await, 137),
+            _ => until(|| shim.events().contains(&"delete c1".to_owned())).await,
+        }
+        let runtime = Arc::clone(&shim.runtime);
+        until(|| runtime.containers().contains(&"c1".to_owned()) == (op != "delete")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_create_that_fails_leaves_nothing_and_can_be_tried_again() {
+    let shim = Shim::new().await;
+    shim.create("pod").await.unwrap();
+    let failure = RuntimeError::Failed {
+        op: "create",
+        id: "c1".into(),
+        status: 128,
+        message: "the runtime's own words".into(),
+    };
+    shim.runtime.fail_next("create", failure);
+    let error = shim.create("c1").await.unwrap_err().to_string();
+    assert!(error.contains("the runtime's own words"), "{error}");
+    assert!(!shim.dir.path().join("c1/kiln.json").exists());
+    assert_eq!(code(shim.start("c1", "").await), Code::NOT_FOUND);
+    shim.create("c1").await.unwrap();
+}
+
+#[tokio::test]
+async fn calls_that_do_not_fit_the_state_are_refused() {
+    let shim = Shim::new().await;
+    shim.create("pod").await.unwrap();
+    assert_eq!(code(shim.create("pod").await), Code::ALREADY_EXISTS);
+    assert_eq!(code(shim.exec("pod", "e").await), Code::FAILED_PRECONDITION);
+    shim.start("pod", "").await.unwrap();
+    assert_eq!(code(shim.start("pod", "").await), Code::FAILED_PRECONDITION);
+    assert_eq!(
+        code(shim.delete("pod", "").await),
+        Code::FAILED_PRECONDITION
+    );
+    shim.exec("pod", "e").await.unwrap();
+    assert_eq!(code(shim.exec("pod", "e").await), Code::ALREADY_EXISTS);
+    assert_eq!(code(shim.exec("pod", "../e").await), Code::INVALID_ARGUMENT);
+    assert_eq!(code(shim.start("pod", "nosuch").await), Code::NOT_FOUND);
+    assert_eq!(
+        code(shim.kill("pod", "", 4711).await),
+        Code::INVALID_ARGUMENT
+    );
+    shim.runtime.end("pod", 0);
+    shim.wait("pod", "").await;
+    assert_eq!(code(shim.kill("pod", "", 9).await), Code::NOT_FOUND);
+    assert_eq!(
+        code(shim.start("pod", "e").await),
+        Code::FAILED_PRECONDITION
+    );
+    shim.delete("pod", "").await.unwrap();
+    assert_eq!(code(shim.delete("pod", "").await), Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_container_that_never_ran_can_be_killed_and_deleted() {
+    let shim = Shim::new().await;
+    shim.create("pod").await.unwrap();
+    shim.kill("pod", "", 9).await.unwrap();
+    assert_eq!(shim.wait("pod", "").await, 137);
+    assert_eq!(shim.delete("pod", "").await.unwrap(), 137);
+    assert!(shim.runtime.containers().is_empty());
+}
+
+#[tokio::test]
+async fn a_lost_sandbox_ends_every_container_in_it() {
+    let shim = Shim::new().await;
+    shim.up("c1").await;
+    shim.runtime.kill_sandbox("pod");
+    assert_eq!(shim.wait("c1", "").await, 137);
+    assert_eq!(shim.wait("pod", "").await, 137);
+    shim.delete("c1", "").await.unwrap();
+    shim.delete("pod", "").await.unwrap();
+}
+
+#[tokio::test]
+async fn pausing_stops_the_whole_sandbox_and_a_kill_still_works() {
+    let shim = Shim::new().await;
+    shim.up("c1").await;
+    let pause = PauseRequest {
+        id: "c1".into(),
+        ..PauseRequest::default()
+    };
+    shim.task
+        .pause(context::with_timeout(0), &pause)
+        .await
+        .unwrap();
+    assert_eq!(
+        (shim.status("c1").await, shim.status("pod").await),
+        (Status::PAUSED, Status::PAUSED)
+    );
+    let resume = ResumeRequest {
+        id: "c1".into(),
+        ..ResumeRequest::default()
+    };
+    shim.task
+        .resume(context::with_timeout(0), &resume)
+        .await
+        .unwrap();
+    assert_eq!(shim.status("pod").await, Status::RUNNING);
+    shim.task
+        .pause(context::with_timeout(0), &pause)
+        .await
+        .unwrap();
+    shim.kill("c1", "", 9).await.unwrap();
+    assert_eq!(shim.wait("c1", "").await, 137);
+    let events = shim.events();
+    assert!(events.contains(&"paused c1".to_owned()) && events.contains(&"resumed c1".to_owned()));
+}
+
+#[tokio::test]
+async fn pids_name_the_execs() {
+    let shim = Shim::new().await;
+    shim.up("c1").await;
+    shim.exec("c1", "e1").await.unwrap();
+    let pid = shim.start("c1", "e1").await.unwrap();
+    let request = PidsRequest {
+        id: "c1".into(),
+        ..PidsRequest::default()
+    };
+    let reply = shim
+        .task
+        .pids(context::with_timeout(0), &request)
+        .await
+        .unwrap();
+    let exec = reply.processes.iter().find(|p| p.pid == pid).unwrap();
+    assert!(String::from_utf8_lossy(&exec.info.value).contains("e1"));
+    assert_eq!(reply.processes.len(), 2);
+}
+
+#[tokio::test]
+async fn output_is_delivered_before_the_exit_is_announced() {
+    let shim = Shim::new().await;
+    shim.create("pod").await.unwrap();
+    shim.start("pod", "").await.unwrap();
+    let fifo = shim.dir.path().join("out");
+    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let request = CreateTaskRequest {
+        stdout: path(&fifo),
+        ..shim.request("c1")
+    };
+    shim.task
+        .create(context::with_timeout(0), &request)
+        .await
+        .unwrap();
+    let reader = tokio::spawn(tokio::fs::read(fifo));
+    shim.start("c1", "").await.unwrap();
+    shim.runtime.write_output("c1", None, b"last words");
+    shim.runtime.end("c1", 0);
+    shim.wait("c1", "").await;
+    // The shim has let go of the FIFO, so that the reader sees its end.
+    let text = tokio::time::timeout(Duration::from_secs(5), reader)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!(text, b"last words");
+}
+
+#[tokio::test]
+async fn a_spec_that_reaches_for_the_host_is_refused_and_leaves_nothing() {
+    let shim = Shim::new().await;
+    shim.create("pod").await.unwrap();
+    shim.start("pod", "").await.unwrap();
+    let cases = [
+        (
+            json!({"hooks": {"prestart": [{"path": "/bin/sh"}]}}),
+            Code::INVALID_ARGUMENT,
+        ),
+        (
+            json!({"linux": {"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]}}),
+            Code::INVALID_ARGUMENT,
+        ),
+        (
+            json!({"linux": {"resources": {"devices": [{"allow": true, "access": "rwm"}]}}}),
+            Code::PERMISSION_DENIED,
+        ),
+        (
+            json!({"linux": {"cgroupsPath": "/../../x"}}),
+            Code::INVALID_ARGUMENT,
+        ),
+        (
+            json!({"annotations": {TYPE: "container", SANDBOX: "other"}}),
+            Code::INVALID_ARGUMENT,
+        ),
+        (
+            json!({"annotations": {TYPE: "sandbox"}}),
+            Code::INVALID_ARGUMENT,
+        ),
+    ];
+    for (extra, expected) in cases {
+        let bundle = shim.bundle("bad", extra.clone());
+        let request = CreateTaskRequest {
+            id: "bad".into(),
+            bundle: path(&bundle),
+            ..Default::default()
+        };
+        let reply = shim.task.create(context::with_timeout(0), &request).await;
+        assert_eq!(code(reply), expected, "{extra}");
+    }
+    assert_eq!(shim.runtime.containers(), ["pod"]);
+    shim.create("c1").await.unwrap();
+}
+
+#[tokio::test]
+async fn reads_answer_what_containerd_asks() {
+    let shim = Shim::new().await;
+    shim.up("c1").await;
+    let connect = ConnectRequest {
+        id: "c1".into(),
+        ..ConnectRequest::default()
+    };
+    let reply = shim
+        .task
+        .connect(context::with_timeout(0), &connect)
+        .await
+        .unwrap();
+    assert_eq!(reply.shim_pid, std::process::id());
+    assert!(reply.task_pid > 0);
+    let close = CloseIORequest {
+        id: "c1".into(),
+        stdin: true,
+        ..CloseIORequest::default()
+    };
+    shim.task
+        .close_io(context::with_timeout(0), &close)
+        .await
+        .unwrap();
+    let resources = Any {
+        value: json!({"memory": {"limit": 1 << 20}})
+            .to_string()
+            .into_bytes(),
+        ..Any::default()
+    };
+    let update = UpdateTaskRequest {
+        id: "c1".into(),
+        resources: Some(resources).into(),
+        ..Default::default()
+    };
+    shim.task
+        .update(context::with_timeout(0), &update)
+        .await
+        .unwrap();
+}
