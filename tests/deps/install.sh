@@ -1,0 +1,364 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Installs the third-party programs that Kiln's tests, demo and bench run against:
+#
+#     tests/deps/install.sh [COMPONENT…]      all of them without arguments; README.md lists them
+#
+# Everything goes into $KILN_CACHE (default: $XDG_CACHE_HOME/kiln or ~/.cache/kiln):
+#
+#     bin/PROGRAM  cni/  python-rootfs/       links to what is current
+#     store/COMPONENT-KEY/                    one build; KEY is the hash of all that went into it
+#     go/  apt/                               caches of the build tools
+#
+# A component is built in a temporary directory and renamed when complete, so a run that was killed
+# leaves nothing half made, and the next one goes on where it stopped. Runs may overlap.
+# shellcheck disable=SC2329 # build_NAME is called by its name
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${KILN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln}
+mkdir -p "$cache"/{bin,store,go}
+cache=$(cd "$cache" && pwd)
+store=$cache/store
+
+# A login shell is not needed to find iptables and ip.
+PATH=$PATH:/usr/sbin:/sbin
+
+# Go takes versions from go.mod and refuses whatever go.sum does not know; a workspace or a setting of
+# the user's must not change that. DWARF is left out already by the compiler, which saves a fifth of
+# its time. With -modcacherw the cache can be removed by rm.
+export GOPATH=$cache/go GOMODCACHE=$cache/go/mod GOCACHE=$cache/go/build GOWORK=off CGO_ENABLED=0
+export GOFLAGS='-mod=readonly -modcacherw -trimpath -buildvcs=false -gcflags=all=-dwarf=false'
+
+say() { printf '[deps] %s\n' "$*" >&2; }
+
+fail() {
+  say "$*"
+  exit 1
+}
+
+on_debian() { grep -qs '^ID=debian$' /etc/os-release; }
+
+# --- what the components are made of -----------------------------------------------------------------
+
+# build_NAME makes component NAME in $out, laid out as in $cache; $work is scratch space.
+
+build_runsc() {
+  local version
+  version=$(module_version gvisor gvisor.dev/gvisor) # v0.0.0-DATE…-COMMIT
+  compile gvisor "-X gvisor.dev/gvisor/runsc/version.version=$(sed -E 's/.*-([0-9]{8})[0-9]*-/release-\1-/' <<<"$version")" \
+    gvisor.dev/gvisor/runsc
+}
+
+# The shim that Kiln is measured against, of the same gVisor. oom-score.patch says why it needs a patch.
+build_containerd-shim-runsc-v1() {
+  local library=github.com/containerd/containerd
+  cp "$here"/gvisor/go.{mod,sum} "$work"
+  cd "$work"
+  go mod download "$library"
+  cp -r "$(go list -m -f '{{.Dir}}' "$library")" library
+  chmod -R u+w library
+  # The ceiling keeps git from applying the patch to a repository that the cache may lie in.
+  GIT_CEILING_DIRECTORIES=$work git -C library apply "$here/gvisor/oom-score.patch"
+  go mod edit -replace "$library=./library"
+  compile "$work" '' gvisor.dev/gvisor/shim
+  mv "$out/bin/shim" "$out/bin/containerd-shim-runsc-v1"
+}
+
+build_containerd() {
+  local module=github.com/containerd/containerd/v2 version
+  version=$(module_version containerd "$module")
+  compile containerd "-X $module/version.Version=${version#v}" \
+    -tags 'no_btrfs no_devmapper no_zfs no_aufs osusergo netgo' \
+    "$module"/cmd/{containerd,ctr,containerd-shim-runc-v2}
+}
+
+build_cni() {
+  local module=github.com/containernetworking/plugins
+  compile cni "-X $module/pkg/utils/buildversion.BuildVersion=$(module_version cni "$module")" \
+    "$module"/plugins/{main/bridge,main/loopback,main/ptp,ipam/host-local,meta/portmap}
+  mv "$out/bin" "$out/cni"
+}
+
+# Static, with the archive's libseccomp.a, so that it needs nothing of the machine's. (The seccomp suites
+# compare with runc, so it must have seccomp.)
+build_runc() {
+  if ! on_debian; then
+    cp "$(command -v runc)" "$out/bin/"
+    return
+  fi
+  debs "$work/root" libseccomp-dev/bookworm
+  local lib
+  lib=$(dirname "$(find "$work/root" -name libseccomp.a)")
+  CGO_ENABLED=1 PKG_CONFIG_SYSROOT_DIR=$work/root PKG_CONFIG_PATH=$lib/pkgconfig \
+    compile runc "-linkmode external -extldflags '-static -L$lib'" \
+    -tags 'seccomp osusergo netgo urfave_cli_no_docs' github.com/opencontainers/runc
+}
+
+build_crictl() {
+  compile cri-tools "$(cri_tools_stamp)" sigs.k8s.io/cri-tools/cmd/crictl
+}
+
+# critest is the test binary of its package: the command itself is empty.
+build_critest() {
+  cd "$here/cri-tools"
+  go test -c -ldflags "-s -w $(cri_tools_stamp)" -o "$out/bin/critest" sigs.k8s.io/cri-tools/cmd/critest
+}
+
+cri_tools_stamp() {
+  printf '%s' "-X sigs.k8s.io/cri-tools/pkg/version.Version=$(module_version cri-tools sigs.k8s.io/cri-tools)"
+}
+
+build_busybox() {
+  if ! on_debian; then
+    cp "$(command -v busybox)" "$out/bin/"
+    return
+  fi
+  debs "$work/root" busybox-static/bookworm
+  cp "$work/root/bin/busybox" "$out/bin/"
+}
+
+# An older runsc, as some nodes have it: what Kiln reads of runsc's must not be of one release only.
+# On recent kernels (seen on 6.18) it takes every network namespace for the host's and runs no Pod in it,
+# because it looks for a file that only the host's used to have. Later releases look for dev_weight; so
+# does this one, by a path of the same length put in place of the old one.
+build_runsc-2024() {
+  debs "$work/root" 'runsc=0.0~20240729*'
+  local core=/proc/sys/net/core
+  sed "s|$core/rmem_default|$core/./dev_weight|" "$work/root/usr/bin/runsc" >"$out/bin/runsc-2024"
+  grep -q "$core/./dev_weight" "$out/bin/runsc-2024"
+  chmod 755 "$out/bin/runsc-2024"
+}
+
+# Python with the whole standard library and the shared libraries that its modules load; no shell.
+build_python-rootfs() {
+  local root=$out/python-rootfs
+  local packages=(
+    python3-minimal python3.11-minimal libpython3.11-minimal libpython3.11-stdlib
+    libc6 libgcc-s1 zlib1g libexpat1 libssl3 libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1
+    libcrypt1 libreadline8 libtinfo6 libncursesw6
+  )
+  debs "$root" "${packages[@]/%//bookworm}"
+  rm -rf "$root"/usr/share/{doc,man,lintian,locale,bug} "$root"/usr/lib/*/gconv
+  mkdir -p "$root"/{dev,proc,sys,tmp,root}
+  # Hash-based, because an image need not keep the time stamps that compiled modules are checked by.
+  chroot "$root" /usr/bin/python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib/python3.11
+  chroot "$root" /usr/bin/python3 -c 'import ctypes, http.server, json, sqlite3, ssl, uuid'
+}
+
+# --- tools of the builds -------------------------------------------------------------------------------
+
+# compile DIR LDFLAGS ARGS…: go build of the packages in ARGS, stripped, into $out/bin. DIR (here or
+# absolute) has the go.mod.
+compile() {
+  cd "$here" && cd "$1"
+  go build -ldflags "-s -w $2" -o "$out/bin/" "${@:3}"
+}
+
+# module_version DIR MODULE: what DIR/go.mod pins.
+module_version() {
+  awk -v module="$2" '$1 == module { print $2 }' "$here/$1/go.mod"
+}
+
+# debs DIR PACKAGE…: unpacks packages of the Debian archive into DIR; nothing is installed. PACKAGE is
+# NAME/SUITE or NAME=VERSION. apt gets sources and lists of its own, and the machine's stay as they are.
+debs() {
+  local dir=$1 apt=$cache/apt
+  local options=(
+    -q -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
+    -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache"
+    -o APT::Sandbox::User=root -o Acquire::Languages=none
+  )
+  mkdir -p "$apt"/{lists,cache/archives}/partial "$dir" "$work/debs"
+  local suite mirror
+  mirror=$(debian_mirror)
+  for suite in bookworm trixie; do
+    echo "deb [target=Packages signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"
+  done >"$apt/sources.list"
+  apt-get "${options[@]}" update
+  cd "$work/debs"
+  apt-get "${options[@]}" download "${@:2}"
+  local deb
+  for deb in *.deb; do
+    dpkg -x "$deb" "$dir"
+  done
+}
+
+# The address of the Debian archive that this machine uses.
+debian_mirror() {
+  # shellcheck disable=SC2016 # apt's own placeholder
+  local query=(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian')
+  [[ $("${query[@]}") ]] || apt-get -q update >&2 # apt knows labels only once it has lists
+  "${query[@]}" | sed -n 1p
+}
+
+# --- the machine -----------------------------------------------------------------------------------------
+
+# PROGRAM, Debian package, what it is for.
+host_programs() {
+  cat <<'END'
+go          -                   builds runsc, containerd and the rest
+git         git                 applies patches
+ip          iproute2            network namespaces and links of Pods
+iptables    iptables            the CNI plugins bridge and portmap, port-forward
+mount       mount               root filesystems, private mounts
+nsenter     util-linux          looking into Pods and nodes
+unshare     util-linux          private namespaces of tests
+script      bsdutils            tests with a terminal
+END
+  if on_debian; then
+    cat <<'END'
+gcc         gcc,libc6-dev       builds runc
+pkg-config  pkg-config          builds runc
+END
+  else
+    cat <<'END'
+runc        -                   the runtime that Kiln is compared with
+busybox     -                   test images (it must be linked statically)
+END
+  fi
+}
+
+# have PROGRAM
+have() {
+  command -v "$1" >/dev/null || return 1
+  # ldd fails for a static program.
+  [[ $1 != busybox ]] || on_debian || ! ldd "$(command -v busybox)" >/dev/null 2>&1
+}
+
+# Installs what the machine lacks if it is a Debian, else lists it and gives up.
+prepare_host() {
+  local program package purpose packages=() missing=()
+  [[ $EUID == 0 ]] || missing+=("root rights: tests make namespaces, mounts and cgroups")
+  while read -r program package purpose; do
+    have "$program" && continue
+    if on_debian && [[ $package != - && $EUID == 0 ]]; then
+      packages+=("${package//,/ }")
+    else
+      missing+=("$program: $purpose")
+    fi
+  done < <(host_programs)
+  if ((${#missing[@]})); then
+    say "missing on this machine:"
+    printf '[deps]   %s\n' "${missing[@]}" >&2
+    exit 1
+  fi
+  ((${#packages[@]})) || return 0
+  lock
+  say "installing Debian packages: ${packages[*]}"
+  apt-get -qq update >/dev/null
+  # shellcheck disable=SC2068 # an entry may name several packages
+  DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \
+    install -y --no-install-recommends ${packages[@]} >/dev/null
+  unlock
+}
+
+# --- the store ---------------------------------------------------------------------------------------------
+
+# One build at a time on this cache. The lock is held until the last child of a killed run has gone too.
+lock() {
+  exec 9>"$cache/lock"
+  flock --nonblock 9 && return
+  say "waiting for another run"
+  flock 9
+}
+
+unlock() { exec 9>&-; }
+
+# key COMPONENT FILE…: the hash of a component's build function, the Go flags, and its input files.
+key() {
+  {
+    declare -f "build_$1" compile
+    echo "$GOFLAGS"
+    cat "${@:2}"
+  } | sha256sum | cut -c1-12
+}
+
+# component NAME SECONDS [FILE…]: sees to it that a component is there. SECONDS: how long it takes from
+# nothing on two cores. FILE: inputs, beside the build function.
+component() {
+  local name=$1 seconds=$2 dir
+  [[ " $wanted " == *" $name "* ]] || return 0
+  dir=$store/$name-$(cd "$here" && key "$name" "${@:3}")
+  if [[ -d $dir ]]; then
+    say "$name: cached"
+  else
+    lock
+    [[ -d $dir ]] || build "$name" "$seconds" "$dir"
+    unlock
+  fi
+  publish "$dir"
+}
+
+# build NAME SECONDS DIR: runs build_NAME and makes DIR of what it leaves in $out. Needs the lock.
+build() {
+  local name=$1 seconds=$2 dir=$3 status
+  rm -rf "$store"/tmp.* # of runs that were killed
+  temporary=$(mktemp -d "$store/tmp.XXXXXX")
+  trap 'rm -rf "$temporary"' EXIT
+  work=$temporary/work out=$temporary/out
+  mkdir -p "$work" "$out/bin"
+  say "building $name … (about $seconds s)"
+  SECONDS=0
+  # Not "if ! (…)": bash ignores set -e in there.
+  set +e
+  (
+    set -e
+    "build_$name"
+  ) >"$temporary/log" 2>&1 </dev/null
+  status=$?
+  set -e
+  if ((status)); then
+    tail -n 40 "$temporary/log" >&2
+    fail "$name: build failed"
+  fi
+  chmod 755 "$out"
+  mv -T "$out" "$dir"
+  rm -rf "$temporary"
+  say "$name: built in $SECONDS s"
+}
+
+# publish DIR: makes the links bin/PROGRAM and cni, python-rootfs in the cache point into DIR.
+publish() {
+  local entry link
+  for entry in "$1"/bin/* "$1"/*; do
+    [[ -e $entry && $entry != "$1/bin" ]] || continue
+    link=$cache${entry#"$1"}
+    [[ $link -ef $entry ]] && continue
+    ln -srfT "$entry" "$link.$$"
+    mv -fT "$link.$$" "$link"
+  done
+}
+
+# --- main --------------------------------------------------------------------------------------------------
+
+# A function, so that bash has read the whole file before the first build: it may change meanwhile.
+main() {
+  local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest runsc-2024'
+  if ! on_debian; then
+    say "not a Debian: python-rootfs and runsc-2024 are left out, runc and busybox are the machine's"
+    all=${all/python-rootfs /} all=${all/ runsc-2024/}
+  fi
+  wanted=${*:-$all}
+  local name
+  for name in $wanted; do
+    [[ " $all " == *" $name "* ]] || fail "no component $name; there are: $all"
+  done
+
+  prepare_host
+
+  component runsc 120 gvisor/go.{mod,sum}
+  component containerd 150 containerd/go.{mod,sum}
+  component cni 10 cni/go.{mod,sum}
+  component busybox 10
+  component python-rootfs 15
+  component crictl 90 cri-tools/go.{mod,sum}
+  component runc 30 runc/go.{mod,sum}
+  component containerd-shim-runsc-v1 20 gvisor/go.{mod,sum} gvisor/oom-score.patch
+  component critest 40 cri-tools/go.{mod,sum}
+  component runsc-2024 10
+}
+
+main "$@"
+exit
