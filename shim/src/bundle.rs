@@ -402,11 +402,13 @@ pub(crate) fn write_atomically(path: &Path, text: &[u8]) -> Result<()> {
 mod tests {
     use super::*;
 
+    #[allow(clippy::needless_pass_by_value)] // callers write json!() in place
     fn spec(value: Value) -> Spec {
         Spec::parse(value.to_string().as_bytes()).unwrap()
     }
 
     #[track_caller]
+    #[allow(clippy::needless_pass_by_value)]
     fn refused(value: Value, words: &str) {
         let e = spec(value).check(&Policy::default(), Some(7)).unwrap_err();
         assert!(e.to_string().contains(words), "{e}");

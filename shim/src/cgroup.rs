@@ -113,6 +113,15 @@ impl Limits {
         }
     }
 
+    /// These limits, and where there is none, those of `others`.
+    pub fn or(&self, others: &Self) -> Self {
+        Self {
+            memory: self.memory.or(others.memory),
+            cpu_quota_us: self.cpu_quota_us.or(others.cpu_quota_us),
+            cpu_shares: self.cpu_shares.or(others.cpu_shares),
+        }
+    }
+
     /// What a sandbox needs for containers with these limits: a limit only where every one has
     /// it, or the one without would starve.
     pub fn sum(all: &[Self]) -> Self {
@@ -206,6 +215,39 @@ impl Cgroup {
                 self.write("memory", "memory.max", &max(memory))?;
                 self.write("cpu", "cpu.max", &format!("{} {PERIOD_US}", max(quota)))?;
                 self.write("cpu", "cpu.weight", &weight.to_string())
+            }
+        }
+    }
+
+    /// The limits of the cgroup around this one.
+    pub fn parent_limits(&self) -> Limits {
+        let Some(path) = self.path.parent() else {
+            return Limits::default();
+        };
+        let parent = Self {
+            path: path.to_owned(),
+            ..self.clone()
+        };
+        let number = |controller, file| parent.read(controller, file).trim().parse::<i64>().ok();
+        match self.version {
+            Version::V1 => {
+                let quota = number("cpu", "cpu.cfs_quota_us");
+                let memory = number("memory", "memory.limit_in_bytes");
+                Limits {
+                    memory: memory.filter(|m| m.cast_unsigned() < UNLIMITED),
+                    cpu_quota_us: quota_us(quota, number("cpu", "cpu.cfs_period_us")),
+                    cpu_shares: number("cpu", "cpu.shares").map(i64::cast_unsigned),
+                }
+            }
+            Version::V2 => {
+                let cpu = parent.read("cpu", "cpu.max");
+                let mut words = cpu.split_whitespace().map(str::parse::<i64>);
+                let (quota, period) = (words.next(), words.next());
+                Limits {
+                    memory: number("memory", "memory.max"),
+                    cpu_quota_us: quota_us(quota.and_then(Result::ok), period.and_then(Result::ok)),
+                    cpu_shares: None,
+                }
             }
         }
     }
@@ -305,6 +347,13 @@ impl Cgroup {
             done => done.map_err(Error::io("write", &path)),
         }
     }
+}
+
+/// A quota as microseconds of [`PERIOD_US`]; what is not positive is no quota.
+fn quota_us(quota: Option<i64>, period: Option<i64>) -> Option<i64> {
+    let period = period.filter(|p| *p > 0).unwrap_or(PERIOD_US);
+    let quota = quota.filter(|q| *q > 0)?;
+    Some(quota.checked_mul(PERIOD_US)? / period)
 }
 
 /// Turns systemd's `slice:prefix:name` into the path that systemd gives the unit: every dash of

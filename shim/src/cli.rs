@@ -152,7 +152,7 @@ fn start(flags: &Flags, id: &ContainerId) -> Result<()> {
 
 /// The message of containerd 2.3 and later, if `input` is one. Older ones pipe the runtime's
 /// options, which decode as this message too, but with other names in it.
-fn bootstrap_params(input: &[u8], flags: &Flags) -> Result<Option<BootstrapParams>> {
+pub(crate) fn bootstrap_params(input: &[u8], flags: &Flags) -> Result<Option<BootstrapParams>> {
     if input.is_empty() {
         return Ok(None);
     }

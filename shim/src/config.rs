@@ -90,7 +90,7 @@ impl NodeConfig {
 /// `config_path` of a `runtimeoptions.v1.Options` (containerd
 /// `api/types/runtimeoptions/v1/api.proto`: field 2), the message in which containerd passes a
 /// handler's options to any shim but runc's.
-fn config_path(options: &Any) -> Result<Option<PathBuf>> {
+pub(crate) fn config_path(options: &Any) -> Result<Option<PathBuf>> {
     const CONFIG_PATH: u32 = 2;
     let name = options.type_url.rsplit('/').next().unwrap_or_default();
     if !name.ends_with("runtimeoptions.v1.Options") {

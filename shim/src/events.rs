@@ -10,8 +10,8 @@ use std::{
 use containerd_shim::event::Event;
 use containerd_shim_protos::{
     protobuf::{
-        MessageDyn, MessageField, well_known_types::any::Any,
-        well_known_types::timestamp::Timestamp,
+        Message, MessageField,
+        well_known_types::{any::Any, timestamp::Timestamp},
     },
     shim::{event::Envelope, events::ForwardRequest},
     shim_async::{Client, EventsClient},
@@ -22,6 +22,8 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep, timeout},
 };
+
+use crate::error::{Error, Result};
 
 /// Events that may wait for a containerd that is restarting: some 100 bytes each.
 const QUEUE: usize = 4096;
@@ -35,13 +37,31 @@ const DELIVERY: Duration = Duration::from_secs(5);
 
 /// Where task events go. Publishing never waits.
 pub trait EventSink: Send + Sync {
-    /// Queues `event` behind those published before.
-    fn publish(&self, topic: String, event: Box<dyn MessageDyn>);
+    /// Queues `event`, a message of `containerd.events`, behind those published before.
+    fn publish(&self, topic: String, event: Any);
 }
 
 /// Publishes a typed event under its own topic.
-pub(crate) fn publish<E: Event + MessageDyn>(sink: &dyn EventSink, event: E) {
-    sink.publish(event.topic(), Box::new(event));
+pub(crate) fn publish<E: Event + Message>(sink: &dyn EventSink, event: &E) {
+    match pack("containerd.events", event) {
+        Ok(any) => sink.publish(event.topic(), any),
+        Err(e) => warn!("event {}: {e}", event.topic()),
+    }
+}
+
+/// Packs a message of a protobuf `package` under its bare name, as containerd's `typeurl` does.
+/// The name could be had by reflection, for which a shim would build the descriptors of whole
+/// protocols in memory.
+pub(crate) fn pack<M: Message>(package: &str, message: &M) -> Result<Any> {
+    let value = message.write_to_bytes().map_err(|e| Error::Io {
+        what: format!("encode {}", M::NAME),
+        source: e.into(),
+    })?;
+    Ok(Any {
+        type_url: format!("{package}.{}", M::NAME),
+        value,
+        ..Any::default()
+    })
 }
 
 /// Milliseconds-true protobuf form of `t`.
@@ -87,21 +107,12 @@ impl Publisher {
 }
 
 impl EventSink for Publisher {
-    fn publish(&self, topic: String, event: Box<dyn MessageDyn>) {
-        let value = match event.write_to_bytes_dyn() {
-            Ok(value) => value,
-            Err(e) => return warn!("encode event {topic}: {e}"),
-        };
-        let any = Any {
-            type_url: event.descriptor_dyn().full_name().to_owned(),
-            value,
-            ..Any::default()
-        };
+    fn publish(&self, topic: String, event: Any) {
         let envelope = Envelope {
             timestamp: timestamp(SystemTime::now()),
             namespace: self.namespace.clone(),
             topic,
-            event: MessageField::some(any),
+            event: MessageField::some(event),
             ..Envelope::default()
         };
         if let Err(e) = self.queue.try_send(Item::Event(Box::new(envelope))) {

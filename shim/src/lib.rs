@@ -15,6 +15,8 @@ pub mod config;
 mod container;
 mod error;
 pub mod events;
+#[cfg(test)]
+mod fuzz;
 pub mod io;
 mod logging;
 pub mod pod;

@@ -240,6 +240,7 @@ impl Pod {
             pod_limits: spec.pod_limits(),
             scratch,
             pid: 0.into(),
+            empty: OnceLock::new(),
         })
     }
 
@@ -296,7 +297,7 @@ impl Pod {
         let container = Arc::new(Container::new(parts));
         publish(
             &*self.events,
-            events::TaskCreate {
+            &events::TaskCreate {
                 container_id: id.to_string(),
                 bundle: request.bundle.display().to_string(),
                 rootfs: request.rootfs,
@@ -330,15 +331,11 @@ impl Pod {
         let mut stdio = container.init.lifecycle.lock().await;
         container.init.require("start", |s| s == State::Created)?;
         let exit = sandbox.runtime.watch(&container.id).await?;
+        let (runtime, id) = (&sandbox.runtime, &container.id);
         match &container.restore {
-            Some(image) => {
-                sandbox
-                    .runtime
-                    .restore(&container.id, image, &stdio)
-                    .await?
-            }
-            None => sandbox.runtime.start(&container.id, &stdio).await?,
-        }
+            Some(image) => runtime.restore(id, image, &stdio).await,
+            None => runtime.start(id, &stdio).await,
+        }?;
         *stdio = Stdio::default();
         container.init.apply("start", Event::Started)?;
         if container.role == Role::Sandbox {
@@ -348,7 +345,7 @@ impl Pod {
         let container_id = container.id.to_string();
         publish(
             &*self.events,
-            events::TaskStart {
+            &events::TaskStart {
                 container_id,
                 pid,
                 ..events::TaskStart::default()
@@ -394,7 +391,7 @@ impl Pod {
         exec.process.apply("start", Event::Started)?;
         publish(
             &*self.events,
-            events::TaskExecStarted {
+            &events::TaskExecStarted {
                 container_id: container.id.to_string(),
                 exec_id: exec.process.id.to_string(),
                 pid,
@@ -443,7 +440,7 @@ impl Pod {
             let container_id = container.id.to_string();
             publish(
                 &*self.events,
-                events::TaskOOM {
+                &events::TaskOOM {
                     container_id,
                     ..events::TaskOOM::default()
                 },
@@ -463,7 +460,7 @@ impl Pod {
         info!("{} of {container} ended with {}", process.id, exit.code);
         publish(
             &*self.events,
-            events::TaskExit {
+            &events::TaskExit {
                 container_id: container.to_string(),
                 id: process.id.to_string(),
                 pid: process.pid(),
@@ -493,7 +490,7 @@ impl Pod {
         })?;
         publish(
             &*self.events,
-            events::TaskExecAdded {
+            &events::TaskExecAdded {
                 container_id: container.id.to_string(),
                 exec_id: exec_id.to_string(),
                 ..events::TaskExecAdded::default()
@@ -522,7 +519,7 @@ impl Pod {
         let exit = container.init.state().exit().unwrap_or(Exit::now(0));
         publish(
             &*self.events,
-            events::TaskDelete {
+            &events::TaskDelete {
                 container_id: container.id.to_string(),
                 pid,
                 exit_status: exit.code,
@@ -610,7 +607,7 @@ impl Pod {
         let container_id = container.id.to_string();
         publish(
             &*self.events,
-            events::TaskPaused {
+            &events::TaskPaused {
                 container_id,
                 ..events::TaskPaused::default()
             },
@@ -627,7 +624,7 @@ impl Pod {
         let container_id = container.id.to_string();
         publish(
             &*self.events,
-            events::TaskResumed {
+            &events::TaskResumed {
                 container_id,
                 ..events::TaskResumed::default()
             },
@@ -674,7 +671,7 @@ impl Pod {
             .await?;
         publish(
             &*self.events,
-            events::TaskCheckpointed {
+            &events::TaskCheckpointed {
                 container_id: container.id.to_string(),
                 checkpoint: path.to_owned(),
                 ..events::TaskCheckpointed::default()
@@ -693,12 +690,7 @@ impl Pod {
             return Ok(sandbox.runtime.update(&container.id, &resources).await?);
         }
         let (old, new) = (container.limits(), Limits::of(&resources));
-        let limits = Limits {
-            memory: new.memory.or(old.memory),
-            cpu_quota_us: new.cpu_quota_us.or(old.cpu_quota_us),
-            cpu_shares: new.cpu_shares.or(old.cpu_shares),
-        };
-        container.set_limits(limits);
+        container.set_limits(new.or(&old));
         self.limit_sandbox();
         Ok(())
     }
@@ -919,13 +911,8 @@ async fn prepare(
     bundle: &Path,
     mounts: &[Mount],
 ) -> Result<()> {
-    let own_limits = !sandbox.cgroup.in_kubepods();
-    let limits = match role {
-        // The limits of the pause container mean nothing for the sandbox around all others.
-        Role::Sandbox if sandbox.is_shared() && own_limits => Some(sandbox.pod_limits),
-        Role::Sandbox if sandbox.is_shared() => Some(Limits::default()),
-        _ => None,
-    };
+    // The limits of the pause container mean nothing for the sandbox around all others.
+    let limits = (*role == Role::Sandbox && sandbox.is_shared()).then(|| sandbox.boot_limits());
     spec.rewrite(sandbox.kind, cgroup, limits.as_ref());
     let sandbox_cgroup = if *role == Role::Sandbox {
         cgroup.spec_path()

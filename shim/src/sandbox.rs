@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -29,6 +29,11 @@ use crate::{
 /// because the path of a UNIX socket ends at 107 bytes.
 pub(crate) const RUN_DIR: &str = "/run/kiln";
 
+/// More memory than a sentry needs to boot, in bytes.
+const BOOT_ROOM: i64 = 64 << 20;
+/// Memory for a container's gofer and what the sentry keeps for it, in bytes: 5 MiB measured.
+const GOFER_ROOM: u64 = 8 << 20;
+
 /// One sandbox.
 pub(crate) struct Sandbox {
     pub(crate) id: ContainerId,
@@ -44,6 +49,8 @@ pub(crate) struct Sandbox {
     pub(crate) scratch: Scratch,
     /// See [`Sandbox::pid`]; 0 before the sandbox is made.
     pub(crate) pid: AtomicU32,
+    /// Bytes of memory that the sandbox used before its first container.
+    pub(crate) empty: OnceLock<u64>,
 }
 
 impl Sandbox {
@@ -61,16 +68,46 @@ impl Sandbox {
         self.kind == RuntimeKind::Runsc
     }
 
-    /// Brings the limits of the sandbox's cgroup up to date with those of its containers. A
-    /// kubelet limits the Pod itself, and what CRI named for the Pod stands as it is.
+    /// The limits that the sandbox is made with, and by which its sentry says how much memory
+    /// and how many CPUs there are.
+    pub(crate) fn boot_limits(&self) -> Limits {
+        if self.cgroup.in_kubepods() {
+            return self.cgroup.parent_limits();
+        }
+        let memory = self.pod_limits.memory.map(|m| m.saturating_add(BOOT_ROOM));
+        Limits {
+            memory,
+            ..self.pod_limits
+        }
+    }
+
+    /// Brings the limits of the sandbox's cgroup up to date with those of its containers, or
+    /// with those that a kubelet gave the Pod around it.
     pub(crate) fn limit(&self, containers: &[Limits]) {
-        let named = self.pod_limits.memory.is_some() || self.pod_limits.cpu_quota_us.is_some();
-        if !self.is_shared() || self.cgroup.in_kubepods() || named || containers.is_empty() {
+        if !self.is_shared() || containers.is_empty() {
             return;
         }
-        if let Err(e) = self.cgroup.apply(&Limits::sum(containers)) {
+        let limits = if self.cgroup.in_kubepods() {
+            self.cgroup.parent_limits()
+        } else {
+            let limits = self.pod_limits.or(&Limits::sum(containers));
+            let own = self.overhead(containers.len());
+            Limits {
+                memory: limits.memory.map(|m| m.saturating_add(own)),
+                ..limits
+            }
+        };
+        if let Err(e) = self.cgroup.apply(&limits) {
             warn!("limit sandbox {}: {e}", self.id);
         }
+    }
+
+    /// Bytes that the sandbox needs for itself: what it used before its first container, and a
+    /// gofer for each. A kubelet gets this figure from the RuntimeClass.
+    fn overhead(&self, containers: usize) -> i64 {
+        let empty = *self.empty.get_or_init(|| self.cgroup.usage().memory);
+        let bytes = empty.saturating_add(GOFER_ROOM.saturating_mul(containers as u64));
+        i64::try_from(bytes).unwrap_or(i64::MAX)
     }
 }
 

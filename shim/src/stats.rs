@@ -17,7 +17,7 @@ use runsc_wrapper::{NetworkInterface, Stats};
 use crate::{
     cgroup::{Cgroup, Limits, UNLIMITED, Usage, Version},
     error::Result,
-    task::pack,
+    events::pack,
 };
 
 /// The metrics of container `id`.
@@ -25,8 +25,14 @@ pub(crate) fn metrics(id: &str, stats: &Stats, cgroup: &Cgroup, limits: &Limits)
     let usage = share(id, stats, cgroup.usage());
     let limit = limits.memory.map_or(UNLIMITED, i64::cast_unsigned);
     match cgroup.version() {
-        Version::V1 => pack(&metrics_v1(stats, &usage, limit)),
-        Version::V2 => pack(&metrics_v2(stats, &usage, limit)),
+        Version::V1 => pack(
+            "io.containerd.cgroups.v1",
+            &metrics_v1(stats, &usage, limit),
+        ),
+        Version::V2 => pack(
+            "io.containerd.cgroups.v2",
+            &metrics_v2(stats, &usage, limit),
+        ),
     }
 }
 

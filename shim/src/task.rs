@@ -18,7 +18,7 @@ use containerd_shim_protos::{
         ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
         StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
     },
-    protobuf::{MessageField, MessageFull, well_known_types::any::Any},
+    protobuf::MessageField,
     shim::oci::ProcessDetails,
     shim_async::Task,
     ttrpc::{Result as RpcResult, r#async::TtrpcContext},
@@ -26,7 +26,7 @@ use containerd_shim_protos::{
 
 use crate::{
     error::{Error, Result},
-    events::timestamp,
+    events::{pack, timestamp},
     io::IoSpec,
     pod::{CreateRequest, Pod},
     state::State,
@@ -209,7 +209,9 @@ impl Task for TaskService {
                 exec_id,
                 ..ProcessDetails::default()
             };
-            let info = exec_id.map(|id| pack(&details(id))).transpose()?;
+            let info = exec_id
+                .map(|id| pack("containerd.runc.v1", &details(id)))
+                .transpose()?;
             processes.push(ProcessInfo {
                 pid,
                 info: info.into(),
@@ -245,19 +247,6 @@ impl Task for TaskService {
         self.pod.shutdown();
         Ok(Empty::default())
     }
-}
-
-/// Packs a message under its bare name, as containerd's `typeurl` does.
-pub(crate) fn pack<M: MessageFull>(message: &M) -> Result<Any> {
-    let value = message.write_to_bytes().map_err(|e| Error::Io {
-        what: "encode a reply".to_owned(),
-        source: e.into(),
-    })?;
-    Ok(Any {
-        type_url: M::descriptor().full_name().to_owned(),
-        value,
-        ..Any::default()
-    })
 }
 
 fn status(state: State) -> Status {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The Task service over a real ttrpc connection, on a runtime that runs nothing.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::needless_pass_by_value)]
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use containerd_shim_protos::{
         StateRequest, Status, UpdateTaskRequest, WaitRequest,
     },
     events::task as events,
-    protobuf::{Message, MessageDyn, well_known_types::any::Any},
+    protobuf::{Message, well_known_types::any::Any},
     shim_async::{Client, Task, TaskClient, create_task},
     ttrpc::{self, Code, r#async::Server, context},
 };
@@ -38,8 +38,9 @@ const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 struct Recorder(Mutex<Vec<String>>);
 
 impl EventSink for Recorder {
-    fn publish(&self, topic: String, event: Box<dyn MessageDyn>) {
-        let bytes = event.write_to_bytes_dyn().unwrap();
+    fn publish(&self, topic: String, event: Any) {
+        assert!(event.type_url.starts_with("containerd.events.Task"));
+        let bytes = event.value;
         let what = match topic.as_str() {
             "/tasks/exit" => {
                 let e = events::TaskExit::parse_from_bytes(&bytes).unwrap();

@@ -1,2 +1,206 @@
 // SPDX-License-Identifier: Apache-2.0
-//! x
+
+//! What goes wrong: sandboxes that are killed, containers that cannot be made, commands that
+//! take too long.
+
+use std::{
+    fs,
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
+
+use runsc_wrapper::{KillTarget, RuntimeError, Status, Stdio};
+
+use crate::{
+    for_flavors,
+    world::{World, end_of, id, is_alive, piped, until},
+};
+
+for_flavors! { [Runsc RunscCli Runsc2024]:
+    a_killed_sandbox_takes_everything_with_it
+    the_end_of_the_root_container_is_the_end_of_all
+    a_create_that_takes_too_long_leaves_nothing
+    a_prefix_of_an_id_is_nobody
+    a_sandbox_inherits_nothing
+    a_stopped_sentry_is_not_waited_for_for_ever
+}
+
+for_flavors! { [Runsc RunscCli Runsc2024 Runc]:
+    a_container_that_cannot_be_made_leaves_nothing
+    a_program_that_is_not_there_is_said_at_create_or_start
+    a_container_that_was_never_started_can_be_deleted
+}
+
+fn kill(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+async fn a_killed_sandbox_takes_everything_with_it(world: World) {
+    let (root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
+    let (exec, _output) = world.exec(app.id.as_str(), &["sleep", "1000"]).await.unwrap();
+    // Some exits are being waited for, others are asked for later.
+    let exec_exit = tokio::spawn(end_of(exec.exit));
+    let root_exit = tokio::spawn(end_of(root.exit));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    kill(root.pid);
+    assert_eq!(root_exit.await.unwrap().code, 137);
+    assert_eq!(exec_exit.await.unwrap().code, 137);
+    assert_eq!(end_of(app.exit).await.code, 137);
+    let runtime = &world.runtime;
+    assert_eq!(runtime.status(&app.id).await.unwrap(), Status::Stopped);
+    for error in [
+        runtime.kill(&app.id, KillTarget::All, 9).await.unwrap_err(),
+        runtime.kill(&root.id, KillTarget::Init, 9).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, RuntimeError::NotFound { .. }), "{error:?}");
+    }
+    let error = world.exec(app.id.as_str(), &["true"]).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, RuntimeError::NotRunning { .. }), "{error:?}");
+    let error = runtime.stats(&app.id).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::NotRunning { .. } | RuntimeError::Failed { .. }), "{error:?}");
+    // An exit is there for whoever asks again.
+    assert_eq!(end_of(runtime.watch(&app.id).await.unwrap()).await.code, 137);
+    assert_eq!(world.runsc.as_ref().unwrap().control_fallbacks(), 0);
+    let deleting = Instant::now();
+    world.delete_all().await;
+    let took = deleting.elapsed();
+    println!("delete of two dead containers: {took:?}");
+    assert!(took < Duration::from_secs(10));
+}
+
+async fn the_end_of_the_root_container_is_the_end_of_all(world: World) {
+    let root = world.run("pod", "pod", &["/bin/sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done"]).await;
+    let app = world.run("app", "pod", &["/bin/sleep", "1000"]).await;
+    let mut output = root.output;
+    output.some().await;
+    world.runtime.kill(&root.id, KillTarget::Init, libc::SIGTERM).await.unwrap();
+    assert_eq!(end_of(root.exit).await.code, 3);
+    assert_eq!(end_of(app.exit).await.code, 137);
+    until("the sentry is gone", async || !is_alive(root.pid)).await;
+    world.runtime.delete(&app.id, false).await.unwrap();
+    world.runtime.delete(&root.id, false).await.unwrap();
+    world.assert_nothing_left().await;
+}
+
+async fn a_create_that_takes_too_long_leaves_nothing(world: World) {
+    // Half-way through: with 30 ms there is no sentry yet, with 150 there often is.
+    let short: Vec<_> = [30, 80, 150].map(Duration::from_millis).into();
+    for deadline in short {
+        let mut config = world.config.clone();
+        config.deadlines.create = deadline;
+        let runtime = runsc_wrapper::Runsc::new(config);
+        let bundle = world.bundle("pod", "pod", &["/bin/sleep", "1000"]);
+        let opts = world.create_opts("pod", "pod", bundle, Stdio::default());
+        match runsc_wrapper::Runtime::create(&runtime, &opts).await {
+            Err(RuntimeError::Timeout { .. }) => {}
+            Ok(_) => runsc_wrapper::Runtime::delete(&runtime, &opts.id, true).await.unwrap(),
+            Err(e) => panic!("{e}"),
+        }
+        let root = fs::read_dir(&world.config.root).map(|dir| dir.count()).unwrap_or(0);
+        assert_eq!(root, 0, "after {deadline:?}");
+        until("no process is left", async || world.processes().is_empty()).await;
+    }
+    // And the name can be used.
+    let _root = world.run("pod", "pod", &["/bin/sleep", "1000"]).await;
+    world.delete_all().await;
+}
+
+async fn a_prefix_of_an_id_is_nobody(world: World) {
+    let root = world.run("podlong", "podlong", &["/bin/sleep", "1000"]).await;
+    let short = id("pod");
+    world.runtime.delete(&short, true).await.unwrap();
+    let error = world.runtime.kill(&short, KillTarget::Init, 9).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::NotFound { .. }), "{error:?}");
+    assert_eq!(world.runtime.status(&root.id).await.unwrap(), Status::Running);
+    world.delete_all().await;
+}
+
+async fn a_sandbox_inherits_nothing(world: World) {
+    let marker = world.dir.path().join("marker");
+    let file = fs::File::create(&marker).unwrap();
+    // As a careless library would leave it.
+    // SAFETY: takes integers only.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) }, 0);
+    let (root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
+    let _ = app;
+    for (pid, args) in world.processes() {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let target = fs::read_link(entry.path()).unwrap_or_default();
+            assert_ne!(target, marker, "{pid} {args}");
+        }
+    }
+    // The log of its create is memory without a name.
+    let files: Vec<_> = fs::read_dir(format!("/proc/{}/fd", root.pid))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .collect();
+    assert!(files.iter().all(|f| !f.to_string_lossy().ends_with(".json")), "{files:?}");
+    world.delete_all().await;
+}
+
+async fn a_stopped_sentry_is_not_waited_for_for_ever(world: World) {
+    let flavor = world.flavor;
+    drop(world);
+    let kiln = "[kiln.deadlines]\ncontrol = 1\nquery = 2\n";
+    let Some(world) = World::with(flavor, "", kiln) else { return };
+    let (root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
+    world.runtime.status(&app.id).await.unwrap();
+    let pid = nix::unistd::Pid::from_raw(root.pid.cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let start = Instant::now();
+    let error = world.runtime.stats(&app.id).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::Timeout { .. }), "{error:?}");
+    assert!(start.elapsed() < Duration::from_secs(15));
+    // It can be removed all the same.
+    world.runtime.delete(&root.id, true).await.unwrap();
+    assert_eq!(end_of(app.exit).await.code, 137);
+    world.delete_all().await;
+}
+
+async fn a_container_that_cannot_be_made_leaves_nothing(world: World) {
+    let bundle = world.bundle("pod", "pod", &["/bin/sleep", "1000"]);
+    fs::write(bundle.join("config.json"), "{ this is no specification").unwrap();
+    let opts = world.create_opts("pod", "pod", bundle, Stdio::default());
+    let error = world.create(&opts).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::Failed { .. }), "{error:?}");
+    assert!(error.to_string().contains("invalid character"), "{error}");
+    world.assert_nothing_left().await;
+    // A container of a sandbox that is not there.
+    if world.flavor.is_runsc() {
+        let bundle = world.bundle("app", "nowhere", &["/bin/sleep", "1000"]);
+        let opts = world.create_opts("app", "nowhere", bundle, Stdio::default());
+        let error = world.create(&opts).await.unwrap_err();
+        assert!(matches!(error, RuntimeError::NotFound { .. }), "{error:?}");
+        world.assert_nothing_left().await;
+    }
+}
+
+async fn a_program_that_is_not_there_is_said_at_create_or_start(world: World) {
+    let _root = world.run("pod", "pod", &["/bin/sleep", "1000"]).await;
+    let (stdio, _output) = piped();
+    let bundle = world.bundle("app", "pod", &["/no/such/program"]);
+    let opts = world.create_opts("app", "pod", bundle, stdio);
+    let made = match world.create(&opts).await {
+        Ok(_) => world.runtime.start(&opts.id, &opts.stdio).await,
+        Err(e) => Err(e),
+    };
+    let error = made.unwrap_err();
+    let RuntimeError::Failed { message, .. } = &error else { panic!("{error:?}") };
+    assert!(message.contains("/no/such/program"), "{message}");
+    world.delete_all().await;
+}
+
+async fn a_container_that_was_never_started_can_be_deleted(world: World) {
+    let bundle = world.bundle("pod", "pod", &["/bin/sleep", "1000"]);
+    let opts = world.create_opts("pod", "pod", bundle, Stdio::default());
+    world.create(&opts).await.unwrap();
+    let exit = world.runtime.watch(&opts.id).await.unwrap();
+    if world.flavor.is_runsc() {
+        let error = world.runtime.kill(&opts.id, KillTarget::Init, 9).await.unwrap_err();
+        assert!(matches!(error, RuntimeError::NotRunning { .. }), "{error:?}");
+    }
+    world.runtime.delete(&opts.id, true).await.unwrap();
+    assert_eq!(end_of(exit).await.code, 137);
+    world.assert_nothing_left().await;
+}

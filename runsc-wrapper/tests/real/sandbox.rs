@@ -1,2 +1,225 @@
 // SPDX-License-Identifier: Apache-2.0
-//! x
+
+//! What concerns a sandbox as a whole: pause, statistics, checkpoints, its network, its cost.
+
+use std::{
+    io::{Read, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    time::{Duration, Instant},
+};
+
+use runsc_wrapper::{CheckpointOpts, KillTarget, RuntimeError, Status, Stdio, command};
+use serde_json::json;
+
+use crate::{
+    for_flavors,
+    world::{Flavor, World, end_of, piped, until},
+};
+
+for_flavors! { [Runsc RunscCli Runsc2024 Runc]:
+    pause_stops_and_resume_goes_on
+    statistics_count
+    features_are_told
+}
+
+const TICKING: &str = "n=0; while :; do n=$((n+1)); echo tick $n; sleep 0.1; done";
+
+async fn pause_stops_and_resume_goes_on(world: World) {
+    let (_root, mut app) = world.run_in_sandbox(&["/bin/sh", "-c", TICKING]).await;
+    let runtime = &world.runtime;
+    app.output.some().await;
+    runtime.pause(&app.id).await.unwrap();
+    assert_eq!(runtime.status(&app.id).await.unwrap(), Status::Paused);
+    let again = runtime.pause(&app.id).await.unwrap_err();
+    assert!(matches!(again, RuntimeError::NotRunning { .. } | RuntimeError::Failed { .. }), "{again:?}");
+    // What was written before is read, then nothing comes.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    app.output.some().await;
+    let silent = tokio::time::timeout(Duration::from_millis(700), app.output.some()).await;
+    assert!(silent.is_err(), "{silent:?}");
+    runtime.resume(&app.id).await.unwrap();
+    assert_eq!(runtime.status(&app.id).await.unwrap(), Status::Running);
+    until("it ticks again", async || app.output.some().await.contains("tick")).await;
+    let extra = runtime.resume(&app.id).await.unwrap_err();
+    assert!(matches!(extra, RuntimeError::NotRunning { .. } | RuntimeError::Failed { .. }), "{extra:?}");
+    assert_eq!(runtime.status(&app.id).await.unwrap(), Status::Running);
+    // A paused one can be removed.
+    runtime.pause(&app.id).await.unwrap();
+    world.delete_all().await;
+}
+
+async fn statistics_count(world: World) {
+    let busy = "echo ready; while :; do :; done";
+    let (_root, mut app) = world.run_in_sandbox(&["/bin/sh", "-c", busy]).await;
+    app.output.some().await;
+    let mut last = 0;
+    until("cpu time grows", async || {
+        let stats = world.runtime.stats(&app.id).await.unwrap();
+        assert_eq!(stats.pids, 1);
+        let grows = last != 0 && stats.cpu_ns > last;
+        last = stats.cpu_ns;
+        if grows && matches!(world.flavor, Flavor::Runsc | Flavor::Runsc2024) {
+            let share = stats.sandbox_cpu_ns.iter().find(|(id, _)| id == app.id.as_str());
+            assert_eq!(share.unwrap().1, stats.cpu_ns);
+        }
+        grows && stats.memory_bytes > 0
+    })
+    .await;
+    world.delete_all().await;
+}
+
+async fn features_are_told(world: World) {
+    let features = world.runtime.features().await.unwrap();
+    assert!(features["ociVersionMax"].as_str().unwrap().starts_with("1."), "{features}");
+}
+
+for_flavors! { [Runsc RunscCli Runsc2024]:
+    a_sandbox_is_saved_and_restored
+    limits_can_be_changed
+    a_life_takes_few_commands
+}
+
+async fn a_sandbox_is_saved_and_restored(world: World) {
+    let (root, mut app) = world.run_in_sandbox(&["/bin/sh", "-c", TICKING]).await;
+    until("it ticks", async || app.output.some().await.contains("tick 3")).await;
+    let image = world.dir.path().join("image");
+    std::fs::create_dir(&image).unwrap();
+    let opts = CheckpointOpts { image: image.clone(), leave_running: true };
+    world.runtime.checkpoint(&root.id, &opts).await.unwrap();
+    assert_eq!(world.runtime.status(&app.id).await.unwrap(), Status::Running);
+    drop(app.output);
+    world.delete_all().await;
+
+    // Made anew with the same specifications, but continued instead of started.
+    let mut restored = Vec::new();
+    for name in ["pod", "app"] {
+        let (stdio, output) = piped();
+        let bundle = world.dir.path().join("bundles").join(name);
+        let opts = world.create_opts(name, "pod", bundle, stdio);
+        world.create(&opts).await.unwrap();
+        let exit = world.runtime.watch(&opts.id).await.unwrap();
+        restored.push((opts, exit, output));
+    }
+    for (opts, ..) in &restored {
+        world.runtime.restore(&opts.id, &image, &opts.stdio).await.unwrap();
+    }
+    let (app, exit, mut output) = restored.pop().unwrap();
+    let first = output.some().await;
+    let tick: u32 = first.lines().next().unwrap().trim_start_matches("tick ").parse().unwrap();
+    assert!((3..20).contains(&tick), "{first}");
+    world.runtime.kill(&app.id, KillTarget::Init, libc::SIGKILL).await.unwrap();
+    assert_eq!(end_of(exit).await.code, 137);
+    world.delete_all().await;
+}
+
+async fn limits_can_be_changed(world: World) {
+    let flavor = world.flavor;
+    drop(world);
+    let Some(world) = World::with(flavor, "ignore-cgroups = false", "") else { return };
+    let bundle = world.bundle_with("pod", "pod", &["/bin/sleep", "1000"], |spec| {
+        spec["linux"]["resources"] = json!({"memory": {"limit": 500 << 20}});
+    });
+    let root = world.run_bundle("pod", "pod", bundle).await;
+    let result = world.runtime.update(&root.id, &json!({"memory": {"limit": 400 << 20}})).await;
+    match result {
+        Ok(()) => assert_ne!(flavor, Flavor::Runsc2024),
+        Err(RuntimeError::Unsupported { .. }) => assert_eq!(flavor, Flavor::Runsc2024),
+        Err(e) => panic!("{e}"),
+    }
+    world.delete_all().await;
+}
+
+async fn a_life_takes_few_commands(world: World) {
+    if world.flavor == Flavor::RunscCli {
+        return;
+    }
+    // Other tests run commands too: count those of this world by their log.
+    let before = command::runs();
+    let (root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
+    assert_eq!(world.exec_to_end(app.id.as_str(), &["true"]).await.0, 0);
+    world.runtime.stats(&app.id).await.unwrap();
+    world.runtime.processes(&app.id).await.unwrap();
+    world.runtime.status(&app.id).await.unwrap();
+    world.runtime.kill(&app.id, KillTarget::Init, libc::SIGKILL).await.unwrap();
+    assert_eq!(end_of(app.exit).await.code, 137);
+    world.runtime.delete(&app.id, false).await.unwrap();
+    world.runtime.kill(&root.id, KillTarget::Init, libc::SIGKILL).await.unwrap();
+    assert_eq!(end_of(root.exit).await.code, 137);
+    let deleting = Instant::now();
+    world.runtime.delete(&root.id, false).await.unwrap();
+    println!("delete of a sandbox: {:?}", deleting.elapsed());
+    let runs = command::runs() - before;
+    println!("commands: {runs}");
+    if std::env::var_os("ONE_TEST_AT_A_TIME").is_some() {
+        assert!(runs <= 6, "{runs} commands");
+    }
+    world.assert_nothing_left().await;
+}
+
+for_flavors! { [Runsc RunscCli Runsc2024]:
+    ports_inside_can_be_reached
+}
+
+async fn ports_inside_can_be_reached(world: World) {
+    let flavor = world.flavor;
+    drop(world);
+    let Some(world) = World::with(flavor, "network = 'sandbox'", "") else { return };
+    let (_root, mut app) =
+        world.run_in_sandbox(&["/bin/sh", "-c", "echo ready; nc -l -p 8080 -e /bin/cat"]).await;
+    app.output.some().await;
+    let forward = async || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        world.runtime.port_forward(&app.id, 8080, OwnedFd::from(theirs)).await.map(|()| ours)
+    };
+    if flavor == Flavor::RunscCli {
+        let error = forward().await.unwrap_err();
+        assert!(matches!(error, RuntimeError::Unsupported { .. }), "{error:?}");
+        return world.delete_all().await;
+    }
+    let mut stream = None;
+    until("somebody listens", async || {
+        stream = forward().await.ok();
+        stream.is_some()
+    })
+    .await;
+    let mut stream = stream.unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(b"there and back").unwrap();
+    let back = tokio::task::spawn_blocking(move || {
+        let mut text = [0; 14];
+        stream.read_exact(&mut text).unwrap();
+        String::from_utf8(text.to_vec()).unwrap()
+    });
+    assert_eq!(back.await.unwrap(), "there and back");
+    assert_eq!(world.runsc.as_ref().unwrap().control_fallbacks(), 0);
+    world.delete_all().await;
+}
+
+for_flavors! { [Runsc]:
+    calls_are_cheap
+}
+
+/// Prints what calls cost; asserts only that they are not those of a process start.
+async fn calls_are_cheap(world: World) {
+    let (_root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
+    let mut times = Vec::new();
+    for _ in 0..50 {
+        let start = Instant::now();
+        world.runtime.stats(&app.id).await.unwrap();
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!("stats: p50 {:?}", times[25]);
+    assert!(times[25] < Duration::from_millis(10));
+    let mut times = Vec::new();
+    for _ in 0..30 {
+        let opts = world.exec_opts(app.id.as_str(), &["true"], Stdio::default());
+        let start = Instant::now();
+        let exec = world.runtime.exec(&opts).await.unwrap();
+        assert_eq!(end_of(exec.exit).await.code, 0);
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!("exec and wait: p50 {:?}", times[15]);
+    world.delete_all().await;
+}

@@ -69,7 +69,6 @@ pub(crate) struct World {
     pub(crate) runsc: Option<Arc<Runsc>>,
     pub(crate) config: Config,
     pub(crate) dir: TempDir,
-    pids: Mutex<BTreeSet<u32>>,
     made: Mutex<Vec<ContainerId>>,
 }
 
@@ -181,14 +180,13 @@ impl World {
                 (runsc.clone(), Some(runsc))
             }
         };
-        make_rootfs(&dir.path().join("rootfs"));
+        fs::copy(busybox(), dir.path().join("busybox")).unwrap();
         Some(Self {
             flavor,
             runtime,
             runsc,
             config,
             dir,
-            pids: Mutex::default(),
             made: Mutex::default(),
         })
     }
@@ -214,10 +212,11 @@ impl World {
         change: impl FnOnce(&mut Value),
     ) -> PathBuf {
         let bundle = self.dir.path().join("bundles").join(name);
-        fs::create_dir_all(&bundle).unwrap();
-        let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
-        // runsc makes a namespace for its own; runc must be told.
-        namespaces.push("network");
+        let rootfs = bundle.join("rootfs");
+        if !rootfs.exists() {
+            make_rootfs(&rootfs, &self.dir.path().join("busybox"));
+        }
+        let namespaces = ["pid", "ipc", "uts", "mount", "network"];
         let capabilities = ["CAP_KILL", "CAP_CHOWN", "CAP_SETUID", "CAP_NET_RAW"];
         let mut spec = json!({
             "ociVersion": "1.0.2",
@@ -226,7 +225,7 @@ impl World {
                 "env": ["PATH=/bin", "HOME=/"],
                 "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
             },
-            "root": {"path": self.dir.path().join("rootfs"), "readonly": false},
+            "root": {"path": rootfs, "readonly": false},
             "hostname": "test",
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -266,9 +265,7 @@ impl World {
     /// Creates a container, and remembers it for the end of the world.
     pub(crate) async fn create(&self, opts: &CreateOpts) -> Result<u32> {
         self.made.lock().unwrap().push(opts.id.clone());
-        let pid = self.runtime.create(opts).await?;
-        self.pids.lock().unwrap().insert(pid);
-        Ok(pid)
+        self.runtime.create(opts).await
     }
 
     /// Creates and starts a container, watched from before its start.
@@ -337,12 +334,14 @@ impl World {
             .map(|dir| dir.map(|e| e.unwrap().path()).collect())
             .unwrap_or_default();
         assert!(files.is_empty(), "left in root: {files:?}");
-        let left: Vec<_> = fs::read_dir(self.dir.path().join("rootfs"))
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name.starts_with(".gvisor"))
-            .collect();
-        assert!(left.is_empty(), "left in rootfs: {left:?}");
+        for bundle in fs::read_dir(self.dir.path().join("bundles")).unwrap() {
+            let rootfs = fs::read_dir(bundle.unwrap().path().join("rootfs")).unwrap();
+            let left: Vec<_> = rootfs
+                .map(|entry| entry.unwrap().path())
+                .filter(|path| path.to_string_lossy().contains(".gvisor"))
+                .collect();
+            assert!(left.is_empty(), "left in rootfs: {left:?}");
+        }
         until("no process is left", async || self.processes().is_empty()).await;
     }
 
@@ -364,58 +363,60 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // By hand, since a test may end by panic and its runtime with it.
-        let mut pids: BTreeSet<u32> = self.processes().into_iter().map(|(pid, _)| pid).collect();
-        for pid in self.pids.lock().unwrap_or_else(|e| e.into_inner()).iter() {
-            // Only what is surely ours, since pids are used again.
-            let mine = fs::read_link(format!("/proc/{pid}/root"))
-                .is_ok_and(|root| root.starts_with(self.dir.path()));
-            if mine {
-                pids.insert(*pid);
-            }
-        }
-        for pid in pids {
+        // By hand, since a test may end by panic and its runtime with it. State files go with
+        // the directory.
+        let of_cgroup = cgroups(&self.cgroup())
+            .into_iter()
+            .filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok())
+            .flat_map(|procs| procs.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>());
+        let left: BTreeSet<u32> =
+            self.processes().into_iter().map(|(pid, _)| pid).chain(of_cgroup).collect();
+        for pid in &left {
             println!("killed {pid}, left by a test");
             let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
-        let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(|e| e.into_inner()));
-        for id in made {
-            let _ = std::process::Command::new(&self.config.binary)
-                .arg(format!("--root={}", self.config.root.display()))
-                .args(["delete", "--force", id.as_str()])
-                .stdin(std::process::Stdio::null())
-                .stdout(std::process::Stdio::null())
-                .stderr(std::process::Stdio::null())
-                .status();
+        for pid in left {
+            // Ours if its parent is dead; a cgroup cannot be removed while it has a zombie.
+            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+            let _ = nix::sys::wait::waitpid(pid, None);
         }
-        remove_cgroups(&self.cgroup());
+        for dir in cgroups(&self.cgroup()) {
+            let _ = fs::remove_dir(dir);
+        }
     }
 }
 
-fn make_rootfs(rootfs: &Path) {
+/// The cgroups of a world in all hierarchies, the deepest first.
+fn cgroups(world: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        let top = controller.path().join(world);
+        let children = fs::read_dir(&top).into_iter().flatten().flatten();
+        found.extend(children.map(|child| child.path()).filter(|path| path.is_dir()));
+        if top.is_dir() {
+            found.push(top);
+        }
+    }
+    found
+}
+
+fn busybox() -> &'static Path {
+    let places = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
+    places.into_iter().find(|path| path.is_file()).expect("busybox-static is not installed")
+}
+
+fn make_rootfs(rootfs: &Path, busybox: &Path) {
     let bin = rootfs.join("bin");
     fs::create_dir_all(&bin).unwrap();
     for dir in ["proc", "dev", "tmp", "root"] {
         fs::create_dir(rootfs.join(dir)).unwrap();
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|p| Path::new(p).is_file());
-    fs::copy(busybox.expect("busybox-static is not installed"), bin.join("busybox")).unwrap();
-    for name in ["sh", "sleep", "true", "false", "cat", "echo", "id", "env", "kill", "tty", "stty", "nc", "ls", "head", "printf"] {
+    fs::hard_link(busybox, bin.join("busybox")).unwrap();
+    for name in [
+        "sh", "sleep", "true", "false", "cat", "echo", "id", "env", "kill", "tty", "stty", "nc", "ls",
+        "head",
+    ] {
         symlink("busybox", bin.join(name)).unwrap();
-    }
-}
-
-/// Removes the cgroups of a world that no process is in.
-fn remove_cgroups(name: &str) {
-    let Ok(controllers) = fs::read_dir("/sys/fs/cgroup") else { return };
-    for controller in controllers.flatten() {
-        let top = controller.path().join(name);
-        for child in fs::read_dir(&top).into_iter().flatten().flatten() {
-            if child.path().is_dir() {
-                let _ = fs::remove_dir(child.path());
-            }
-        }
-        let _ = fs::remove_dir(top);
     }
 }

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+
+# What is downloaded or built once, outside the checkout.
+export KILN_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kiln
+CARGO ?= cargo
+TOOLS := $(KILN_CACHE)/tools
+# Static programs are linked for an explicit target, so that build scripts stay dynamic.
+TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC := --profile small --target $(TARGET) -- -C target-feature=+crt-static
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+.PHONY: deps
+deps: ## Install containerd, runsc and what else the demo and the tests run against
+	@tests/deps/install.sh
+
+.PHONY: build
+build: ## The shim as it is installed: target/small/containerd-shim-kiln-v2, static and small
+	$(CARGO) rustc -p kiln-shim --bin containerd-shim-kiln-v2 $(STATIC)
+	mkdir -p target/small && cp target/$(TARGET)/small/containerd-shim-kiln-v2 target/small/
+
+.PHONY: guest
+guest: ## Build the static program that test images are made of
+	$(CARGO) rustc -p kiln-guest $(STATIC) -C relocation-model=static
+
+.PHONY: demo-node
+demo-node: deps build guest ## Run Pods in gVisor on a private containerd, and show what happens
+	$(CARGO) run -q -p kiln-tests --bin kiln-demo
+
+.PHONY: demo
+demo: demo-node ## The same
+
+.PHONY: check
+check: $(TOOLS)/bin/cargo-deny ## Format, lints, licences
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --exclude kiln-guest --all-targets -- -D warnings
+	$(TOOLS)/bin/cargo-deny --offline check bans licenses sources
+
+.PHONY: test-unit
+test-unit: deps ## Tests that need no containerd; those of the runtimes need root
+	$(CARGO) test -q -p runsc-wrapper -p kiln-shim -p kiln-images --all-features -- --include-ignored
+
+.PHONY: test-node
+test-node: deps build guest ## Suites against real containerd, runsc and runc
+	$(CARGO) test -q -p kiln-tests
+
+.PHONY: critest
+critest: deps build guest ## The CRI conformance suite with our handler
+	$(CARGO) run -q -p kiln-tests --bin kiln-critest -- --handler gvisor
+
+.PHONY: test
+test: check test-unit test-node critest ## Everything above
+
+.PHONY: bench-node
+bench-node: deps build guest ## Ours, gVisor's Go shim and runc side by side: target/bench/node.json
+	$(CARGO) run -q --release -p kiln-tests --bin kiln-bench
+
+.PHONY: bench
+bench: bench-node ## All benchmarks
+
+.PHONY: clean
+clean: ## Remove what was built here; the cache stays
+	$(CARGO) clean
+
+$(TOOLS)/bin/cargo-deny:
+	$(CARGO) install --quiet --locked --root $(TOOLS) --target-dir $(KILN_CACHE)/build/tools cargo-deny@0.20.2
