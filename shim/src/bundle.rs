@@ -21,6 +21,7 @@ use crate::{
     config::Policy,
     error::{Error, Result},
     io::read_capped,
+    masks,
 };
 
 /// Largest `config.json` that is read: Kubernetes' own limit of an object is 1.5 MiB.
@@ -295,6 +296,27 @@ impl Spec {
         if let Some(Value::Object(annotations)) = self.0.get_mut("annotations") {
             annotations.retain(|key, _| !key.starts_with("dev.gvisor."));
         }
+    }
+
+    /// Makes mounts of the paths that runsc would forget, in a container whose root file system
+    /// is mounted at `rootfs`. Blocks.
+    pub(crate) fn mount_masks(&mut self, rootfs: &Path) -> Result<()> {
+        let list = |path| -> Vec<String> {
+            let paths = self.0.pointer(path).and_then(Value::as_array);
+            paths
+                .into_iter()
+                .flatten()
+                .filter_map(|p| Some(p.as_str()?.to_owned()))
+                .collect()
+        };
+        let (masked, readonly) = (list("/linux/maskedPaths"), list("/linux/readonlyPaths"));
+        let more = masks::mounts(&masked, &readonly, rootfs)?;
+        if let Some(mounts) = self.0.get_mut("mounts").and_then(Value::as_array_mut) {
+            mounts.extend(more);
+        } else if !more.is_empty() {
+            self.0["mounts"] = more.into();
+        }
+        Ok(())
     }
 
     fn set_limits(&mut self, limits: &Limits) {

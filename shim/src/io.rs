@@ -25,6 +25,7 @@ use std::{
 use containerd_shim::asynchronous::io::{IoTasks, Pty};
 use nix::{
     cmsg_space,
+    fcntl::{FcntlArg, OFlag, fcntl},
     sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
 };
 use runsc_wrapper::Stdio;
@@ -205,10 +206,15 @@ fn open_fifo(path: &Path, options: &mut OpenOptions) -> Result<File> {
         )));
     }
     let magic = PathBuf::from(format!("/proc/self/fd/{}", named.as_raw_fd()));
-    options
+    let fifo = options
         .custom_flags(libc::O_NONBLOCK)
         .open(&magic)
-        .map_err(Error::io("open stdio", path))
+        .map_err(Error::io("open stdio", path))?;
+    // Not waiting was for the open alone: a process that finds its stdio non-blocking fails
+    // with EAGAIN where it should wait.
+    fcntl(&fifo, FcntlArg::F_SETFL(OFlag::empty()))
+        .map_err(|e| Error::io("set up stdio", path)(e.into()))?;
+    Ok(fifo)
 }
 
 fn open_log_file(path: &Path) -> Result<File> {
@@ -377,12 +383,28 @@ mod tests {
         .unwrap();
         let mut input = File::from(stdio.stdin.unwrap());
         let mut byte = [0];
+        fcntl(&input, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         assert_eq!(
             input.read(&mut byte).unwrap_err().kind(),
             io::ErrorKind::WouldBlock
         );
         io.close_stdin();
         assert_eq!(input.read(&mut byte).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_process_gets_stdio_that_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = IoSpec {
+            stdin: fifo(dir.path(), "in"),
+            stdout: fifo(dir.path(), "out"),
+            ..IoSpec::default()
+        };
+        let (_io, stdio) = ProcessIo::open(&spec).unwrap();
+        for fd in [stdio.stdin.unwrap(), stdio.stdout.unwrap()] {
+            let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL).unwrap());
+            assert!(!flags.contains(OFlag::O_NONBLOCK));
+        }
     }
 
     #[test]

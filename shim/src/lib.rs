@@ -19,6 +19,7 @@ pub mod events;
 mod fuzz;
 pub mod io;
 mod logging;
+mod masks;
 pub mod pod;
 mod port_forward;
 mod process;

@@ -261,7 +261,6 @@ impl Pod {
         let limits = spec.limits();
         let shares_pids = spec.shares_pids();
         let log_dir = spec.log_dir();
-        prepare(sandbox, &role, spec, &cgroup, &bundle, &request.rootfs).await?;
         let init = Process::new(id.clone(), request.io.clone());
         let opts = CreateOpts {
             id: id.clone(),
@@ -272,7 +271,11 @@ impl Pod {
             user_log: None,
             log_dir,
         };
-        if let Err(e) = make(sandbox, &init, opts).await {
+        let made = match prepare(sandbox, &role, spec, &cgroup, &bundle, &request.rootfs).await {
+            Ok(()) => make(sandbox, &init, opts).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = made {
             undo_create(sandbox, id, &role, &bundle, &e).await;
             return Err(e);
         }
@@ -920,11 +923,15 @@ async fn prepare(
         String::new()
     };
     let record = Record::new(&sandbox.id, sandbox.config_file.clone(), sandbox_cgroup);
-    let (bundle, mounts) = (bundle.to_owned(), mounts.to_vec());
+    let (bundle, mounts, shared) = (bundle.to_owned(), mounts.to_vec(), sandbox.is_shared());
     blocking(move || {
-        spec.save(&bundle)?;
+        let rootfs = bundle.join("rootfs");
         record.save(&bundle)?;
-        rootfs::mount(&mounts, &bundle.join("rootfs"))
+        rootfs::mount(&mounts, &rootfs)?;
+        if shared {
+            spec.mount_masks(&rootfs)?;
+        }
+        spec.save(&bundle)
     })
     .await
 }
