@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Making a container: check, prepare the bundle, have the runtime make it, and take everything
+//! back when a step fails.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use containerd_shim_protos::{
+    api::Mount,
+    events::task as events,
+    protobuf::{MessageField, well_known_types::any::Any},
+};
+use log::{info, warn};
+use runsc_wrapper::{ContainerId, CreateOpts, RuntimeError, RuntimeKind, Stdio};
+
+use super::{CreateRequest, Pod, attach, blocking, clean_up};
+use crate::{
+    bundle::{Network, Role, Spec},
+    cgroup::Cgroup,
+    config::NodeConfig,
+    container::{Container, Parts},
+    error::{Error, Result},
+    events::publish,
+    io::{ConsoleSocket, ProcessIo},
+    process::Process,
+    rootfs,
+    sandbox::{Record, Sandbox, Scratch},
+};
+
+impl Pod {
+    /// Makes a container and returns the host pid that stands for it.
+    pub async fn create(&self, request: CreateRequest) -> Result<u32> {
+        let id: ContainerId = request.id.parse()?;
+        let slot = Slot::reserve(self, &id)?;
+        let bundle = checked_bundle(&request.bundle)?;
+        let spec = blocking({
+            let bundle = bundle.clone();
+            move || Spec::load(&bundle)
+        })
+        .await?;
+        if spec.terminal() != request.io.terminal {
+            let words = "process.terminal and the request disagree".to_owned();
+            return Err(Error::InvalidArgument(words));
+        }
+        let role = spec.role()?;
+        let sandbox = self
+            .sandbox_for(&id, &role, &spec, request.options.as_ref())
+            .await?;
+        let result = self
+            .create_in(sandbox, &id, role, spec, bundle, request)
+            .await;
+        match result {
+            Ok(container) => {
+                let pid = container.init.pid();
+                slot.fill(container);
+                self.limit_sandbox();
+                Ok(pid)
+            }
+            Err(e) => {
+                warn!("create {id}: {e}");
+                Err(e)
+            }
+        }
+    }
+
+    /// The Pod's sandbox; the first container brings it with it.
+    async fn sandbox_for(
+        &self,
+        id: &ContainerId,
+        role: &Role,
+        spec: &Spec,
+        options: Option<&Any>,
+    ) -> Result<&Sandbox> {
+        match (role, self.sandbox.get()) {
+            (Role::Member(of), Some(sandbox)) if *of == sandbox.id => {
+                spec.check(&sandbox.policy, sandbox.pid())?;
+                Ok(sandbox)
+            }
+            (Role::Member(of), _) => Err(Error::InvalidArgument(format!(
+                "sandbox {of} is not in this shim"
+            ))),
+            (Role::Sandbox, Some(sandbox)) => Err(Error::InvalidArgument(format!(
+                "this shim serves sandbox {}, and {id} is a sandbox of its own",
+                sandbox.id
+            ))),
+            (Role::Sandbox, None) => {
+                let sandbox = self.new_sandbox(id, spec, options).await?;
+                // The slot of `id` is reserved, and no other id makes a sandbox before this one.
+                self.sandbox
+                    .set(sandbox)
+                    .map_err(|_| Error::AlreadyExists {
+                        kind: "sandbox",
+                        id: id.to_string(),
+                    })?;
+                self.sandbox.get().ok_or(Error::NotFound {
+                    kind: "sandbox",
+                    id: id.to_string(),
+                })
+            }
+        }
+    }
+
+    async fn new_sandbox(
+        &self,
+        id: &ContainerId,
+        spec: &Spec,
+        options: Option<&Any>,
+    ) -> Result<Sandbox> {
+        let options = options.cloned();
+        let mut config = blocking(move || NodeConfig::from_options(options.as_ref())).await?;
+        spec.check(&config.policy, None)?;
+        let network = spec.network();
+        if network == Network::Host && config.runtime.kind == RuntimeKind::Runsc {
+            config
+                .runtime
+                .flags
+                .insert("network".to_owned(), "host".to_owned());
+        }
+        let fallback = format!("/{}/{id}", self.namespace);
+        let path = spec.cgroups_path().unwrap_or(&fallback);
+        let cgroup = Cgroup::new(&self.host.cgroups, path)?;
+        let runtime = (self.runtime)(&config, &self.namespace)?;
+        let (run, owner) = (self.host.run.clone(), id.clone());
+        let scratch = blocking(move || Scratch::new(&run, &owner)).await?;
+        Ok(Sandbox {
+            id: id.clone(),
+            kind: config.runtime.kind,
+            runtime,
+            policy: config.policy,
+            config_file: config.file,
+            network,
+            cgroup,
+            pod_limits: spec.pod_limits(),
+            scratch,
+            pid: 0.into(),
+            empty: OnceLock::new(),
+        })
+    }
+
+    async fn create_in(
+        &self,
+        sandbox: &Sandbox,
+        id: &ContainerId,
+        role: Role,
+        spec: Spec,
+        bundle: PathBuf,
+        request: CreateRequest,
+    ) -> Result<Arc<Container>> {
+        let cgroup = match (&role, spec.cgroups_path()) {
+            (Role::Member(_), Some(path)) => Cgroup::new(&self.host.cgroups, path)?,
+            _ => sandbox.cgroup.clone(),
+        };
+        let restore = restore_image(sandbox, &spec, &request.checkpoint)?;
+        let limits = spec.limits();
+        let shares_pids = spec.shares_pids();
+        let log_dir = spec.log_dir();
+        let init = Process::new(id.clone(), request.io.clone());
+        let opts = CreateOpts {
+            id: id.clone(),
+            sandbox: sandbox.id.clone(),
+            bundle: bundle.clone(),
+            stdio: Stdio::default(),
+            console_socket: None,
+            user_log: None,
+            log_dir,
+        };
+        let made = match prepare(sandbox, &role, spec, &cgroup, &bundle, &request.rootfs).await {
+            Ok(()) => make(sandbox, &init, opts).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = made {
+            undo_create(sandbox, id, &role, &bundle, &e).await;
+            return Err(e);
+        }
+        let charged = if sandbox.is_shared() {
+            sandbox.cgroup.clone()
+        } else {
+            cgroup
+        };
+        if role == Role::Sandbox {
+            sandbox.set_pid(init.pid());
+        }
+        let parts = Parts {
+            id: id.clone(),
+            role,
+            bundle,
+            init,
+            cgroup: charged,
+            shares_pids,
+            restore,
+            limits,
+        };
+        let container = Arc::new(Container::new(parts));
+        publish(
+            &*self.events,
+            &events::TaskCreate {
+                container_id: id.to_string(),
+                bundle: request.bundle.display().to_string(),
+                rootfs: request.rootfs,
+                io: MessageField::some(events::TaskIO {
+                    stdin: request.io.stdin,
+                    stdout: request.io.stdout,
+                    stderr: request.io.stderr,
+                    terminal: request.io.terminal,
+                    ..events::TaskIO::default()
+                }),
+                checkpoint: request.checkpoint,
+                pid: container.init.pid(),
+                ..events::TaskCreate::default()
+            },
+        );
+        info!("created {id}, pid {}", container.init.pid());
+        Ok(container)
+    }
+}
+
+/// An id that is taken while its container is being made, and free again if that fails.
+struct Slot<'a> {
+    pod: &'a Pod,
+    id: ContainerId,
+    filled: bool,
+}
+
+impl<'a> Slot<'a> {
+    fn reserve(pod: &'a Pod, id: &ContainerId) -> Result<Self> {
+        let mut map = pod.map();
+        if map.contains_key(id) {
+            return Err(Error::AlreadyExists {
+                kind: "container",
+                id: id.to_string(),
+            });
+        }
+        map.insert(id.clone(), None);
+        Ok(Self {
+            pod,
+            id: id.clone(),
+            filled: false,
+        })
+    }
+
+    fn fill(mut self, container: Arc<Container>) {
+        self.pod.map().insert(self.id.clone(), Some(container));
+        self.filled = true;
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.pod.map().remove(&self.id);
+        }
+    }
+}
+
+fn checked_bundle(bundle: &Path) -> Result<PathBuf> {
+    if bundle.is_absolute() {
+        return Ok(bundle.to_owned());
+    }
+    Err(Error::InvalidArgument(format!(
+        "bundle {} is not absolute",
+        bundle.display()
+    )))
+}
+
+/// The checkpoint that a container starts from: what containerd unpacked, or what the Pod names
+/// below a directory that the node allows.
+fn restore_image(sandbox: &Sandbox, spec: &Spec, checkpoint: &str) -> Result<Option<PathBuf>> {
+    if !checkpoint.is_empty() {
+        return Ok(Some(checkpoint.into()));
+    }
+    let Some(named) = spec.restore_image() else {
+        return Ok(None);
+    };
+    let denied = || {
+        Error::Denied(format!(
+            "restoring from {named:?} is not allowed on this node (restore_dirs)"
+        ))
+    };
+    let image = Path::new(named).canonicalize().map_err(|_| denied())?;
+    if sandbox
+        .policy
+        .restore_dirs
+        .iter()
+        .any(|dir| image.starts_with(dir))
+    {
+        return Ok(Some(image));
+    }
+    Err(denied())
+}
+
+/// Changes the spec as the runtime must see it, leaves the record for a later clean-up, and
+/// mounts the root file system.
+async fn prepare(
+    sandbox: &Sandbox,
+    role: &Role,
+    mut spec: Spec,
+    cgroup: &Cgroup,
+    bundle: &Path,
+    mounts: &[Mount],
+) -> Result<()> {
+    // The limits of the pause container mean nothing for the sandbox around all others.
+    let limits = (*role == Role::Sandbox && sandbox.is_shared()).then(|| sandbox.boot_limits());
+    spec.rewrite(sandbox.kind, cgroup, limits.as_ref());
+    let sandbox_cgroup = if *role == Role::Sandbox {
+        cgroup.spec_path()
+    } else {
+        String::new()
+    };
+    let record = Record::new(&sandbox.id, sandbox.config_file.clone(), sandbox_cgroup);
+    let (bundle, mounts, shared) = (bundle.to_owned(), mounts.to_vec(), sandbox.is_shared());
+    blocking(move || {
+        let rootfs = bundle.join("rootfs");
+        record.save(&bundle)?;
+        rootfs::mount(&mounts, &rootfs)?;
+        if shared {
+            spec.mount_masks(&rootfs)?;
+        }
+        spec.save(&bundle)
+    })
+    .await
+}
+
+/// Has the runtime make a container, with its stdio or terminal connected.
+async fn make(sandbox: &Sandbox, init: &Process, mut opts: CreateOpts) -> Result<()> {
+    if !init.io_spec.terminal {
+        let (io, stdio) = ProcessIo::open(&init.io_spec)?;
+        opts.stdio = stdio;
+        init.set_pid(sandbox.runtime.create(&opts).await?);
+        init.set_io(io.into());
+        *init.lifecycle.lock().await = opts.stdio;
+        return Ok(());
+    }
+    let console = ConsoleSocket::bind(sandbox.scratch.dir(), &sandbox.scratch.name())?;
+    opts.console_socket = Some(console.path().to_owned());
+    init.set_pid(sandbox.runtime.create(&opts).await?);
+    attach(init, &console).await
+}
+
+/// Takes away what a create that failed with `error` may have left.
+async fn undo_create(
+    sandbox: &Sandbox,
+    id: &ContainerId,
+    role: &Role,
+    bundle: &Path,
+    error: &Error,
+) {
+    // A container of this name that was there before is not ours to delete.
+    let theirs = matches!(error, Error::Runtime(RuntimeError::AlreadyExists { .. }));
+    if !theirs && let Err(e) = sandbox.runtime.delete(id, true).await {
+        warn!("undo create {id}: {e}");
+    }
+    let cgroup = (*role == Role::Sandbox && !theirs).then(|| sandbox.cgroup.clone());
+    if let Err(e) = clean_up(bundle.to_owned(), cgroup).await {
+        warn!("undo create {id}: {e}");
+    }
+}
