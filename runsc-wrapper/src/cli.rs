@@ -2,7 +2,14 @@
 
 //! The command line of an OCI runtime, as far as runsc and runc agree on it.
 
-use std::{ffi::OsStr, fs, io, os::fd::OwnedFd, path::Path, time::Duration};
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{self, Write},
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::Deserialize;
 
@@ -53,11 +60,18 @@ impl Cli {
             .args(flags)
             .arg(op)
             .log(log);
-        Ok(Call { op, id: id.to_owned(), command, deadline: self.config.deadlines.query })
+        Ok(Call {
+            op,
+            id: id.to_owned(),
+            command,
+            deadline: self.config.deadlines.query,
+        })
     }
 
     pub(crate) async fn start(&self, id: &ContainerId, stdio: Stdio) -> Result<()> {
-        let call = self.call("start", id.as_str())?.deadline(self.config.deadlines.start);
+        let call = self
+            .call("start", id.as_str())?
+            .deadline(self.config.deadlines.start);
         call.stdio(stdio).id().run().await?;
         Ok(())
     }
@@ -65,33 +79,54 @@ impl Cli {
     /// Signals the first process or all.
     pub(crate) async fn kill(&self, id: &ContainerId, all: bool, signal: i32) -> Result<()> {
         let all = all.then_some("--all");
-        self.call("kill", id.as_str())?.args(all).id().arg(signal.to_string()).run().await?;
+        self.call("kill", id.as_str())?
+            .args(all)
+            .id()
+            .arg(signal.to_string())
+            .run()
+            .await?;
         Ok(())
     }
 
     /// Signals one process of a sandbox (runsc).
     pub(crate) async fn kill_pid(&self, id: &ContainerId, pid: u32, signal: i32) -> Result<()> {
-        let call = self.call("kill", id.as_str())?.arg("--pid").arg(pid.to_string());
+        let call = self
+            .call("kill", id.as_str())?
+            .arg("--pid")
+            .arg(pid.to_string());
         call.id().arg(signal.to_string()).run().await?;
         Ok(())
     }
 
     pub(crate) async fn delete(&self, id: &ContainerId, force: bool) -> Result<()> {
         let force = force.then_some("--force");
-        let call = self.call("delete", id.as_str())?.deadline(self.config.deadlines.delete);
+        let call = self
+            .call("delete", id.as_str())?
+            .deadline(self.config.deadlines.delete);
         call.args(force).id().run().await?;
         Ok(())
     }
 
     pub(crate) async fn state(&self, id: &ContainerId) -> Result<OciState> {
-        self.call("state", id.as_str())?.looks_only().id().json().await
+        self.call("state", id.as_str())?
+            .looks_only()
+            .id()
+            .json()
+            .await
     }
 
     /// The pids of the container's processes.
     pub(crate) async fn pids(&self, id: &ContainerId) -> Result<Vec<u32>> {
-        let call = self.call("ps", id.as_str())?.looks_only().args(["--format", "json"]);
+        let call = self
+            .call("ps", id.as_str())?
+            .looks_only()
+            .args(["--format", "json"]);
         // Go writes null for an empty list.
-        Ok(call.id().json::<Option<Vec<u32>>>().await?.unwrap_or_default())
+        Ok(call
+            .id()
+            .json::<Option<Vec<u32>>>()
+            .await?
+            .unwrap_or_default())
     }
 
     pub(crate) async fn pause(&self, id: &ContainerId) -> Result<()> {
@@ -105,27 +140,49 @@ impl Cli {
     }
 
     pub(crate) async fn stats(&self, id: &ContainerId) -> Result<Stats> {
-        let call = self.call("events", id.as_str())?.looks_only().arg("--stats").id();
+        let call = self
+            .call("events", id.as_str())?
+            .looks_only()
+            .arg("--stats")
+            .id();
         let event: EventBody = call.json().await?;
         Ok(stats_of(event))
     }
 
     pub(crate) async fn checkpoint(&self, id: &ContainerId, opts: &CheckpointOpts) -> Result<()> {
         let leave_running = opts.leave_running.then_some("--leave-running");
-        let call = self.call("checkpoint", id.as_str())?.deadline(self.config.deadlines.checkpoint);
-        call.arg("--image-path").arg(&opts.image).args(leave_running).id().run().await?;
+        let call = self
+            .call("checkpoint", id.as_str())?
+            .deadline(self.config.deadlines.checkpoint);
+        call.arg("--image-path")
+            .arg(&opts.image)
+            .args(leave_running)
+            .id()
+            .run()
+            .await?;
         Ok(())
     }
 
-    pub(crate) async fn update(&self, id: &ContainerId, resources: &serde_json::Value) -> Result<()> {
+    pub(crate) async fn update(
+        &self,
+        id: &ContainerId,
+        resources: &serde_json::Value,
+    ) -> Result<()> {
         let input = resources.to_string().into_bytes();
-        self.call("update", id.as_str())?.args(["--resources", "-"]).input(input).id().run().await?;
+        self.call("update", id.as_str())?
+            .args(["--resources", "-"])
+            .input(input)
+            .id()
+            .run()
+            .await?;
         Ok(())
     }
 
     /// What `--version` prints.
     pub(crate) async fn version(&self) -> Result<String> {
-        let command = Command::new(&self.config.binary).arg("--version").dies_with_us();
+        let command = Command::new(&self.config.binary)
+            .arg("--version")
+            .dies_with_us();
         let output = command
             .deadline(self.config.deadlines.query)
             .run()
@@ -210,14 +267,20 @@ impl Call {
     pub(crate) async fn json<T: for<'de> Deserialize<'de>>(self) -> Result<T> {
         let (op, id) = (self.op, self.id.clone());
         let output = self.run().await?;
-        serde_json::from_slice(&output.stdout)
-            .map_err(|e| RuntimeError::BadAnswer { op, id, message: e.to_string() })
+        serde_json::from_slice(&output.stdout).map_err(|e| RuntimeError::BadAnswer {
+            op,
+            id,
+            message: e.to_string(),
+        })
     }
 
     /// Starts it as a companion of a process that it stands for, without deadline.
     pub(crate) fn start(self) -> Result<Running> {
         let (op, id) = (self.op, self.id);
-        self.command.dies_with_us().start().map_err(|e| command_error(op, &id, e))
+        self.command
+            .dies_with_us()
+            .start()
+            .map_err(|e| command_error(op, &id, e))
     }
 }
 
@@ -228,7 +291,7 @@ pub(crate) struct OciState {
     #[serde(default)]
     pub(crate) pid: i64,
     #[serde(default)]
-    pub(crate) bundle: std::path::PathBuf,
+    pub(crate) bundle: PathBuf,
 }
 
 impl OciState {
@@ -273,9 +336,16 @@ pub(crate) fn stats_of(event: EventBody) -> Stats {
 }
 
 /// Writes the file that `exec --process` reads.
-pub(crate) fn write_process(scratch: &Path, process: &serde_json::Value) -> Result<std::path::PathBuf> {
+pub(crate) fn write_process(scratch: &Path, process: &serde_json::Value) -> Result<PathBuf> {
     let path = scratch.join("process.json");
-    let written = fs::write(&path, process.to_string());
+    // Its environment may hold secrets.
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path);
+    let written = file.and_then(|mut file| file.write_all(process.to_string().as_bytes()));
     written.map_err(|e| io_error(&format!("write {}", path.display()), e))?;
     Ok(path)
 }
@@ -287,7 +357,10 @@ pub(crate) fn failure(op: &'static str, id: &str, output: &Output) -> RuntimeErr
     // A usage text goes to either stream, depending on the runtime.
     let usage = String::from_utf8_lossy(&output.stdout);
     if Cause::of(&message) == Cause::Unsupported || Cause::of(&usage) == Cause::Unsupported {
-        return RuntimeError::Unsupported { op, id: id.to_owned() };
+        return RuntimeError::Unsupported {
+            op,
+            id: id.to_owned(),
+        };
     }
     refusal(op, id, status, message)
 }
@@ -303,20 +376,30 @@ pub(crate) fn refusal(op: &'static str, id: &str, status: i32, message: String) 
         Cause::SandboxGone if op == "kill" => RuntimeError::NotFound { op, id, message },
         Cause::SandboxGone => RuntimeError::NotRunning { op, id, message },
         Cause::Unsupported => RuntimeError::Unsupported { op, id },
-        Cause::Other => RuntimeError::Failed { op, id, status, message },
+        Cause::Other => RuntimeError::Failed {
+            op,
+            id,
+            status,
+            message,
+        },
     }
 }
 
 pub(crate) fn command_error(op: &'static str, id: &str, error: CommandError) -> RuntimeError {
     match error {
         CommandError::Spawn { program, source } => RuntimeError::Spawn { program, source },
-        CommandError::Timeout { deadline } => {
-            RuntimeError::Timeout { op, id: id.to_owned(), deadline }
-        }
+        CommandError::Timeout { deadline } => RuntimeError::Timeout {
+            op,
+            id: id.to_owned(),
+            deadline,
+        },
         CommandError::Wait(source) => io_error(&format!("wait for {op} of {id}"), source),
     }
 }
 
 pub(crate) fn io_error(what: &str, source: io::Error) -> RuntimeError {
-    RuntimeError::Io { what: what.to_owned(), source }
+    RuntimeError::Io {
+        what: what.to_owned(),
+        source,
+    }
 }

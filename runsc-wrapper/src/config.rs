@@ -194,8 +194,10 @@ impl Config {
     /// # Errors
     /// When it cannot be read, is no TOML, or holds a value that cannot be used.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = read(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = read(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::parse(&text)
     }
 
@@ -205,7 +207,11 @@ impl Config {
     /// When it is no TOML, or holds a value that cannot be used.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text)?;
-        for key in file.other.keys().filter(|key| !IGNORED.contains(&key.as_str())) {
+        for key in file
+            .other
+            .keys()
+            .filter(|key| !IGNORED.contains(&key.as_str()))
+        {
             log::warn!("configuration: unknown key {key}");
         }
         let kind = file.kiln.runtime;
@@ -239,8 +245,9 @@ impl Config {
     /// # Errors
     /// When the name cannot be part of a path.
     pub fn in_namespace(mut self, namespace: &str) -> Result<Self, ConfigError> {
-        let name: ContainerId =
-            namespace.parse().map_err(|e| bad("namespace", &format!("{e}")))?;
+        let name: ContainerId = namespace
+            .parse()
+            .map_err(|e| bad("namespace", &format!("{e}")))?;
         self.root.push(name.as_str());
         Ok(self)
     }
@@ -254,16 +261,27 @@ impl Config {
     /// in a slash gets gVisor's default name.
     pub fn log_path_for(&self, id: &ContainerId) -> Option<PathBuf> {
         let path = self.log_path.as_ref().filter(|path| !path.is_empty())?;
-        let name = if path.ends_with('/') { "runsc-shim-%ID%.log" } else { "" };
+        let name = if path.ends_with('/') {
+            "runsc-shim-%ID%.log"
+        } else {
+            ""
+        };
         Some(with_id(&format!("{path}{name}"), id.as_str()).into())
     }
 
     /// The flags as arguments for a command on container `id`, in a fixed order.
     pub(crate) fn flag_args(&self, id: &str) -> Vec<String> {
         let value = |flag: &str, value: &str| {
-            if PATH_FLAGS.contains(&flag) { with_id(value, id) } else { value.to_owned() }
+            if PATH_FLAGS.contains(&flag) {
+                with_id(value, id)
+            } else {
+                value.to_owned()
+            }
         };
-        self.flags.iter().map(|(flag, v)| format!("--{flag}={}", value(flag, v))).collect()
+        self.flags
+            .iter()
+            .map(|(flag, v)| format!("--{flag}={}", value(flag, v)))
+            .collect()
     }
 
     /// Makes the directories of the files that the flags name for container `id`.
@@ -343,7 +361,10 @@ impl Seconds {
         let or = |key: &str, seconds: Option<u64>, default| match seconds {
             None => Ok(default),
             Some(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
-            Some(_) => Err(bad(&format!("kiln.deadlines.{key}"), "must be 1 to 86400 seconds")),
+            Some(_) => Err(bad(
+                &format!("kiln.deadlines.{key}"),
+                "must be 1 to 86400 seconds",
+            )),
         };
         let default = Deadlines::default();
         Ok(Deadlines {
@@ -359,7 +380,10 @@ impl Seconds {
 }
 
 fn hardened() -> BTreeMap<String, String> {
-    HARDENED.iter().map(|(flag, value)| ((*flag).to_owned(), (*value).to_owned())).collect()
+    HARDENED
+        .iter()
+        .map(|(flag, value)| ((*flag).to_owned(), (*value).to_owned()))
+        .collect()
 }
 
 fn flags(
@@ -379,8 +403,7 @@ fn flags(
             other => return Err(bad(&key, &format!("{} is no flag value", other.type_str()))),
         };
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-        if !flag.as_bytes().first().is_some_and(u8::is_ascii_alphabetic)
-            || !flag.bytes().all(plain)
+        if !flag.as_bytes().first().is_some_and(u8::is_ascii_alphabetic) || !flag.bytes().all(plain)
         {
             return Err(bad(&key, "is no flag name"));
         }
@@ -423,14 +446,21 @@ fn find_program(name: &Path) -> PathBuf {
         return name.to_owned();
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(["/usr/local/bin", "/usr/local/sbin"].map(PathBuf::from));
-    let found = dirs.filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(|p| p.is_file());
+    let dirs = std::env::split_paths(&path)
+        .chain(["/usr/local/bin", "/usr/local/sbin"].map(PathBuf::from));
+    let found = dirs
+        .filter(|dir| dir.is_absolute())
+        .map(|dir| dir.join(name))
+        .find(|p| p.is_file());
     found.unwrap_or_else(|| name.to_owned())
 }
 
 fn read(path: &Path) -> io::Result<String> {
     // Not blocking: what claims to be the file could be a FIFO.
-    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
@@ -443,7 +473,10 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 fn bad(key: &str, problem: &str) -> ConfigError {
-    ConfigError::Value { key: key.to_owned(), problem: problem.to_owned() }
+    ConfigError::Value {
+        key: key.to_owned(),
+        problem: problem.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -456,7 +489,10 @@ mod tests {
         assert_eq!(config, Config::default());
         assert_eq!(config.kind, RuntimeKind::Runsc);
         assert!(config.control_socket);
-        assert_eq!(config.flag_args("x"), ["--host-uds=none", "--net-raw=false"]);
+        assert_eq!(
+            config.flag_args("x"),
+            ["--host-uds=none", "--net-raw=false"]
+        );
     }
 
     #[test]
@@ -487,7 +523,10 @@ mod tests {
         assert_eq!((config.io_uid, config.io_gid), (5, 6));
         assert_eq!(config.log_level.as_deref(), Some("debug"));
         let id = "c1".parse().unwrap();
-        assert_eq!(config.log_path_for(&id).unwrap(), Path::new("/var/log/c1/runsc-shim-c1.log"));
+        assert_eq!(
+            config.log_path_for(&id).unwrap(),
+            Path::new("/var/log/c1/runsc-shim-c1.log")
+        );
         assert_eq!(
             config.flag_args("c1"),
             [
@@ -529,10 +568,22 @@ mod tests {
     #[test]
     fn bad_values_are_refused_by_name() {
         for (text, key) in [
-            ("[runsc_config]\nallow-flag-override = true", "runsc_config.allow-flag-override"),
-            ("[runsc_config]\nallow-flag-override = 'yes'", "runsc_config.allow-flag-override"),
-            ("[runsc_config]\nallow-rootfs-tar-annotation = 1", "runsc_config.allow-rootfs-tar-annotation"),
-            ("[runsc_config]\nTESTONLY-unsafe-nonroot = true", "runsc_config.TESTONLY-unsafe-nonroot"),
+            (
+                "[runsc_config]\nallow-flag-override = true",
+                "runsc_config.allow-flag-override",
+            ),
+            (
+                "[runsc_config]\nallow-flag-override = 'yes'",
+                "runsc_config.allow-flag-override",
+            ),
+            (
+                "[runsc_config]\nallow-rootfs-tar-annotation = 1",
+                "runsc_config.allow-rootfs-tar-annotation",
+            ),
+            (
+                "[runsc_config]\nTESTONLY-unsafe-nonroot = true",
+                "runsc_config.TESTONLY-unsafe-nonroot",
+            ),
             ("[runsc_config]\nroot = '/x'", "runsc_config.root"),
             ("[runsc_config]\nlog-fd = 3", "runsc_config.log-fd"),
             ("[runsc_config]\n'-x' = true", "runsc_config.-x"),
@@ -547,17 +598,31 @@ mod tests {
                 other => panic!("{text}: {other}"),
             }
         }
-        for text in ["root = 1", "[kiln]\nruntime = 'kata'", "[kiln.deadlines]\ncraete = 1", "x"] {
-            assert!(matches!(Config::parse(text), Err(ConfigError::Parse(_))), "{text}");
+        for text in [
+            "root = 1",
+            "[kiln]\nruntime = 'kata'",
+            "[kiln.deadlines]\ncraete = 1",
+            "x",
+        ] {
+            assert!(
+                matches!(Config::parse(text), Err(ConfigError::Parse(_))),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn namespaces_cannot_leave_the_root() {
         let config = Config::parse("root = '/run/x'").unwrap();
-        assert_eq!(config.clone().in_namespace("k8s.io").unwrap().root, Path::new("/run/x/k8s.io"));
+        assert_eq!(
+            config.clone().in_namespace("k8s.io").unwrap().root,
+            Path::new("/run/x/k8s.io")
+        );
         for namespace in ["", "..", "a/b", "/etc"] {
-            assert!(config.clone().in_namespace(namespace).is_err(), "{namespace:?}");
+            assert!(
+                config.clone().in_namespace(namespace).is_err(),
+                "{namespace:?}"
+            );
         }
     }
 
@@ -583,16 +648,29 @@ mod tests {
         fs::write(&path, "root = '/run/y'").unwrap();
         assert_eq!(Config::load(&path).unwrap().root, Path::new("/run/y"));
         fs::write(&path, "#".repeat(300 << 10)).unwrap();
-        assert!(Config::load(&path).unwrap_err().to_string().contains("larger than"));
+        assert!(
+            Config::load(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("larger than")
+        );
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(Config::load(&fifo).unwrap_err().to_string().contains("regular"));
+        assert!(
+            Config::load(&fifo)
+                .unwrap_err()
+                .to_string()
+                .contains("regular")
+        );
     }
 
     #[test]
     fn bare_names_are_looked_up() {
         assert!(find_program(Path::new("sh")).is_absolute());
-        assert_eq!(find_program(Path::new("no-such-program")), Path::new("no-such-program"));
+        assert_eq!(
+            find_program(Path::new("no-such-program")),
+            Path::new("no-such-program")
+        );
         assert_eq!(find_program(Path::new("./bin/x")), Path::new("./bin/x"));
     }
 }

@@ -158,10 +158,9 @@ impl Capabilities {
     /// Ambient capabilities are left out, as runsc leaves them out.
     fn masks(&self, raw_sockets: RawSockets) -> Result<TaskCapabilities, String> {
         let mask = |names: &Option<Vec<String>>| {
-            names
-                .iter()
-                .flatten()
-                .try_fold(0, |mask, name| Ok::<_, String>(mask | bit(name, raw_sockets)?))
+            names.iter().flatten().try_fold(0, |mask, name| {
+                Ok::<_, String>(mask | bit(name, raw_sockets)?)
+            })
         };
         Ok(TaskCapabilities {
             permitted_caps: mask(&self.permitted)?,
@@ -193,8 +192,15 @@ pub(crate) struct Descriptors<'a> {
 
 impl<'a> Descriptors<'a> {
     pub(crate) fn of(stdio: &'a Stdio) -> io::Result<Self> {
-        let given = [stdio.stdin.as_ref(), stdio.stdout.as_ref(), stdio.stderr.as_ref()];
-        Ok(Self { given, null: null_device()? })
+        let given = [
+            stdio.stdin.as_ref(),
+            stdio.stdout.as_ref(),
+            stdio.stderr.as_ref(),
+        ];
+        Ok(Self {
+            given,
+            null: null_device()?,
+        })
     }
 
     pub(crate) fn all(&self) -> [BorrowedFd<'_>; 3] {
@@ -221,7 +227,10 @@ impl<'a> Descriptors<'a> {
 pub(crate) async fn open_terminal(console: &Path) -> io::Result<OwnedFd> {
     let pty = openpty(None, None)?;
     for fd in [&pty.master, &pty.slave] {
-        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+        nix::fcntl::fcntl(
+            fd,
+            nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC),
+        )?;
     }
     let stream = UnixStream::connect(console).await?;
     let master = [pty.master.as_raw_fd()];
@@ -230,7 +239,13 @@ pub(crate) async fn open_terminal(console: &Path) -> io::Result<OwnedFd> {
             let rights = [ControlMessage::ScmRights(&master)];
             let name = [IoSlice::new(b"pty-master")];
             let flags = MsgFlags::MSG_NOSIGNAL;
-            Ok(sendmsg::<UnixAddr>(stream.as_raw_fd(), &name, &rights, flags, None)?)
+            Ok(sendmsg::<UnixAddr>(
+                stream.as_raw_fd(),
+                &name,
+                &rights,
+                flags,
+                None,
+            )?)
         })
         .await?;
     Ok(pty.slave)
@@ -258,7 +273,10 @@ mod tests {
         });
         let denied = args(&process, RawSockets::Denied).unwrap();
         assert_eq!(denied.argv, ["sh", "-c", "true"]);
-        assert_eq!((denied.uid, denied.gid, denied.extra_gids.as_slice()), (7, 8, &[9][..]));
+        assert_eq!(
+            (denied.uid, denied.gid, denied.extra_gids.as_slice()),
+            (7, 8, &[9][..])
+        );
         assert!(denied.no_new_privileges);
         assert_eq!(
             denied.capabilities,
@@ -279,7 +297,13 @@ mod tests {
         let bare = args(&json!({"args": ["a"], "cwd": "/"}), RawSockets::Denied).unwrap();
         assert_eq!(bare.capabilities.bounding_caps, 1 << 5);
         assert_eq!(bare.capabilities.permitted_caps, 0);
-        let none = exec_args("c", &json!({"args": ["a"], "cwd": "/"}), None, RawSockets::Denied).unwrap();
+        let none = exec_args(
+            "c",
+            &json!({"args": ["a"], "cwd": "/"}),
+            None,
+            RawSockets::Denied,
+        )
+        .unwrap();
         assert_eq!(none.capabilities, TaskCapabilities::default());
     }
 
@@ -288,8 +312,14 @@ mod tests {
         for (process, words) in [
             (json!({"args": [], "cwd": "/"}), "args must not be empty"),
             (json!({"args": ["a"]}), "cwd \"\" must be an absolute path"),
-            (json!({"args": ["a"], "cwd": "x"}), "cwd \"x\" must be an absolute path"),
-            (json!({"args": ["a"], "cwd": "/", "capabilities": {"bounding": ["KILL"]}}), "unknown capability \"KILL\""),
+            (
+                json!({"args": ["a"], "cwd": "x"}),
+                "cwd \"x\" must be an absolute path",
+            ),
+            (
+                json!({"args": ["a"], "cwd": "/", "capabilities": {"bounding": ["KILL"]}}),
+                "unknown capability \"KILL\"",
+            ),
             (json!({"args": "a"}), "process: invalid type"),
             (json!(7), "process: invalid type"),
         ] {

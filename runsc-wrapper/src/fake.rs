@@ -114,7 +114,12 @@ impl FakeRuntime {
 
     /// The operations called on `id` so far, in order.
     pub fn ops(&self, id: &str) -> Vec<&'static str> {
-        self.lock().calls.iter().filter(|call| call.id == id).map(|call| call.op).collect()
+        self.lock()
+            .calls
+            .iter()
+            .filter(|call| call.id == id)
+            .map(|call| call.op)
+            .collect()
     }
 
     /// Lets the next call of `op` fail with `error`; more than one wait in a queue.
@@ -165,7 +170,12 @@ impl FakeRuntime {
     /// When there is no such process.
     #[allow(clippy::expect_used)]
     pub fn end_exec(&self, id: &str, pid: u32, code: u32) {
-        self.lock().container_of(id).execs.get_mut(&pid).expect("no such exec").end(code);
+        self.lock()
+            .container_of(id)
+            .execs
+            .get_mut(&pid)
+            .expect("no such exec")
+            .end(code);
     }
 
     /// Kills the sandbox `id` as the host would, with all that is in it.
@@ -193,9 +203,14 @@ impl FakeRuntime {
                 Some(pid) => container.execs.get(&pid).expect("no such exec"),
             };
             let output = run.terminal.as_ref().or(run.stdio.stdout.as_ref());
-            output.expect("the process has no output").try_clone().expect("copy a descriptor")
+            output
+                .expect("the process has no output")
+                .try_clone()
+                .expect("copy a descriptor")
         };
-        std::fs::File::from(copy).write_all(text).expect("write output");
+        std::fs::File::from(copy)
+            .write_all(text)
+            .expect("write output");
     }
 
     /// The pids of running execs of container `id`.
@@ -205,12 +220,20 @@ impl FakeRuntime {
     pub fn execs(&self, id: &str) -> Vec<u32> {
         let mut inner = self.lock();
         let execs = &inner.container_of(id).execs;
-        execs.iter().filter(|(_, run)| !run.has_ended()).map(|(pid, _)| *pid).collect()
+        execs
+            .iter()
+            .filter(|(_, run)| !run.has_ended())
+            .map(|(pid, _)| *pid)
+            .collect()
     }
 
     /// The containers that were made and not deleted.
     pub fn containers(&self) -> Vec<String> {
-        self.lock().containers.keys().map(ToString::to_string).collect()
+        self.lock()
+            .containers
+            .keys()
+            .map(ToString::to_string)
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -225,9 +248,17 @@ impl FakeRuntime {
     async fn begin(&self, op: &'static str, id: &str, detail: String) -> Result<()> {
         let (delay, hold, failure) = {
             let mut inner = self.lock();
-            inner.calls.push(Call { op, id: id.to_owned(), detail });
+            inner.calls.push(Call {
+                op,
+                id: id.to_owned(),
+                detail,
+            });
             let failure = inner.failures.get_mut(op).and_then(VecDeque::pop_front);
-            (inner.delays.get(op).copied(), inner.holds.get(op).cloned(), failure)
+            (
+                inner.delays.get(op).copied(),
+                inner.holds.get(op).cloned(),
+                failure,
+            )
         };
         if let Some(delay) = delay {
             tokio::time::sleep(delay).await;
@@ -239,17 +270,21 @@ impl FakeRuntime {
         failure.map_or(Ok(()), Err)
     }
 
-    async fn start_run(
-        &self,
-        stdio: &Stdio,
-        console: Option<&Path>,
-    ) -> std::io::Result<Run> {
+    async fn start_run(&self, stdio: &Stdio, console: Option<&Path>) -> std::io::Result<Run> {
         let terminal = match console {
             Some(console) => Some(open_terminal(console).await?),
             None => None,
         };
-        let stdio = if terminal.is_some() { Stdio::default() } else { stdio.try_clone()? };
-        Ok(Run { exit: Arc::default(), stdio, terminal })
+        let stdio = if terminal.is_some() {
+            Stdio::default()
+        } else {
+            stdio.try_clone()?
+        };
+        Ok(Run {
+            exit: Arc::default(),
+            stdio,
+            terminal,
+        })
     }
 }
 
@@ -263,29 +298,48 @@ impl Container {
 impl Inner {
     #[allow(clippy::expect_used)]
     fn container_of(&mut self, id: &str) -> &mut Container {
-        let found = self.containers.iter_mut().find(|(known, _)| known.as_str() == id);
+        let found = self
+            .containers
+            .iter_mut()
+            .find(|(known, _)| known.as_str() == id);
         found.expect("no such container").1
     }
 
     fn get(&mut self, op: &'static str, id: &ContainerId) -> Result<&mut Container> {
-        self.containers.get_mut(id).ok_or_else(|| RuntimeError::NotFound {
-            op,
-            id: id.to_string(),
-            message: "no such container".to_owned(),
-        })
+        self.containers
+            .get_mut(id)
+            .ok_or_else(|| RuntimeError::NotFound {
+                op,
+                id: id.to_string(),
+                message: "no such container".to_owned(),
+            })
     }
 
     fn end_sandbox(&mut self, sandbox: &ContainerId) {
-        for container in self.containers.values_mut().filter(|c| c.sandbox == *sandbox) {
+        for container in self
+            .containers
+            .values_mut()
+            .filter(|c| c.sandbox == *sandbox)
+        {
             container.stop(Exit::KILLED);
-            container.execs.values_mut().for_each(|run| run.end(Exit::KILLED));
+            container
+                .execs
+                .values_mut()
+                .for_each(|run| run.end(Exit::KILLED));
         }
     }
 }
 
 fn in_state(op: &'static str, id: &ContainerId, status: Status) -> RuntimeError {
-    let message = format!("cannot {op} container {:?} in state {status:?}", id.as_str());
-    RuntimeError::NotRunning { op, id: id.to_string(), message }
+    let message = format!(
+        "cannot {op} container {:?} in state {status:?}",
+        id.as_str()
+    );
+    RuntimeError::NotRunning {
+        op,
+        id: id.to_string(),
+        message,
+    }
 }
 
 fn future_of(run: &Run) -> ExitFuture {
@@ -294,26 +348,45 @@ fn future_of(run: &Run) -> ExitFuture {
 }
 
 fn io_error(source: std::io::Error) -> RuntimeError {
-    RuntimeError::Io { what: "fake a process".to_owned(), source }
+    RuntimeError::Io {
+        what: "fake a process".to_owned(),
+        source,
+    }
 }
 
 #[async_trait]
 impl Runtime for FakeRuntime {
     async fn create(&self, opts: &CreateOpts) -> Result<u32> {
         let id = &opts.id;
-        self.begin("create", id.as_str(), format!("sandbox {}", opts.sandbox)).await?;
-        let init = self.start_run(&opts.stdio, opts.console_socket.as_deref()).await;
+        self.begin("create", id.as_str(), format!("sandbox {}", opts.sandbox))
+            .await?;
+        let init = self
+            .start_run(&opts.stdio, opts.console_socket.as_deref())
+            .await;
         let init = init.map_err(io_error)?;
         let new_pid = self.new_pid();
         let mut inner = self.lock();
         if inner.containers.contains_key(id) {
             let message = "container already exists".to_owned();
-            return Err(RuntimeError::AlreadyExists { op: "create", id: id.to_string(), message });
+            return Err(RuntimeError::AlreadyExists {
+                op: "create",
+                id: id.to_string(),
+                message,
+            });
         }
-        let pid = if *id == opts.sandbox { new_pid } else { inner.get("create", &opts.sandbox)?.pid };
+        let pid = if *id == opts.sandbox {
+            new_pid
+        } else {
+            inner.get("create", &opts.sandbox)?.pid
+        };
         let sandbox = opts.sandbox.clone();
-        let container =
-            Container { sandbox, pid, status: Status::Created, init, execs: BTreeMap::new() };
+        let container = Container {
+            sandbox,
+            pid,
+            status: Status::Created,
+            init,
+            execs: BTreeMap::new(),
+        };
         inner.containers.insert(id.clone(), container);
         Ok(pid)
     }
@@ -330,7 +403,8 @@ impl Runtime for FakeRuntime {
     }
 
     async fn restore(&self, id: &ContainerId, image: &Path, _stdio: &Stdio) -> Result<()> {
-        self.begin("restore", id.as_str(), image.display().to_string()).await?;
+        self.begin("restore", id.as_str(), image.display().to_string())
+            .await?;
         let mut inner = self.lock();
         let container = inner.get("restore", id)?;
         if container.status != Status::Created {
@@ -347,8 +421,11 @@ impl Runtime for FakeRuntime {
 
     async fn exec(&self, opts: &ExecOpts) -> Result<Exec> {
         let id = &opts.container;
-        self.begin("exec", id.as_str(), opts.process["args"].to_string()).await?;
-        let run = self.start_run(&opts.stdio, opts.console_socket.as_deref()).await;
+        self.begin("exec", id.as_str(), opts.process["args"].to_string())
+            .await?;
+        let run = self
+            .start_run(&opts.stdio, opts.console_socket.as_deref())
+            .await;
         let run = run.map_err(io_error)?;
         let pid = self.new_pid();
         let mut inner = self.lock();
@@ -362,13 +439,18 @@ impl Runtime for FakeRuntime {
     }
 
     async fn kill(&self, id: &ContainerId, target: KillTarget, signal: i32) -> Result<()> {
-        self.begin("kill", id.as_str(), format!("{target:?} {signal}")).await?;
+        self.begin("kill", id.as_str(), format!("{target:?} {signal}"))
+            .await?;
         let mut inner = self.lock();
         let ends = signal == libc::SIGKILL || !inner.deaf;
         let container = inner.get("kill", id)?;
         let gone = || {
             let message = "no such process".to_owned();
-            Err(RuntimeError::NotFound { op: "kill", id: id.to_string(), message })
+            Err(RuntimeError::NotFound {
+                op: "kill",
+                id: id.to_string(),
+                message,
+            })
         };
         let code = 128 + signal.cast_unsigned();
         match target {
@@ -410,7 +492,9 @@ impl Runtime for FakeRuntime {
         let detail = if force { "force" } else { "" };
         self.begin("delete", id.as_str(), detail.to_owned()).await?;
         let mut inner = self.lock();
-        let Some(container) = inner.containers.get(id) else { return Ok(()) };
+        let Some(container) = inner.containers.get(id) else {
+            return Ok(());
+        };
         let (status, sandbox) = (container.status, container.sandbox.clone());
         if !force && matches!(status, Status::Running | Status::Paused) {
             return Err(in_state("delete", id, status));
@@ -420,7 +504,10 @@ impl Runtime for FakeRuntime {
         }
         if let Some(mut container) = inner.containers.remove(id) {
             container.stop(Exit::KILLED);
-            container.execs.values_mut().for_each(|run| run.end(Exit::KILLED));
+            container
+                .execs
+                .values_mut()
+                .for_each(|run| run.end(Exit::KILLED));
         }
         Ok(())
     }
@@ -437,8 +524,15 @@ impl Runtime for FakeRuntime {
         if !matches!(container.status, Status::Running | Status::Paused) {
             return Err(in_state("ps", id, container.status));
         }
-        let execs = container.execs.iter().filter(|(_, run)| !run.has_ended()).map(|(pid, _)| *pid);
-        let name = |pid| Process { pid, command: "fake".to_owned() };
+        let execs = container
+            .execs
+            .iter()
+            .filter(|(_, run)| !run.has_ended())
+            .map(|(pid, _)| *pid);
+        let name = |pid| Process {
+            pid,
+            command: "fake".to_owned(),
+        };
         Ok(std::iter::once(1).chain(execs).map(name).collect())
     }
 
@@ -484,13 +578,15 @@ impl Runtime for FakeRuntime {
     }
 
     async fn update(&self, id: &ContainerId, resources: &serde_json::Value) -> Result<()> {
-        self.begin("update", id.as_str(), resources.to_string()).await?;
+        self.begin("update", id.as_str(), resources.to_string())
+            .await?;
         self.lock().get("update", id)?;
         Ok(())
     }
 
     async fn port_forward(&self, id: &ContainerId, port: u16, stream: OwnedFd) -> Result<()> {
-        self.begin("port-forward", id.as_str(), port.to_string()).await?;
+        self.begin("port-forward", id.as_str(), port.to_string())
+            .await?;
         self.lock().get("port-forward", id)?;
         // Nobody listens in here.
         drop(stream);
@@ -539,8 +635,14 @@ mod tests {
     async fn a_life_is_recorded() {
         let fake = FakeRuntime::new();
         let (mut out, stdout) = std::io::pipe().unwrap();
-        let stdio = Stdio { stdout: Some(stdout.into()), ..Stdio::default() };
-        let pid = fake.create(&create("p", "p", Stdio::default())).await.unwrap();
+        let stdio = Stdio {
+            stdout: Some(stdout.into()),
+            ..Stdio::default()
+        };
+        let pid = fake
+            .create(&create("p", "p", Stdio::default()))
+            .await
+            .unwrap();
         assert!(pid >= 1 << 30);
         let opts = create("c", "p", stdio);
         assert_eq!(fake.create(&opts).await.unwrap(), pid);
@@ -550,7 +652,9 @@ mod tests {
         fake.write_output("c", None, b"hello");
         let further = fake.exec(&exec("c")).await.unwrap();
         assert_eq!(fake.execs("c"), [further.pid]);
-        fake.kill(&id("c"), KillTarget::Process(further.pid), 15).await.unwrap();
+        fake.kill(&id("c"), KillTarget::Process(further.pid), 15)
+            .await
+            .unwrap();
         assert_eq!(further.exit.await.unwrap().code, 143);
         fake.end("c", 7);
         assert_eq!(exit.await.unwrap().code, 7);
@@ -558,7 +662,10 @@ mod tests {
         out.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
         fake.delete(&id("c"), false).await.unwrap();
-        assert_eq!(fake.ops("c"), ["create", "wait", "start", "exec", "kill", "delete"]);
+        assert_eq!(
+            fake.ops("c"),
+            ["create", "wait", "start", "exec", "kill", "delete"]
+        );
         assert_eq!(fake.containers(), ["p"]);
     }
 
@@ -566,21 +673,41 @@ mod tests {
     async fn the_end_of_a_sandbox_ends_all_in_it() {
         let fake = FakeRuntime::new();
         for name in ["p", "c"] {
-            fake.create(&create(name, "p", Stdio::default())).await.unwrap();
+            fake.create(&create(name, "p", Stdio::default()))
+                .await
+                .unwrap();
             fake.start(&id(name), &Stdio::default()).await.unwrap();
         }
-        let (root, child) = (fake.watch(&id("p")).await.unwrap(), fake.watch(&id("c")).await.unwrap());
+        let (root, child) = (
+            fake.watch(&id("p")).await.unwrap(),
+            fake.watch(&id("c")).await.unwrap(),
+        );
         fake.end("p", 0);
-        assert_eq!((root.await.unwrap().code, child.await.unwrap().code), (0, 137));
+        assert_eq!(
+            (root.await.unwrap().code, child.await.unwrap().code),
+            (0, 137)
+        );
         assert!(fake.exec(&exec("c")).await.is_err());
     }
 
     #[tokio::test]
     async fn operations_fail_and_wait_as_told() {
         let fake = Arc::new(FakeRuntime::new());
-        fake.fail_next("create", RuntimeError::Unsupported { op: "create", id: "p".to_owned() });
-        assert!(fake.create(&create("p", "p", Stdio::default())).await.is_err());
-        fake.create(&create("p", "p", Stdio::default())).await.unwrap();
+        fake.fail_next(
+            "create",
+            RuntimeError::Unsupported {
+                op: "create",
+                id: "p".to_owned(),
+            },
+        );
+        assert!(
+            fake.create(&create("p", "p", Stdio::default()))
+                .await
+                .is_err()
+        );
+        fake.create(&create("p", "p", Stdio::default()))
+            .await
+            .unwrap();
         let hold = fake.hold("start");
         let started = tokio::spawn({
             let fake = fake.clone();
@@ -590,7 +717,10 @@ mod tests {
         assert!(!started.is_finished());
         drop(hold);
         started.await.unwrap().unwrap();
-        assert!(matches!(fake.kill(&id("x"), KillTarget::Init, 9).await, Err(RuntimeError::NotFound { .. })));
+        assert!(matches!(
+            fake.kill(&id("x"), KillTarget::Init, 9).await,
+            Err(RuntimeError::NotFound { .. })
+        ));
         fake.ignore_signals(true);
         fake.kill(&id("p"), KillTarget::Init, 15).await.unwrap();
         assert_eq!(fake.status(&id("p")).await.unwrap(), Status::Running);

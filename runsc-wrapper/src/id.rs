@@ -57,7 +57,19 @@ mod tests {
 
     #[test]
     fn ids_that_could_leave_a_directory_are_refused() {
-        for id in ["", ".", "..", "../x", "a/b", "-x", ".hidden", "a\0b", "a b", "ä", &"x".repeat(77)] {
+        for id in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "-x",
+            ".hidden",
+            "a\0b",
+            "a b",
+            "ä",
+            &"x".repeat(77),
+        ] {
             assert!(id.parse::<ContainerId>().is_err(), "{id:?}");
         }
     }

@@ -39,8 +39,10 @@ const KEPT: usize = 256;
 const OWNED_RETRY: Duration = Duration::from_millis(20);
 
 /// Guards the order of fork, registration and reaping; never held over an await.
-static CHILDREN: Mutex<Children> =
-    Mutex::new(Children { owned: None, exits: VecDeque::new() });
+static CHILDREN: Mutex<Children> = Mutex::new(Children {
+    owned: None,
+    exits: VecDeque::new(),
+});
 
 #[derive(Debug)]
 struct Children {
@@ -56,7 +58,9 @@ impl Children {
     }
 
     fn is_owned(&self, pid: u32) -> bool {
-        self.owned.as_ref().is_some_and(|owned| owned.contains(&pid))
+        self.owned
+            .as_ref()
+            .is_some_and(|owned| owned.contains(&pid))
     }
 
     fn keep(&mut self, pid: u32, exit: Exit) {
@@ -135,7 +139,11 @@ fn wait(id_type: libc::idtype_t, id: u32, flags: libc::c_int) -> io::Result<Opti
         return Ok(None);
     }
     let code = status.cast_unsigned();
-    let code = if info.si_code == libc::CLD_EXITED { code } else { 128 + code };
+    let code = if info.si_code == libc::CLD_EXITED {
+        code
+    } else {
+        128 + code
+    };
     Ok(Some((pid.cast_unsigned(), Exit::now(code))))
 }
 
@@ -161,7 +169,9 @@ pub fn spawn(command: &mut Command) -> io::Result<(Child, Owned)> {
     // Locked over the fork: else the child could end, and be reaped, before it is registered.
     let mut children = Children::lock();
     let child = command.spawn()?;
-    let pid = child.id().ok_or_else(|| io::Error::other("child has no pid"))?;
+    let pid = child
+        .id()
+        .ok_or_else(|| io::Error::other("child has no pid"))?;
     children.owned.get_or_insert_default().insert(pid);
     Ok((child, Owned(pid)))
 }
@@ -291,7 +301,24 @@ impl Tracked {
             // Nobody else sets it.
             let _ = to_set.set(end);
         });
-        Ok(Self { watch, end, task: task.abort_handle() })
+        Ok(Self {
+            watch,
+            end,
+            task: task.abort_handle(),
+        })
+    }
+
+    /// Stands for a process that was `pid` and is gone.
+    pub fn gone(pid: u32) -> Self {
+        let watch = Arc::new(Watch {
+            pid,
+            state: WatchState::Over(End::Gone),
+        });
+        Self {
+            watch,
+            end: Arc::new(SetOnce::new_with(Some(End::Gone))),
+            task: tokio::spawn(async {}).abort_handle(),
+        }
     }
 
     /// The tracked pid.
@@ -366,9 +393,19 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 fn pidfd_send_signal(fd: RawFd, signal: i32) -> io::Result<()> {
     // SAFETY: a null siginfo asks for that of kill(2); nothing is written.
     let done = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd,
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]
@@ -377,7 +414,11 @@ mod tests {
 
     /// A child made behind tokio's back, as an orphan would be.
     fn orphan(script: &str) -> u32 {
-        std::process::Command::new("/bin/sh").args(["-c", script]).spawn().unwrap().id()
+        std::process::Command::new("/bin/sh")
+            .args(["-c", script])
+            .spawn()
+            .unwrap()
+            .id()
     }
 
     #[tokio::test]
@@ -396,7 +437,10 @@ mod tests {
         let killed = watch(orphan("sleep 60")).unwrap();
         killed.signal(libc::SIGKILL).unwrap();
         assert_eq!(killed.end().await.unwrap().exit().code, 137);
-        assert_eq!(killed.signal(0).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert_eq!(
+            killed.signal(0).unwrap_err().raw_os_error(),
+            Some(libc::ESRCH)
+        );
     }
 
     #[tokio::test]
@@ -425,7 +469,10 @@ mod tests {
 
     #[test]
     fn kept_exits_are_bounded() {
-        let mut children = Children { owned: None, exits: VecDeque::new() };
+        let mut children = Children {
+            owned: None,
+            exits: VecDeque::new(),
+        };
         for pid in 0..1000 {
             children.keep(pid, Exit::now(pid));
         }

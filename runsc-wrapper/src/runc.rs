@@ -42,7 +42,10 @@ struct Container {
 
 impl Container {
     fn new(init: Tracked) -> Self {
-        Self { init: watch::Sender::new(Some(Arc::new(init))), execs: Mutex::default() }
+        Self {
+            init: watch::Sender::new(Some(Arc::new(init))),
+            execs: Mutex::default(),
+        }
     }
 
     fn execs(&self) -> MutexGuard<'_, HashMap<u32, Arc<Tracked>>> {
@@ -53,11 +56,16 @@ impl Container {
 impl Runc {
     /// Drives runc as `config` says.
     pub fn new(config: Config) -> Self {
-        Self { cli: Cli::new(config), containers: Mutex::default() }
+        Self {
+            cli: Cli::new(config),
+            containers: Mutex::default(),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<Container>>> {
-        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The container `id`, learned from runc if need be.
@@ -68,19 +76,36 @@ impl Runc {
         let pid = u32::try_from(self.cli.state(id).await?.pid).unwrap_or_default();
         if pid == 0 {
             let message = "it has no process".to_owned();
-            return Err(RuntimeError::NotRunning { op, id: id.to_string(), message });
+            return Err(RuntimeError::NotRunning {
+                op,
+                id: id.to_string(),
+                message,
+            });
         }
         let container = Arc::new(Container::new(track(id, pid)?));
         Ok(self.known().entry(id.clone()).or_insert(container).clone())
     }
 
     /// Signals a process after making sure that it is one of the container's.
-    async fn kill_process(&self, id: &ContainerId, pid: u32, signal: i32, group: bool) -> Result<()> {
+    async fn kill_process(
+        &self,
+        id: &ContainerId,
+        pid: u32,
+        signal: i32,
+        group: bool,
+    ) -> Result<()> {
         let gone = || {
             let message = format!("no such process with PID {pid}");
-            RuntimeError::NotFound { op: "kill", id: id.to_string(), message }
+            RuntimeError::NotFound {
+                op: "kill",
+                id: id.to_string(),
+                message,
+            }
         };
-        let exec = self.known().get(id).and_then(|c| c.execs().get(&pid).cloned());
+        let exec = self
+            .known()
+            .get(id)
+            .and_then(|c| c.execs().get(&pid).cloned());
         let process = match exec {
             Some(exec) => exec,
             None => {
@@ -95,7 +120,11 @@ impl Runc {
         if process.has_ended() {
             return Err(gone());
         }
-        let sent = if group { signal_foreground(pid, signal) } else { process.signal(signal) };
+        let sent = if group {
+            signal_foreground(pid, signal)
+        } else {
+            process.signal(signal)
+        };
         sent.map_err(|e| match e.raw_os_error() {
             Some(libc::ESRCH) => gone(),
             _ => cli::io_error(&format!("signal process {pid} of {id}"), e),
@@ -128,7 +157,8 @@ impl Runtime for Runc {
         });
         match made {
             Ok((pid, init)) => {
-                self.known().insert(id.clone(), Arc::new(Container::new(init)));
+                self.known()
+                    .insert(id.clone(), Arc::new(Container::new(init)));
                 Ok(pid)
             }
             Err(e @ RuntimeError::AlreadyExists { .. }) => Err(e),
@@ -176,7 +206,11 @@ impl Runtime for Runc {
         Ok(Box::pin(async move {
             loop {
                 // The sender lives in the container, which lives in here.
-                let process = init.wait_for(Option::is_some).await.ok().and_then(|p| p.clone());
+                let process = init
+                    .wait_for(Option::is_some)
+                    .await
+                    .ok()
+                    .and_then(|p| p.clone());
                 let Some(process) = process else {
                     return Ok(Exit::now(Exit::KILLED));
                 };
@@ -200,8 +234,14 @@ impl Runtime for Runc {
         let process_file = cli::write_process(&opts.scratch, &process)?;
         let pid_file = opts.scratch.join("pid");
         let call = self.cli.call(op, id.as_str())?;
-        let call = call.args(["--detach", "--process"]).arg(&process_file).arg("--pid-file").arg(&pid_file);
-        let call = call.option("--console-socket", opts.console_socket.as_ref()).id();
+        let call = call
+            .args(["--detach", "--process"])
+            .arg(&process_file)
+            .arg("--pid-file")
+            .arg(&pid_file);
+        let call = call
+            .option("--console-socket", opts.console_socket.as_ref())
+            .id();
         let call = call.deadline(self.cli.config.deadlines.exec);
         let call = match opts.console_socket {
             Some(_) => call,
@@ -248,7 +288,10 @@ impl Runtime for Runc {
     async fn processes(&self, id: &ContainerId) -> Result<Vec<Process>> {
         let pids = self.cli.pids(id).await?;
         let name = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let process = |pid| Process { pid, command: name(pid).trim_end().to_owned() };
+        let process = |pid| Process {
+            pid,
+            command: name(pid).trim_end().to_owned(),
+        };
         Ok(pids.into_iter().map(process).collect())
     }
 
@@ -274,7 +317,10 @@ impl Runtime for Runc {
 
     async fn port_forward(&self, id: &ContainerId, _port: u16, _stream: OwnedFd) -> Result<()> {
         // The container's network is a namespace of the host: one connects there.
-        Err(RuntimeError::Unsupported { op: "port-forward", id: id.to_string() })
+        Err(RuntimeError::Unsupported {
+            op: "port-forward",
+            id: id.to_string(),
+        })
     }
 
     async fn features(&self) -> Result<serde_json::Value> {
@@ -287,7 +333,9 @@ fn track(id: &ContainerId, pid: u32) -> Result<Tracked> {
 }
 
 fn clone(stdio: &Stdio) -> Result<Stdio> {
-    stdio.try_clone().map_err(|e| cli::io_error("copy the streams", e))
+    stdio
+        .try_clone()
+        .map_err(|e| cli::io_error("copy the streams", e))
 }
 
 /// Reads and removes a file in which runc has left a pid.
@@ -306,7 +354,9 @@ fn take_pid(op: &'static str, id: &ContainerId, file: &Path) -> Result<u32> {
 fn signal_foreground(pid: u32, signal: i32) -> io::Result<()> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // proc(5): tpgid is the sixth field behind the name in parentheses.
-    let group = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(5)?.parse().ok());
+    let group = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(5)?.parse().ok());
     match group {
         Some(group @ 1..) => {
             let signal = Signal::try_from(signal)?;

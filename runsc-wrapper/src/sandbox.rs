@@ -39,6 +39,8 @@ const DYING: Duration = Duration::from_secs(2);
 pub(crate) struct Sandbox {
     id: String,
     process: Tracked,
+    /// Whether its pid is that of another process by now.
+    reused: bool,
     /// The user and group of the sentry on the host.
     pub(crate) owner: (u32, u32),
     paused: AtomicBool,
@@ -91,6 +93,18 @@ impl Sandbox {
         fallbacks: Arc<AtomicU64>,
     ) -> io::Result<Self> {
         let process = Tracked::new(state.pid)?;
+        // Looked at when the pidfd is open: whoever has the pid now is who is held.
+        let reused = !process.has_ended() && belongs_to_another(state.pid, &state.id);
+        let process = if reused {
+            log::warn!(
+                "sandbox {} is gone, and its pid {} reused",
+                state.id,
+                state.pid
+            );
+            Tracked::gone(state.pid)
+        } else {
+            process
+        };
         let socket = find_socket(config, state);
         let way = match socket {
             Some(socket) if config.control_socket => {
@@ -101,6 +115,7 @@ impl Sandbox {
         Ok(Self {
             id: state.id.clone(),
             process,
+            reused,
             owner: (state.uid, state.gid),
             paused: AtomicBool::new(false),
             pausing: tokio::sync::Mutex::new(Paused::No),
@@ -133,6 +148,12 @@ impl Sandbox {
     /// Whether the sandbox has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.process.has_ended()
+    }
+
+    /// Whether its pid is that of another process by now, so that runsc, which knows only the
+    /// pid, must not be let near it.
+    pub(crate) fn is_reused(&self) -> bool {
+        self.reused
     }
 
     /// Kills the sentry. One that is gone already is no error.
@@ -178,7 +199,11 @@ impl Sandbox {
         call: impl AsyncFnOnce(&Client) -> Result<T, ControlError>,
     ) -> Answer<T> {
         let Some(client) = self.client().await else {
-            return if self.has_ended() { Answer::Gone } else { Answer::NotAsked };
+            return if self.has_ended() {
+                Answer::Gone
+            } else {
+                Answer::NotAsked
+            };
         };
         let error = match call(&client).await {
             Ok(result) => return Answer::Done(result),
@@ -231,11 +256,23 @@ impl Sandbox {
     }
 
     fn way(&self) -> Way {
-        self.way.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn set_way(&self, to: Way) {
         *self.way.lock().unwrap_or_else(PoisonError::into_inner) = to;
+    }
+}
+
+/// Whether process `pid` cannot be the sentry of sandbox `id`, whose arguments name it.
+fn belongs_to_another(pid: u32, id: &str) -> bool {
+    match std::fs::read(format!("/proc/{pid}/cmdline")) {
+        Ok(args) if !args.is_empty() => !String::from_utf8_lossy(&args).contains(id),
+        // Gone, or about to be.
+        _ => false,
     }
 }
 
@@ -245,5 +282,8 @@ fn find_socket(config: &Config, state: &SandboxState) -> Option<PathBuf> {
     let recorded = state.control_socket.as_path();
     let in_root = config.root.join(format!("runsc-{}.sock", state.id));
     let places: [&Path; 2] = [recorded, &in_root];
-    places.into_iter().find(|path| path.is_absolute() && path.exists()).map(Path::to_owned)
+    places
+        .into_iter()
+        .find(|path| path.is_absolute() && path.exists())
+        .map(Path::to_owned)
 }

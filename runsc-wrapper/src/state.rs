@@ -55,10 +55,26 @@ pub(crate) struct SandboxState {
     pub(crate) control_socket: PathBuf,
 }
 
+/// What is used of an OCI specification.
 #[derive(Debug, Clone, Default, Deserialize)]
 struct Spec {
     #[serde(default)]
     process: Process,
+    #[serde(default)]
+    root: Root,
+    mounts: Option<Vec<Mount>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Root {
+    #[serde(default)]
+    path: PathBuf,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Mount {
+    #[serde(default)]
+    source: PathBuf,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -75,7 +91,10 @@ impl State {
         let Some(path) = find(root, id, ".state")? else {
             return Ok(None);
         };
-        let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(&path);
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path);
         let file = match file {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
@@ -85,6 +104,11 @@ impl State {
         serde_json::from_slice(&text)
             .map(Some)
             .map_err(|e| io::Error::other(format!("{}: {e}", path.display())))
+    }
+
+    /// Where its root filesystem is.
+    pub(crate) fn rootfs(&self) -> &Path {
+        &self.spec.root.path
     }
 
     /// The capabilities of the container's own process, which its execs get by default.
@@ -114,6 +138,17 @@ pub(crate) async fn settled(root: &Path, id: &ContainerId, deadline: Duration) -
     Ok(true)
 }
 
+/// Removes the files of container `id`, as runsc does after it has destroyed it.
+///
+/// # Errors
+/// The first file that cannot be removed.
+pub(crate) fn remove(root: &Path, id: &ContainerId) -> io::Result<()> {
+    if let Some(state) = find(root, id, ".state")? {
+        fs::remove_file(state)?;
+    }
+    remove_remains(root, id)
+}
+
 /// Removes what a `create` that was killed has left of container `id`: its lock and, for the
 /// root of a sandbox, its control socket. Containers that have a state file are not touched.
 ///
@@ -125,7 +160,9 @@ pub(crate) fn remove_remains(root: &Path, id: &ContainerId) -> io::Result<()> {
     }
     let lock = find(root, id, ".lock")?;
     let root_container = format!("{id}_sandbox:{id}.lock");
-    let is_root = lock.as_ref().is_some_and(|lock| lock.ends_with(&root_container));
+    let is_root = lock
+        .as_ref()
+        .is_some_and(|lock| lock.ends_with(&root_container));
     let socket = is_root.then(|| root.join(format!("runsc-{id}.sock")));
     for path in lock.into_iter().chain(socket) {
         match fs::remove_file(&path) {
@@ -134,6 +171,52 @@ pub(crate) fn remove_remains(root: &Path, id: &ContainerId) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes the filestores of a container that a killed `create` has left. A filestore lies in
+/// the directory whose changes it holds.
+///
+/// # Errors
+/// When the bundle makes no sense, or a filestore cannot be removed.
+pub(crate) fn remove_filestores_of(
+    bundle: &Path,
+    id: &ContainerId,
+    sandbox: &ContainerId,
+) -> io::Result<()> {
+    let text = fs::read(bundle.join("config.json"))?;
+    let spec: Spec = serde_json::from_slice(&text).map_err(io::Error::other)?;
+    // Those in volumes are shared by the sandbox, and go with its root container.
+    let volumes = spec
+        .mounts
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|_| id == sandbox);
+    let dirs = volumes
+        .map(|mount| mount.source)
+        .filter(|source| source.is_absolute());
+    for dir in dirs.chain([bundle.join(spec.root.path)]) {
+        remove_filestore(&dir, sandbox.as_str())?;
+    }
+    Ok(())
+}
+
+/// Removes the filestore of a sandbox from one directory, if there is one. runsc's own `delete`
+/// forgets it when the container could not be started.
+///
+/// # Errors
+/// When it cannot be removed.
+pub(crate) fn remove_filestore(dir: &Path, sandbox: &str) -> io::Result<()> {
+    match fs::remove_file(dir.join(format!(".gvisor.filestore.{sandbox}"))) {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 fn is_locked(root: &Path, id: &ContainerId) -> io::Result<bool> {
@@ -189,13 +272,20 @@ mod tests {
         assert_eq!(state.status, "running");
         assert_eq!(state.capabilities().unwrap()["bounding"][0], "CAP_KILL");
         let sandbox = state.sandbox.unwrap();
-        assert_eq!((sandbox.id.as_str(), sandbox.pid, sandbox.uid), ("s", 7, 65534));
+        assert_eq!(
+            (sandbox.id.as_str(), sandbox.pid, sandbox.uid),
+            ("s", 7, 65534)
+        );
         assert_eq!(sandbox.control_socket, Path::new("/run/x.sock"));
     }
 
     #[test]
     fn a_root_that_is_not_there_knows_nobody() {
-        assert!(State::load(Path::new("/no/such/root"), &id("a")).unwrap().is_none());
+        assert!(
+            State::load(Path::new("/no/such/root"), &id("a"))
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]
@@ -204,6 +294,28 @@ mod tests {
         fs::write(dir.path().join("a_sandbox:a.state"), "{").unwrap();
         let error = State::load(dir.path(), &id("a")).unwrap_err().to_string();
         assert!(error.contains("a_sandbox:a.state"), "{error}");
+    }
+
+    #[test]
+    fn filestores_are_removed_where_they_are_the_containers_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bundle, volume) = (dir.path().join("b"), dir.path().join("v"));
+        fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        fs::create_dir(&volume).unwrap();
+        let spec = serde_json::json!({
+            "root": {"path": "rootfs"},
+            "mounts": [{"source": volume}, {"source": "tmpfs"}, {"source": "/dev/null"}, {}],
+        });
+        fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+        let in_root = bundle.join("rootfs/.gvisor.filestore.s");
+        let in_volume = volume.join(".gvisor.filestore.s");
+        for file in [&in_root, &in_volume] {
+            fs::write(file, "").unwrap();
+        }
+        remove_filestores_of(&bundle, &id("c"), &id("s")).unwrap();
+        assert!(!in_root.exists() && in_volume.exists());
+        remove_filestores_of(&bundle, &id("s"), &id("s")).unwrap();
+        assert!(!in_volume.exists());
     }
 
     #[tokio::test]
@@ -221,16 +333,33 @@ mod tests {
     #[test]
     fn remains_of_a_killed_create_are_removed_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let names = ["a_sandbox:a.lock", "runsc-a.sock", "b_sandbox:a.lock", "c_sandbox:c.state", "c_sandbox:c.lock", "runsc-c.sock"];
+        let names = [
+            "a_sandbox:a.lock",
+            "runsc-a.sock",
+            "b_sandbox:a.lock",
+            "c_sandbox:c.state",
+            "c_sandbox:c.lock",
+            "runsc-c.sock",
+        ];
         for name in names {
             fs::write(dir.path().join(name), "").unwrap();
         }
         for container in ["a", "c", "d"] {
             remove_remains(dir.path(), &id(container)).unwrap();
         }
-        let mut left: Vec<_> =
-            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         left.sort();
-        assert_eq!(left, ["b_sandbox:a.lock", "c_sandbox:c.lock", "c_sandbox:c.state", "runsc-c.sock"]);
+        assert_eq!(
+            left,
+            [
+                "b_sandbox:a.lock",
+                "c_sandbox:c.lock",
+                "c_sandbox:c.state",
+                "runsc-c.sock"
+            ]
+        );
     }
 }

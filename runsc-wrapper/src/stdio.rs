@@ -34,7 +34,12 @@ fn private_null() -> io::Result<OwnedFd> {
         COUNT.fetch_add(1, Ordering::Relaxed)
     );
     let path = Path::new(&name);
-    mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, makedev(1, 3))?;
+    mknod(
+        path,
+        SFlag::S_IFCHR,
+        Mode::S_IRUSR | Mode::S_IWUSR,
+        makedev(1, 3),
+    )?;
     let opened = open(path);
     std::fs::remove_file(path)?;
     Ok(opened?.into())
@@ -54,7 +59,10 @@ mod tests {
     fn null_takes_everything_and_is_not_the_hosts() {
         let mut null = File::from(null_device().unwrap());
         null.write_all(b"gone").unwrap();
-        let (own, host) = (null.metadata().unwrap(), std::fs::metadata("/dev/null").unwrap());
+        let (own, host) = (
+            null.metadata().unwrap(),
+            std::fs::metadata("/dev/null").unwrap(),
+        );
         assert_eq!(own.rdev(), host.rdev());
         if nix::unistd::geteuid().is_root() {
             assert_ne!(own.ino(), host.ino());

@@ -5,10 +5,7 @@
 use std::{
     future::Future,
     io,
-    os::{
-        fd::OwnedFd,
-        unix::process::ExitStatusExt,
-    },
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
     path::PathBuf,
     pin::Pin,
     process::ExitStatus,
@@ -103,7 +100,10 @@ impl Exit {
 
     /// An exit with `code`, noticed now.
     pub fn now(code: u32) -> Self {
-        Self { code, at: SystemTime::now() }
+        Self {
+            code,
+            at: SystemTime::now(),
+        }
     }
 
     /// Decodes a wait status as `waitpid(2)` returns it, noticed now.

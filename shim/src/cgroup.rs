@@ -159,9 +159,15 @@ impl Cgroup {
                 "cgroupsPath {cgroups_path:?} is not a path"
             )));
         }
-        let path = inside
+        let path: PathBuf = inside
             .filter(|c| matches!(c, Component::Normal(_)))
             .collect();
+        if path.as_os_str().is_empty() {
+            // The root of the hierarchy holds the whole host.
+            return Err(Error::InvalidArgument(format!(
+                "cgroupsPath {cgroups_path:?} names no cgroup"
+            )));
+        }
         let version = if mount.join("cgroup.controllers").exists() {
             Version::V2
         } else {
@@ -400,7 +406,7 @@ mod tests {
             "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-abc.scope"
         );
         assert_eq!(path("system.slice:p:n"), "/system.slice/p-n.scope");
-        for bad in ["", "/a/../../b", "a\0b"] {
+        for bad in ["", "/", "/./", "/a/../../b", "a\0b"] {
             assert!(Cgroup::new(dir.path(), bad).is_err(), "{bad:?}");
         }
     }

@@ -15,7 +15,7 @@ mod life;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use containerd_shim_protos::{
@@ -69,7 +69,7 @@ pub struct Pod {
     host: HostDirs,
     runtime: RuntimeFactory,
     events: Arc<dyn EventSink>,
-    sandbox: OnceLock<Sandbox>,
+    sandbox: Mutex<Option<Arc<Sandbox>>>,
     containers: Mutex<BTreeMap<ContainerId, Option<Arc<Container>>>>,
     done: CancellationToken,
 }
@@ -118,7 +118,7 @@ impl Pod {
             host,
             runtime,
             events,
-            sandbox: OnceLock::new(),
+            sandbox: Mutex::default(),
             containers: Mutex::default(),
             done: CancellationToken::new(),
         })
@@ -230,7 +230,7 @@ impl Pod {
 
     /// Pausing stops a whole sandbox, so that its other containers follow.
     fn shift_all(&self, asked: &Arc<Container>, event: Event) {
-        let shared = self.sandbox.get().is_some_and(Sandbox::is_shared);
+        let shared = self.sandbox().is_ok_and(|s| s.is_shared());
         let affected = if shared {
             self.all()
         } else {
@@ -368,7 +368,7 @@ impl Pod {
         if !self.map().is_empty() {
             return;
         }
-        if let Some(sandbox) = self.sandbox.get()
+        if let Ok(sandbox) = self.sandbox()
             && let Err(e) = sandbox.scratch.remove()
         {
             warn!("{e}");
@@ -377,9 +377,7 @@ impl Pod {
     }
 
     fn limit_sandbox(&self) {
-        let Some(sandbox) = self.sandbox.get() else {
-            return;
-        };
+        let Ok(sandbox) = self.sandbox() else { return };
         let members = self.all();
         let members = members
             .iter()
@@ -388,11 +386,17 @@ impl Pod {
         sandbox.limit(&members.collect::<Vec<_>>());
     }
 
-    fn sandbox(&self) -> Result<&Sandbox> {
-        self.sandbox.get().ok_or(Error::NotFound {
+    fn sandbox(&self) -> Result<Arc<Sandbox>> {
+        let sandbox = self.sandbox_slot().clone();
+        sandbox.ok_or(Error::NotFound {
             kind: "sandbox",
             id: String::new(),
         })
+    }
+
+    fn sandbox_slot(&self) -> MutexGuard<'_, Option<Arc<Sandbox>>> {
+        // An option has no invariant that a panic elsewhere could break.
+        self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn container(&self, id: &str) -> Result<Arc<Container>> {

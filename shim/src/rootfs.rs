@@ -16,8 +16,13 @@ use crate::error::{Error, Result};
 /// Mounts `mounts`, in order, at `target`, which is made if it is missing. Blocks.
 ///
 /// # Errors
-/// [`Error::Mount`]; then nothing stays mounted.
+/// [`Error::Mount`], and [`Error::InvalidArgument`] for a target that leads elsewhere; then
+/// nothing stays mounted.
 pub(crate) fn mount(mounts: &[Mount], target: &Path) -> Result<()> {
+    if fs::symlink_metadata(target).is_ok_and(|m| m.is_symlink()) {
+        let words = format!("{} is a symbolic link", target.display());
+        return Err(Error::InvalidArgument(words));
+    }
     if mounts.is_empty() {
         return Ok(());
     }

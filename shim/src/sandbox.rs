@@ -152,9 +152,17 @@ impl Scratch {
         &self.dir
     }
 
-    /// A file name that no other call uses.
-    pub(crate) fn name(&self) -> String {
-        self.next.fetch_add(1, Ordering::Relaxed).to_string()
+    /// Makes a directory that no other call uses, with a short name.
+    pub(crate) fn subdir(&self) -> Result<PathBuf> {
+        let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+        let dir = self.dir.join(name);
+        fs::create_dir(&dir).map_err(Error::io("make", &dir))?;
+        Ok(dir)
+    }
+
+    /// Removes what [`Scratch::subdir`] made.
+    pub(crate) fn remove_subdir(dir: &Path) -> Result<()> {
+        remove_dir(dir)
     }
 }
 
@@ -240,7 +248,7 @@ mod tests {
             fs::metadata(scratch.dir()).unwrap().permissions().mode() & 0o777,
             0o700
         );
-        assert_ne!(scratch.name(), scratch.name());
+        assert_ne!(scratch.subdir().unwrap(), scratch.subdir().unwrap());
         let dir = scratch.dir().to_owned();
         scratch.remove().unwrap();
         assert!(!dir.exists());

@@ -7,16 +7,17 @@
 //! deadline, and output that is read up to a limit. A command whose caller goes away still
 //! runs to its end: half a `create` is worse than one that nobody waits for.
 //!
-//! Runtimes tell errors in words only; the words are read in this module and nowhere else
-//! ([`Cause::of`]).
+//! Runtimes tell errors in words only; the words are read in [`words`] and nowhere else.
+
+mod words;
 
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, Write},
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
-        unix::{fs::FileExt, process::ExitStatusExt},
+        fd::{OwnedFd, RawFd},
+        unix::process::ExitStatusExt,
     },
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio as ChildStdio},
@@ -44,6 +45,9 @@ use crate::{
     stdio::null_device,
 };
 
+pub use words::Log;
+pub(crate) use words::{Cause, clean};
+
 /// What a command may find in its environment, unless told more: runtimes look up helpers
 /// (`criu`, `newuidmap`) by name.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -51,18 +55,12 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// Most bytes kept of each captured stream.
 const OUTPUT_LIMIT: usize = 8 << 20;
 
-/// Most bytes read of a runtime's log, from its end.
-const LOG_LIMIT: u64 = 64 << 10;
-
 /// How long captured streams are read on after the command has ended: something it left behind
 /// may still hold them.
 const DRAIN: Duration = Duration::from_millis(200);
 
 /// How long a killed command may take to die.
 const KILL_GRACE: Duration = Duration::from_secs(5);
-
-/// Longest error message passed on, in bytes.
-const MESSAGE_LIMIT: usize = 4096;
 
 static RUNS: AtomicU64 = AtomicU64::new(0);
 
@@ -190,7 +188,8 @@ impl Command {
     /// Adds arguments.
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
-        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
@@ -264,12 +263,17 @@ impl Command {
     /// When the program cannot be started.
     pub fn start(self) -> Result<Running, CommandError> {
         let program = self.program.clone();
-        self.spawn().map_err(|source| CommandError::Spawn { program, source })
+        self.spawn()
+            .map_err(|source| CommandError::Spawn { program, source })
     }
 
     fn spawn(self) -> io::Result<Running> {
         let mut command = tokio::process::Command::new(&self.program);
-        command.args(&self.args).env_clear().envs(self.env).kill_on_drop(false);
+        command
+            .args(&self.args)
+            .env_clear()
+            .envs(self.env)
+            .kill_on_drop(false);
         let mut terminal = false;
         match self.streams {
             Streams::Captured => {
@@ -277,7 +281,10 @@ impl Command {
                     Some(input) => memory_file(input)?.into(),
                     None => ChildStdio::null(),
                 };
-                command.stdin(stdin).stdout(ChildStdio::piped()).stderr(ChildStdio::piped());
+                command
+                    .stdin(stdin)
+                    .stdout(ChildStdio::piped())
+                    .stderr(ChildStdio::piped());
             }
             Streams::Given(stdio) => {
                 let or_null = |fd: Option<OwnedFd>| match fd {
@@ -290,7 +297,10 @@ impl Command {
             }
             Streams::Terminal(replica) => {
                 terminal = true;
-                command.stdin(replica.try_clone()?).stdout(replica.try_clone()?).stderr(replica);
+                command
+                    .stdin(replica.try_clone()?)
+                    .stdout(replica.try_clone()?)
+                    .stderr(replica);
             }
         }
         if !terminal {
@@ -298,7 +308,7 @@ impl Command {
             command.process_group(0);
         }
         let setup = ChildSetup {
-            keep: self.log.as_ref().map(|log| log.0.as_raw_fd()),
+            keep: self.log.as_ref().map(|log| log.as_raw_fd()),
             dies_with: (self.bond == Bond::Dies).then(nix::unistd::getpid),
             terminal,
         };
@@ -310,7 +320,9 @@ impl Command {
         if self.log.is_some() {
             RUNS.fetch_add(1, Ordering::Relaxed);
         }
-        let pid = child.id().ok_or_else(|| io::Error::other("child has no pid"))?;
+        let pid = child
+            .id()
+            .ok_or_else(|| io::Error::other("child has no pid"))?;
         let (stop, stopped) = oneshot::channel();
         let attendant = Attendant {
             pid,
@@ -320,7 +332,11 @@ impl Command {
             at_deadline: self.at_deadline,
             log: self.log,
         };
-        Ok(Running { pid, stop: Some(stop), output: tokio::spawn(attendant.attend(stopped)) })
+        Ok(Running {
+            pid,
+            stop: Some(stop),
+            output: tokio::spawn(attendant.attend(stopped)),
+        })
     }
 }
 
@@ -338,7 +354,12 @@ impl ChildSetup {
         // without the call (before 5.11) is no reason to fail: ours all have the flag.
         // SAFETY: takes integers only.
         unsafe {
-            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+            libc::syscall(
+                libc::SYS_close_range,
+                3,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            );
         }
         if let Some(fd) = self.keep {
             // SAFETY: takes integers only; `fd` was open at the fork.
@@ -362,7 +383,11 @@ impl ChildSetup {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// A command that runs.
@@ -377,7 +402,11 @@ pub struct Running {
 impl Running {
     /// Stands for a command that has ended already.
     pub(crate) fn ended(output: Output) -> Self {
-        Self { pid: 0, stop: None, output: tokio::spawn(async { Ok(output) }) }
+        Self {
+            pid: 0,
+            stop: None,
+            output: tokio::spawn(async { Ok(output) }),
+        }
     }
 
     /// Its pid, as long as it has not ended.
@@ -398,7 +427,9 @@ impl Running {
     /// # Errors
     /// As [`Command::run`].
     pub async fn output(&mut self) -> Result<Output, CommandError> {
-        (&mut self.output).await.map_err(|e| CommandError::Wait(io::Error::other(e)))?
+        (&mut self.output)
+            .await
+            .map_err(|e| CommandError::Wait(io::Error::other(e)))?
     }
 }
 
@@ -415,8 +446,9 @@ struct Attendant {
 impl Attendant {
     async fn attend(mut self, stopped: oneshot::Receiver<()>) -> Result<Output, CommandError> {
         let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
-        let mut streams =
-            tokio::spawn(async move { tokio::join!(read_up_to_limit(stdout), read_up_to_limit(stderr)) });
+        let mut streams = tokio::spawn(async move {
+            tokio::join!(read_up_to_limit(stdout), read_up_to_limit(stderr))
+        });
         let stop = async {
             // A dropped handle is not an order to stop.
             if stopped.await.is_err() {
@@ -454,7 +486,12 @@ impl Attendant {
                 Default::default()
             }
         };
-        Ok(Output { status, stdout, stderr, log: self.log })
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+            log: self.log,
+        })
     }
 
     fn kill(&self, who: AtDeadline) {
@@ -473,8 +510,14 @@ impl Attendant {
 
 async fn read_up_to_limit(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     let mut kept = Vec::new();
-    let Some(mut stream) = stream else { return kept };
-    if let Err(e) = (&mut stream).take(OUTPUT_LIMIT as u64).read_to_end(&mut kept).await {
+    let Some(mut stream) = stream else {
+        return kept;
+    };
+    if let Err(e) = (&mut stream)
+        .take(OUTPUT_LIMIT as u64)
+        .read_to_end(&mut kept)
+        .await
+    {
         log::warn!("read output of a command: {e}");
     }
     // The rest is read too, so that the command does not block on it, but not kept.
@@ -492,14 +535,25 @@ fn descendants(root: u32) -> Vec<u32> {
         .filter_map(|pid: u32| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
             // The name in parentheses may hold anything; the parent is second after it.
-            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+            let parent = stat
+                .rsplit_once(')')?
+                .1
+                .split_whitespace()
+                .nth(1)?
+                .parse()
+                .ok()?;
             Some((pid, parent))
         })
         .collect();
     let mut found = vec![root];
     let mut seen = 0;
     while let Some(&parent) = found.get(seen) {
-        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, of)| *of == parent)
+                .map(|(pid, _)| *pid),
+        );
         seen += 1;
     }
     found.split_off(1)
@@ -512,308 +566,5 @@ fn memory_file(content: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// The log of one runtime command: memory that nobody can find by name. A sandbox keeps the log
-/// of its `create` open for life, so that a file in its place would never go away.
-#[derive(Debug)]
-pub struct Log(File);
-
-impl Log {
-    /// Makes an empty log.
-    ///
-    /// # Errors
-    /// When the kernel has no memory file to give.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self(memfd_create(c"runtime-log", MFdFlags::MFD_CLOEXEC)?.into()))
-    }
-
-    /// Its path as the command sees it that is given this log.
-    pub fn path(&self) -> String {
-        format!("/proc/self/fd/{}", self.0.as_raw_fd())
-    }
-
-    /// The messages of level `error`, in order and without repetitions.
-    fn errors(&self) -> String {
-        let text = self.tail().unwrap_or_else(|e| {
-            log::warn!("read a runtime's log: {e}");
-            Vec::new()
-        });
-        errors_of(&text)
-    }
-
-    fn tail(&self) -> io::Result<Vec<u8>> {
-        let len = self.0.metadata()?.len();
-        let from = len.saturating_sub(LOG_LIMIT);
-        let mut tail = vec![0; usize::try_from(len - from).map_err(io::Error::other)?];
-        let read = self.0.read_at(&mut tail, from)?;
-        tail.truncate(read);
-        Ok(tail)
-    }
-}
-
-/// One line of a runtime's JSON log (logrus).
-#[derive(serde::Deserialize)]
-struct LogLine {
-    #[serde(default)]
-    level: String,
-    #[serde(default)]
-    msg: String,
-}
-
-/// Reads the errors of a JSON log. runsc puts no newline between its objects; a log cut at its
-/// front may begin in the middle of one.
-fn errors_of(mut log: &[u8]) -> String {
-    let mut errors: Vec<String> = Vec::new();
-    while let Some(start) = log.iter().position(|b| *b == b'{') {
-        log = &log[start..];
-        let mut lines = serde_json::Deserializer::from_slice(log).into_iter::<LogLine>();
-        let line = lines.next();
-        let used = lines.byte_offset();
-        match line {
-            Some(Ok(line)) if line.level == "error" || line.level == "fatal" => {
-                let message = clean(&line.msg);
-                if !message.is_empty() && !errors.contains(&message) {
-                    errors.push(message);
-                }
-                log = &log[used..];
-            }
-            Some(Ok(_)) => log = &log[used..],
-            _ => log = &log[1..],
-        }
-    }
-    clean(&errors.join("; "))
-}
-
-/// Makes foreign text fit for one line of a log: some of it was written by the sandbox.
-pub(crate) fn clean(text: &str) -> String {
-    let mut clean = String::new();
-    for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()) {
-        if clean.len() + word.len() > MESSAGE_LIMIT {
-            clean.push('…');
-            break;
-        }
-        if !clean.is_empty() {
-            clean.push(' ');
-        }
-        clean.push_str(word);
-    }
-    clean
-}
-
-/// What a runtime's words mean for the caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cause {
-    /// The container or process is not there.
-    NotFound,
-    /// The container is there already.
-    AlreadyExists,
-    /// Its state does not allow that.
-    NotRunning,
-    /// The sandbox process is gone, or does not listen any more.
-    SandboxGone,
-    /// The command does not exist in this version of the runtime.
-    Unsupported,
-    /// Anything else.
-    Other,
-}
-
-/// Words and their meaning; the first that fits counts. Sources: gVisor `runsc/cmd`,
-/// `runsc/container/container.go`, `runsc/sandbox/sandbox.go`, `runsc/boot/loader.go`,
-/// `pkg/urpc/urpc.go`; runc `libcontainer/error.go`, `exec.go`, `start.go`, `kill.go`.
-const CAUSES: &[(&[&str], Cause)] = &[
-    // container.Load of runsc says os.ErrNotExist.
-    (&["loading ", ": file does not exist"], Cause::NotFound),
-    (&["cannot load sandbox: file does not exist"], Cause::NotFound),
-    (&["container does not exist"], Cause::NotFound),
-    (&["container with given ID already exists"], Cause::AlreadyExists),
-    (&["container already exists"], Cause::AlreadyExists),
-    (&["container \"", "\" already exists"], Cause::AlreadyExists),
-    (&["connecting to control server at PID"], Cause::SandboxGone),
-    (&["no control socket found for sandbox"], Cause::SandboxGone),
-    (&["sandbox is not running"], Cause::SandboxGone),
-    (&["urpc method ", " failed: EOF"], Cause::SandboxGone),
-    (&["container \"", "\" not found"], Cause::NotFound),
-    (&["trying to start a deleted container"], Cause::NotFound),
-    (&["no such process"], Cause::NotFound),
-    (&["process already finished"], Cause::NotFound),
-    (&["belongs to a different container"], Cause::NotFound),
-    (&["is part of a different container"], Cause::NotFound),
-    (&["container \"", "\" not started"], Cause::NotRunning),
-    (&["container \"", "\" has stopped"], Cause::NotRunning),
-    (&["sandbox is not in ", " state"], Cause::NotRunning),
-    (&["cannot ", " container ", " in state "], Cause::NotRunning),
-    (&["cannot delete container ", "not stopped"], Cause::NotRunning),
-    (&["container not running"], Cause::NotRunning),
-    (&["container still running"], Cause::NotRunning),
-    (&["container not paused"], Cause::NotRunning),
-    (&["container paused"], Cause::NotRunning),
-    (&["cannot exec in a stopped container"], Cause::NotRunning),
-    (&["cannot exec in a paused container"], Cause::NotRunning),
-    (&["cannot start a container that has stopped"], Cause::NotRunning),
-    (&["cannot start an already running container"], Cause::NotRunning),
-    (&["container with id ", " is not running"], Cause::NotRunning),
-    (&["container process is already dead"], Cause::NotRunning),
-    // Command lines and methods that a version does not have.
-    (&["Usage: runsc <flags> <subcommand>"], Cause::Unsupported),
-    (&["flag provided but not defined"], Cause::Unsupported),
-    (&["No help topic for"], Cause::Unsupported),
-    (&["unknown method"], Cause::Unsupported),
-];
-
-impl Cause {
-    /// Reads a runtime's message.
-    pub(crate) fn of(message: &str) -> Self {
-        let fits = |words: &[&str]| {
-            words.iter().try_fold(message, |rest, word| Some(rest.split_once(word)?.1)).is_some()
-        };
-        CAUSES.iter().find(|(words, _)| fits(words)).map_or(Self::Other, |(_, cause)| *cause)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::{io::Read, time::Instant};
-
-    use super::*;
-
-    fn sh(script: &str) -> Command {
-        Command::new(Path::new("/bin/sh")).args(["-c", script]).deadline(Duration::from_secs(20))
-    }
-
-    #[tokio::test]
-    async fn output_and_status_are_returned() {
-        let output = sh("cat; echo err >&2; exit 3").input(b"in".to_vec()).run().await.unwrap();
-        assert_eq!(output.stdout, b"in");
-        assert_eq!(output.stderr, b"err\n");
-        assert_eq!(output.exit().code, 3);
-        assert_eq!(output.message(), "err");
-    }
-
-    #[tokio::test]
-    async fn the_environment_is_made_from_nothing() {
-        let output = Command::new(Path::new("/usr/bin/env")).env("A", "b").run().await.unwrap();
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("A=b\nPATH={PATH}\n"));
-    }
-
-    #[tokio::test]
-    async fn only_the_log_is_inherited() {
-        // A descriptor without close-on-exec, as a careless library would leave it.
-        let leak = std::fs::File::open("/etc/passwd").unwrap();
-        // SAFETY: takes integers only.
-        assert_eq!(unsafe { libc::fcntl(leak.as_raw_fd(), libc::F_SETFD, 0) }, 0);
-        let log = Log::new().unwrap();
-        let path = log.path();
-        let script = format!("ls -l /proc/self/fd >&2; echo '{{\"level\":\"error\",\"msg\":\"no\"}}' >>{path}; exit 1");
-        let output = sh(&script).log(log).run().await.unwrap();
-        let listed = String::from_utf8(output.stderr.clone()).unwrap();
-        assert!(!listed.contains("/etc/passwd"), "{listed}");
-        assert!(listed.contains("runtime-log"), "{listed}");
-        assert_eq!(output.message(), "no");
-    }
-
-    #[tokio::test]
-    async fn the_deadline_kills_what_left_the_group_too() {
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        let started = Instant::now();
-        let stdio = Stdio { stdout: Some(writer.into()), ..Stdio::default() };
-        let error = sh("setsid sleep 100 & sleep 100")
-            .stdio(stdio)
-            .deadline(Duration::from_millis(300))
-            .kill_tree()
-            .run()
-            .await
-            .unwrap_err();
-        assert!(matches!(error, CommandError::Timeout { .. }), "{error}");
-        // Both held the pipe: its end shows that both are dead.
-        tokio::task::spawn_blocking(move || reader.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
-        assert!(started.elapsed() < Duration::from_secs(10));
-    }
-
-    #[tokio::test]
-    async fn a_caller_that_goes_away_does_not_stop_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let done = dir.path().join("done");
-        let command = sh(&format!("sleep 0.3; touch {}", done.display()));
-        let _ = tokio::time::timeout(Duration::from_millis(50), command.run()).await;
-        for _ in 0..100 {
-            if done.exists() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("the command was stopped");
-    }
-
-    #[tokio::test]
-    async fn output_beyond_the_limit_is_dropped_and_does_not_block() {
-        let output = sh("head -c 20000000 /dev/zero").run().await.unwrap();
-        assert!(output.status.success());
-        assert_eq!(output.stdout.len(), OUTPUT_LIMIT);
-    }
-
-    #[tokio::test]
-    async fn a_running_command_can_be_killed() {
-        let mut running = sh("sleep 100").start().unwrap();
-        running.kill();
-        assert_eq!(running.output().await.unwrap().exit().code, 137);
-    }
-
-    #[tokio::test]
-    async fn a_program_that_is_not_there_is_named() {
-        let error = Command::new(Path::new("/no/such/runsc")).run().await.unwrap_err();
-        assert!(error.to_string().starts_with("run /no/such/runsc: "), "{error}");
-    }
-
-    #[test]
-    fn errors_are_found_in_logs_of_both_runtimes() {
-        // runsc: no newlines, the sandbox's own error first.
-        let runsc = br#"{"msg":"boot failed","level":"error","time":"t"}{"msg":"creating container: EOF","level":"error"}"#;
-        assert_eq!(errors_of(runsc), "boot failed; creating container: EOF");
-        // runc: lines of every level.
-        let runc = b"{\"level\":\"warning\",\"msg\":\"w\"}\n{\"level\":\"error\",\"msg\":\"container does not exist\"}\n";
-        assert_eq!(errors_of(runc), "container does not exist");
-        // Cut at the front, garbage between, repeated.
-        let cut = b"vel\":\"error\",\"msg\":\"{lost\"}xx{\"level\":\"error\",\"msg\":\"a\\nb\"}{\"level\":\"error\",\"msg\":\"a b\"}";
-        assert_eq!(errors_of(cut), "a b");
-        assert_eq!(errors_of(b""), "");
-        assert_eq!(errors_of(&b"{".repeat(5000)), "");
-    }
-
-    #[test]
-    fn messages_are_one_short_line() {
-        assert_eq!(clean(" a\n\tb\x1b[31m\u{0}c "), "a b [31m c");
-        assert!(clean(&"word ".repeat(10_000)).len() <= MESSAGE_LIMIT + 4);
-    }
-
-    #[test]
-    fn causes_are_read_from_the_runtimes_words() {
-        for (message, cause) in [
-            ("loading container: file does not exist", Cause::NotFound),
-            ("loading container \"x\": file does not exist", Cause::NotFound),
-            ("loading sandbox: file does not exist", Cause::NotFound),
-            ("creating container: cannot load sandbox: file does not exist", Cause::NotFound),
-            ("creating container: cannot lock container metadata file: container already exists", Cause::AlreadyExists),
-            ("signaling container \"a\": signaling process in container \"a\" PID 0: no such process", Cause::NotFound),
-            ("failed to signal pid 9: signaling process in container \"a\" PID 9: no such process with PID 9", Cause::NotFound),
-            ("starting container: cannot start container \"a\" in state stopped", Cause::NotRunning),
-            ("cannot signal container \"a\" in state created", Cause::NotRunning),
-            ("cannot delete container that is not stopped without --force flag", Cause::NotRunning),
-            ("pause failed: cannot pause container \"a\" in state paused", Cause::NotRunning),
-            ("container \"a\" not started", Cause::NotRunning),
-            ("container \"a\" not found", Cause::NotFound),
-            ("sandbox is not running", Cause::SandboxGone),
-            ("signaling container \"a\": connecting to control server at PID 7: connection refused", Cause::SandboxGone),
-            ("unknown method", Cause::Unsupported),
-            ("container does not exist", Cause::NotFound),
-            ("container with given ID already exists", Cause::AlreadyExists),
-            ("cannot delete container x that is not stopped: running", Cause::NotRunning),
-            ("container not running", Cause::NotRunning),
-            ("cannot exec in a stopped container", Cause::NotRunning),
-            ("unable to signal init: os: process already finished", Cause::NotFound),
-            ("executing processes for container: executing command \"x\" in sandbox: error finding executable", Cause::Other),
-            ("open /x: no such file or directory", Cause::Other),
-            ("", Cause::Other),
-        ] {
-            assert_eq!(Cause::of(message), cause, "{message}");
-        }
-    }
-}
+mod tests;

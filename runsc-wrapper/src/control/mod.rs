@@ -219,7 +219,11 @@ impl Client {
     /// Names the socket at `socket`, on which process `pid` must listen. Every call but the
     /// waits ends within `deadline`.
     pub fn new(socket: &Path, pid: u32, deadline: Duration) -> Self {
-        Self { socket: socket.to_owned(), peer: Peer(pid), deadline }
+        Self {
+            socket: socket.to_owned(),
+            peer: Peer(pid),
+            deadline,
+        }
     }
 
     /// Waits for the end of the container's first process and returns its wait status.
@@ -244,7 +248,8 @@ impl Client {
             #[serde(rename = "CID")]
             container: &'a str,
         }
-        self.wait_call("containerManager.WaitPID", &Args { pid, container }).await
+        self.wait_call("containerManager.WaitPID", &Args { pid, container })
+            .await
     }
 
     /// Sends a signal.
@@ -268,7 +273,17 @@ impl Client {
             Target::All => (1, 0),
             Target::ForegroundGroup(pid) => (2, pid),
         };
-        self.order("containerManager.Signal", &Args { container, signal, pid, mode }, &[]).await
+        self.order(
+            "containerManager.Signal",
+            &Args {
+                container,
+                signal,
+                pid,
+                mode,
+            },
+            &[],
+        )
+        .await
     }
 
     /// The counters of a container.
@@ -276,7 +291,8 @@ impl Client {
     /// # Errors
     /// See [`ControlError`].
     pub async fn event(&self, container: &str) -> Result<Event> {
-        self.call("containerManager.Event", &container, &[], REPLY_LIMIT).await
+        self.call("containerManager.Event", &container, &[], REPLY_LIMIT)
+            .await
     }
 
     /// The processes of a container.
@@ -295,11 +311,16 @@ impl Client {
     /// See [`ControlError`].
     pub async fn runtime_state(&self, container: &str) -> Result<RuntimeState> {
         let method = "containerManager.ContainerRuntimeState";
-        match self.call::<_, u64>(method, &container, &[], REPLY_LIMIT).await? {
+        match self
+            .call::<_, u64>(method, &container, &[], REPLY_LIMIT)
+            .await?
+        {
             1 => Ok(RuntimeState::Creating),
             2 => Ok(RuntimeState::Running),
             3 => Ok(RuntimeState::Stopped),
-            other => Err(ControlError::Protocol(format!("unknown container state {other}"))),
+            other => Err(ControlError::Protocol(format!(
+                "unknown container state {other}"
+            ))),
         }
     }
 
@@ -344,11 +365,18 @@ impl Client {
             port: u16,
         }
         let args = Args { container, port };
-        self.order("containerManager.PortForward", &args, &[stream.as_fd()]).await
+        self.order("containerManager.PortForward", &args, &[stream.as_fd()])
+            .await
     }
 
-    async fn order<A: Serialize>(&self, method: &str, arg: &A, fds: &[BorrowedFd<'_>]) -> Result<()> {
-        self.call::<A, IgnoredAny>(method, arg, fds, REPLY_LIMIT).await?;
+    async fn order<A: Serialize>(
+        &self,
+        method: &str,
+        arg: &A,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<()> {
+        self.call::<A, IgnoredAny>(method, arg, fds, REPLY_LIMIT)
+            .await?;
         Ok(())
     }
 

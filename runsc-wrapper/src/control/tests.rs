@@ -35,7 +35,11 @@ fn server(answer: impl FnOnce(String, UnixStream) + Send + 'static) -> Server {
         request.truncate(read);
         answer(String::from_utf8(request).unwrap(), stream);
     });
-    Server { _dir: dir, client, thread }
+    Server {
+        _dir: dir,
+        client,
+        thread,
+    }
 }
 
 /// A server that sends `reply` and closes.
@@ -61,7 +65,11 @@ async fn a_call_is_asked_and_answered() {
             std::thread::park_timeout(Duration::from_millis(20));
         }
     });
-    server.client.signal("c", Target::ForegroundGroup(7), 15).await.unwrap();
+    server
+        .client
+        .signal("c", Target::ForegroundGroup(7), 15)
+        .await
+        .unwrap();
     server.thread.join().unwrap();
 }
 
@@ -76,8 +84,12 @@ async fn descriptors_go_with_the_first_byte() {
         let mut space = nix::cmsg_space!([i32; 3]);
         let mut parts = [std::io::IoSliceMut::new(&mut first)];
         let flags = MsgFlags::empty();
-        let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags).unwrap();
-        let got = message.cmsgs().unwrap().any(|m| matches!(m, ControlMessageOwned::ScmRights(fds) if fds.len() == 3));
+        let message =
+            recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags).unwrap();
+        let got = message
+            .cmsgs()
+            .unwrap()
+            .any(|m| matches!(m, ControlMessageOwned::ScmRights(fds) if fds.len() == 3));
         assert!(got);
         // A request larger than the socket's buffer must arrive whole.
         let mut rest = vec![0; 1 << 20];
@@ -85,11 +97,16 @@ async fn descriptors_go_with_the_first_byte() {
         while total < 700_000 {
             total += stream.read(&mut rest).unwrap();
         }
-        stream.write_all(br#"{"success":true,"err":"","result":42}"#).unwrap();
+        stream
+            .write_all(br#"{"success":true,"err":"","result":42}"#)
+            .unwrap();
     });
     let client = Client::new(&path, std::process::id(), Duration::from_secs(5));
     let null = std::fs::File::open("/dev/null").unwrap();
-    let args = ExecArgs { envv: vec!["x".repeat(700_000)], ..ExecArgs::default() };
+    let args = ExecArgs {
+        envv: vec!["x".repeat(700_000)],
+        ..ExecArgs::default()
+    };
     let fd = null.as_fd();
     assert_eq!(client.exec(&args, [fd, fd, fd]).await.unwrap(), 42);
     thread.join().unwrap();
@@ -97,7 +114,11 @@ async fn descriptors_go_with_the_first_byte() {
 
 #[test]
 fn exec_arguments_have_gos_names() {
-    let args = ExecArgs { guest_fds: [0, 1, 2], container: "c".into(), ..ExecArgs::default() };
+    let args = ExecArgs {
+        guest_fds: [0, 1, 2],
+        container: "c".into(),
+        ..ExecArgs::default()
+    };
     assert_eq!(
         serde_json::to_string(&args).unwrap(),
         concat!(
@@ -133,9 +154,16 @@ async fn replies_that_are_none_are_protocol_errors() {
         "{\"err\":7}",
     ] {
         let error = replies(reply).client.wait("c").await.unwrap_err();
-        assert!(matches!(error, ControlError::Protocol(_)), "{reply}: {error}");
+        assert!(
+            matches!(error, ControlError::Protocol(_)),
+            "{reply}: {error}"
+        );
     }
-    let deep = format!("{{\"result\":{}{}}}", "[".repeat(10_000), "]".repeat(10_000));
+    let deep = format!(
+        "{{\"result\":{}{}}}",
+        "[".repeat(10_000),
+        "]".repeat(10_000)
+    );
     let error = replies(deep).client.wait("c").await.unwrap_err();
     assert!(matches!(error, ControlError::Protocol(_)), "{error}");
 }
@@ -152,7 +180,11 @@ async fn a_reply_that_stops_half_way_is_a_broken_connection() {
 async fn replies_of_any_size_are_cut_off() {
     for end_of_string in [false, true] {
         let server = server(move |_, mut stream| {
-            let start = if end_of_string { "{\"err\":\"" } else { "{\"result\":[" };
+            let start = if end_of_string {
+                "{\"err\":\""
+            } else {
+                "{\"result\":["
+            };
             stream.write_all(start.as_bytes()).unwrap();
             // Until the client hangs up.
             while stream.write_all(&[b'1'; 65536]).is_ok() {}
@@ -170,7 +202,10 @@ async fn lists_may_be_long_but_not_endless() {
     let server = replies(format!(r#"{{"success":true,"err":"","result":[{list}]}}"#));
     assert_eq!(server.client.processes("c").await.unwrap().len(), 20_000);
     let server = replies(format!(r#"{{"success":true,"err":"","result":[{list}]}}"#));
-    assert!(matches!(server.client.event("c").await.unwrap_err(), ControlError::Protocol(_)));
+    assert!(matches!(
+        server.client.event("c").await.unwrap_err(),
+        ControlError::Protocol(_)
+    ));
 }
 
 #[tokio::test]
@@ -193,7 +228,9 @@ async fn a_slow_answer_ends_at_the_deadline() {
 async fn waiting_has_no_deadline() {
     let server = server(|_, mut stream| {
         std::thread::park_timeout(Duration::from_secs(3));
-        stream.write_all(br#"{"success":true,"err":"","result":768}"#).unwrap();
+        stream
+            .write_all(br#"{"success":true,"err":"","result":768}"#)
+            .unwrap();
     });
     assert_eq!(server.client.wait("c").await.unwrap(), 0x300);
 }
@@ -205,14 +242,27 @@ async fn descriptors_in_a_reply_are_refused_and_closed() {
         let reply = br#"{"success":true,"err":"","result":1}"#;
         let fds = [held.as_raw_fd()];
         let rights = [ControlMessage::ScmRights(&fds)];
-        sendmsg::<UnixAddr>(stream.as_raw_fd(), &[IoSlice::new(reply)], &rights, MsgFlags::empty(), None).unwrap();
+        sendmsg::<UnixAddr>(
+            stream.as_raw_fd(),
+            &[IoSlice::new(reply)],
+            &rights,
+            MsgFlags::empty(),
+            None,
+        )
+        .unwrap();
     });
     let error = server.client.wait("c").await.unwrap_err();
     assert!(error.to_string().contains("descriptors"), "{error}");
     server.thread.join().unwrap();
     // The sender's end is closed now; end of file shows that no other is left.
     let read = tokio::task::spawn_blocking(move || probe.read(&mut [0]).unwrap());
-    assert_eq!(tokio::time::timeout(Duration::from_secs(5), read).await.unwrap().unwrap(), 0);
+    assert_eq!(
+        tokio::time::timeout(Duration::from_secs(5), read)
+            .await
+            .unwrap()
+            .unwrap(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -230,7 +280,10 @@ async fn another_process_at_the_socket_is_refused() {
 #[tokio::test]
 async fn a_socket_that_is_not_there_is_a_failed_connection() {
     let client = Client::new(Path::new("/no/such.sock"), 1, Duration::from_secs(2));
-    assert!(matches!(client.pause().await.unwrap_err(), ControlError::Connect(_)));
+    assert!(matches!(
+        client.pause().await.unwrap_err(),
+        ControlError::Connect(_)
+    ));
 }
 
 #[tokio::test]
@@ -243,9 +296,14 @@ async fn long_socket_paths_can_be_reached() {
     let thread = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let _ = stream.read(&mut [0; 1024]).unwrap();
-        stream.write_all(br#"{"success":true,"err":"","result":2}"#).unwrap();
+        stream
+            .write_all(br#"{"success":true,"err":"","result":2}"#)
+            .unwrap();
     });
     let client = Client::new(&long.join("s"), std::process::id(), Duration::from_secs(2));
-    assert_eq!(client.runtime_state("c").await.unwrap(), RuntimeState::Running);
+    assert_eq!(
+        client.runtime_state("c").await.unwrap(),
+        RuntimeState::Running
+    );
     thread.join().unwrap();
 }

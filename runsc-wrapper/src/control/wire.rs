@@ -68,9 +68,14 @@ pub(super) async fn connect(path: &Path, peer: Peer) -> Result<UnixStream, Contr
             other => break other.map_err(ControlError::Connect)?,
         }
     };
-    let credentials = getsockopt(&stream, PeerCredentials).map_err(|e| ControlError::Connect(e.into()))?;
+    let credentials =
+        getsockopt(&stream, PeerCredentials).map_err(|e| ControlError::Connect(e.into()))?;
     if credentials.pid().cast_unsigned() != peer.0 {
-        let message = format!("process {} listens, not the sandbox {}", credentials.pid(), peer.0);
+        let message = format!(
+            "process {} listens, not the sandbox {}",
+            credentials.pid(),
+            peer.0
+        );
         return Err(ControlError::Connect(io::Error::other(message)));
     }
     Ok(stream)
@@ -96,7 +101,9 @@ pub(super) async fn call<A: Serialize, R: DeserializeOwned>(
 ) -> Result<R, ControlError> {
     let request = serde_json::to_vec(&Request { method, arg })
         .map_err(|e| ControlError::Protocol(format!("cannot be asked: {e}")))?;
-    send(stream, &request, fds).await.map_err(ControlError::Broken)?;
+    send(stream, &request, fds)
+        .await
+        .map_err(ControlError::Broken)?;
     let reply = receive(stream, limit).await?;
     let reply: Reply<R> = serde_json::from_slice(&reply)
         .map_err(|e| ControlError::Protocol(format!("{method}: {e}")))?;
@@ -115,12 +122,22 @@ async fn send(stream: &UnixStream, request: &[u8], fds: &[BorrowedFd<'_>]) -> io
     while sent < request.len() {
         // The descriptors go with whatever part is sent first.
         let rights = [ControlMessage::ScmRights(&raw)];
-        let messages: &[ControlMessage<'_>] = if sent == 0 && !raw.is_empty() { &rights } else { &[] };
+        let messages: &[ControlMessage<'_>] = if sent == 0 && !raw.is_empty() {
+            &rights
+        } else {
+            &[]
+        };
         let rest = [IoSlice::new(&request[sent..])];
         sent += stream
             .async_io(Interest::WRITABLE, || {
                 let flags = MsgFlags::MSG_NOSIGNAL;
-                Ok(sendmsg::<UnixAddr>(stream.as_raw_fd(), &rest, messages, flags, None)?)
+                Ok(sendmsg::<UnixAddr>(
+                    stream.as_raw_fd(),
+                    &rest,
+                    messages,
+                    flags,
+                    None,
+                )?)
             })
             .await?;
     }
@@ -133,7 +150,9 @@ async fn receive(stream: &UnixStream, limit: usize) -> Result<Vec<u8>, ControlEr
     loop {
         let mut chunk = [0; CHUNK];
         let read = stream
-            .async_io(Interest::READABLE, || receive_some(stream.as_raw_fd(), &mut chunk))
+            .async_io(Interest::READABLE, || {
+                receive_some(stream.as_raw_fd(), &mut chunk)
+            })
             .await
             .map_err(ControlError::Broken)?;
         if read == 0 {
@@ -141,7 +160,9 @@ async fn receive(stream: &UnixStream, limit: usize) -> Result<Vec<u8>, ControlEr
         }
         let chunk = &chunk[..read];
         if reply.len() + read > limit {
-            return Err(ControlError::Protocol(format!("reply of more than {limit} bytes")));
+            return Err(ControlError::Protocol(format!(
+                "reply of more than {limit} bytes"
+            )));
         }
         reply.extend_from_slice(chunk);
         match scanner.scan(chunk)? {
@@ -180,7 +201,9 @@ impl Scanner {
                 b'\\' if self.in_string => self.escaped = true,
                 b'"' if self.depth > 0 => self.in_string = !self.in_string,
                 _ if self.in_string => {}
-                b'{' | b'[' if self.depth == DEPTH_LIMIT => return garbage("reply is nested too deep"),
+                b'{' | b'[' if self.depth == DEPTH_LIMIT => {
+                    return garbage("reply is nested too deep");
+                }
                 b'{' => self.depth += 1,
                 _ if self.depth == 0 => return garbage("reply is no object"),
                 b'[' => self.depth += 1,
@@ -214,7 +237,10 @@ mod tests {
     fn the_end_of_a_reply_is_found_in_pieces() {
         assert_eq!(end_of(&["{}"]).unwrap(), Some(2));
         assert_eq!(end_of(&[r#"{"a":[1,{}"#, r#"]}x"#]).unwrap(), Some(2));
-        assert_eq!(end_of(&[r#"{"a":"}\"#, r#""}"#, r#"}"}"#]).unwrap(), Some(3));
+        assert_eq!(
+            end_of(&[r#"{"a":"}\"#, r#""}"#, r#"}"}"#]).unwrap(),
+            Some(3)
+        );
         assert_eq!(end_of(&[r#"{"a":"\\"}"#]).unwrap(), Some(10));
         assert_eq!(end_of(&[r#"{"a":"#]).unwrap(), None);
     }

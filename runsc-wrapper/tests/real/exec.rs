@@ -37,11 +37,16 @@ async fn codes_and_output_come_back(world: World) {
     let (_root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
     for code in [0, 1, 7, 255] {
         let script = format!("echo out; echo err >&2; exit {code}");
-        let (got, text) = world.exec_to_end(app.id.as_str(), &["sh", "-c", &script]).await;
+        let (got, text) = world
+            .exec_to_end(app.id.as_str(), &["sh", "-c", &script])
+            .await;
         assert_eq!((got, text.as_str()), (code, "out\nerr\n"));
     }
     // In the sandbox's root container too.
-    assert_eq!(world.exec_to_end("pod", &["/bin/echo", "hi"]).await, (0, "hi\n".to_owned()));
+    assert_eq!(
+        world.exec_to_end("pod", &["/bin/echo", "hi"]).await,
+        (0, "hi\n".to_owned())
+    );
     world.delete_all().await;
 }
 
@@ -61,12 +66,21 @@ async fn a_process_is_what_its_spec_says(world: World) {
     assert_eq!(end_of(exec.exit).await.code, 0);
     let text = output.all().await;
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(&lines[..5], ["1234", "99", "99 5 6", "b c", "/tmp"], "{text}");
+    assert_eq!(
+        &lines[..5],
+        ["1234", "99", "99 5 6", "b c", "/tmp"],
+        "{text}"
+    );
     assert!(text.contains("CapBnd:\t0000000000000001"), "{text}");
     // A user other than root can open its own streams again.
     assert!(text.contains("again\n"), "{text}");
     // `sh` and `ls` have their streams, the script and the directory, nothing of ours.
-    let fds = text.split("again\n").nth(1).unwrap().split_whitespace().count();
+    let fds = text
+        .split("again\n")
+        .nth(1)
+        .unwrap()
+        .split_whitespace()
+        .count();
     assert!(fds <= 4, "{text}");
     world.delete_all().await;
 }
@@ -75,7 +89,10 @@ async fn input_is_read_and_ends(world: World) {
     let (_root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
     let (stdin, mut writer) = std::io::pipe().unwrap();
     let (stdio, output) = piped();
-    let stdio = Stdio { stdin: Some(stdin.into()), ..stdio };
+    let stdio = Stdio {
+        stdin: Some(stdin.into()),
+        ..stdio
+    };
     let opts = world.exec_opts(app.id.as_str(), &["cat"], stdio);
     let exec = world.runtime.exec(&opts).await.unwrap();
     drop(opts);
@@ -84,7 +101,11 @@ async fn input_is_read_and_ends(world: World) {
     assert_eq!(end_of(exec.exit).await.code, 0);
     assert_eq!(output.all().await, "some input");
     // Without input there is nothing to read, and without output nobody to write to.
-    let opts = world.exec_opts(app.id.as_str(), &["sh", "-c", "cat; echo lost; exit 4"], Stdio::default());
+    let opts = world.exec_opts(
+        app.id.as_str(),
+        &["sh", "-c", "cat; echo lost; exit 4"],
+        Stdio::default(),
+    );
     let exec = world.runtime.exec(&opts).await.unwrap();
     assert_eq!(end_of(exec.exit).await.code, 4);
     world.delete_all().await;
@@ -93,8 +114,14 @@ async fn input_is_read_and_ends(world: World) {
 async fn a_program_that_is_not_there_is_said_to_be_missing(world: World) {
     let (_root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
     for program in ["no-such-program", "/no/such/program"] {
-        let error = world.exec(app.id.as_str(), &[program]).await.map(|_| ()).unwrap_err();
-        let RuntimeError::Failed { message, .. } = &error else { panic!("{error:?}") };
+        let error = world
+            .exec(app.id.as_str(), &[program])
+            .await
+            .map(|_| ())
+            .unwrap_err();
+        let RuntimeError::Failed { message, .. } = &error else {
+            panic!("{error:?}")
+        };
         assert!(message.contains(program), "{message}");
         assert!(
             message.contains("no such file") || message.contains("not found"),
@@ -111,23 +138,51 @@ async fn a_program_that_is_not_there_is_said_to_be_missing(world: World) {
 
 async fn processes_are_listed_and_signalled(world: World) {
     let (_root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
-    let (exec, _output) = world.exec(app.id.as_str(), &["sleep", "2000"]).await.unwrap();
+    let (exec, _output) = world
+        .exec(app.id.as_str(), &["sleep", "2000"])
+        .await
+        .unwrap();
     let list = world.runtime.processes(&app.id).await.unwrap();
     assert_eq!(list.len(), 2, "{list:?}");
-    assert!(list.iter().any(|process| process.pid == exec.pid), "{list:?} without {}", exec.pid);
+    assert!(
+        list.iter().any(|process| process.pid == exec.pid),
+        "{list:?} without {}",
+        exec.pid
+    );
     if world.flavor != Flavor::RunscCli {
-        assert!(list.iter().all(|process| process.command == "sleep"), "{list:?}");
+        assert!(
+            list.iter().all(|process| process.command == "sleep"),
+            "{list:?}"
+        );
     }
     let target = KillTarget::Process(exec.pid);
-    world.runtime.kill(&app.id, target, libc::SIGTERM).await.unwrap();
+    world
+        .runtime
+        .kill(&app.id, target, libc::SIGTERM)
+        .await
+        .unwrap();
     assert_eq!(end_of(exec.exit).await.code, 143);
-    let again = world.runtime.kill(&app.id, target, libc::SIGTERM).await.unwrap_err();
+    let again = world
+        .runtime
+        .kill(&app.id, target, libc::SIGTERM)
+        .await
+        .unwrap_err();
     assert!(matches!(again, RuntimeError::NotFound { .. }), "{again:?}");
     // Nor can a process of another container be hit.
     let (other, _output) = world.exec("pod", &["sleep", "3000"]).await.unwrap();
-    let foreign = world.runtime.kill(&app.id, KillTarget::Process(other.pid), 9).await.unwrap_err();
-    assert!(matches!(foreign, RuntimeError::NotFound { .. }), "{foreign:?}");
-    until("one left", async || world.runtime.processes(&app.id).await.unwrap().len() == 1).await;
+    let foreign = world
+        .runtime
+        .kill(&app.id, KillTarget::Process(other.pid), 9)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(foreign, RuntimeError::NotFound { .. }),
+        "{foreign:?}"
+    );
+    until("one left", async || {
+        world.runtime.processes(&app.id).await.unwrap().len() == 1
+    })
+    .await;
     world.delete_all().await;
     // With its container, an exec ends too.
     assert_eq!(end_of(other.exit).await.code, 137);
@@ -138,7 +193,12 @@ async fn many_at_once(world: World) {
     let mut execs = Vec::new();
     for n in 0..8 {
         let script = format!("sleep 0.2; echo {n}; exit {n}");
-        execs.push(world.exec(app.id.as_str(), &["sh", "-c", &script]).await.unwrap());
+        execs.push(
+            world
+                .exec(app.id.as_str(), &["sh", "-c", &script])
+                .await
+                .unwrap(),
+        );
     }
     for (n, (exec, output)) in execs.into_iter().enumerate() {
         assert_eq!(end_of(exec.exit).await.code, u32::try_from(n).unwrap());
@@ -150,8 +210,15 @@ async fn many_at_once(world: World) {
 async fn a_container_that_has_stopped_runs_nothing(world: World) {
     let (_root, app) = world.run_in_sandbox(&["/bin/true"]).await;
     end_of(app.exit).await;
-    let error = world.exec(app.id.as_str(), &["true"]).await.map(|_| ()).unwrap_err();
-    assert!(matches!(error, RuntimeError::NotRunning { .. }), "{error:?}");
+    let error = world
+        .exec(app.id.as_str(), &["true"])
+        .await
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        matches!(error, RuntimeError::NotRunning { .. }),
+        "{error:?}"
+    );
     world.delete_all().await;
 }
 
@@ -178,7 +245,7 @@ async fn a_terminal_is_one(world: World) {
     let (_root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
     let console = world.dir.path().join("console.sock");
     let listener = UnixListener::bind(&console).unwrap();
-    let script = "tty >/dev/null && echo is-a-tty; trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.1; done";
+    let script = "test -t 0 && echo is-a-tty; trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.1; done";
     let mut opts = world.exec_opts(app.id.as_str(), &["sh", "-c", script], Stdio::default());
     opts.process["terminal"] = json!(true);
     opts.console_socket = Some(console);
@@ -202,7 +269,10 @@ async fn a_terminal_is_one(world: World) {
     });
     assert_eq!(end_of(exec.exit).await.code, 5);
     let text = code.await.unwrap();
-    assert!(text.contains("is-a-tty") && text.contains("caught"), "{text:?}");
+    assert!(
+        text.contains("is-a-tty") && text.contains("caught"),
+        "{text:?}"
+    );
     world.delete_all().await;
 }
 
@@ -211,7 +281,8 @@ fn received(stream: &std::os::unix::net::UnixStream) -> OwnedFd {
     let mut parts = [IoSliceMut::new(&mut name)];
     let mut space = nix::cmsg_space!([i32; 1]);
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags).unwrap();
+    let message =
+        recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags).unwrap();
     for message in message.cmsgs().unwrap() {
         if let ControlMessageOwned::ScmRights(fds) = message {
             // SAFETY: the kernel has just made this descriptor for us.
@@ -229,7 +300,9 @@ async fn the_hosts_null_device_keeps_its_owner(world: World) {
     drop(world);
     // Without direct access to files the sentry runs as nobody, and owns what it is given.
     for flavor in [Flavor::Runsc, Flavor::RunscCli] {
-        let Some(world) = World::with(flavor, "directfs = false", "") else { return };
+        let Some(world) = World::with(flavor, "directfs = false", "") else {
+            return;
+        };
         let bundle = world.bundle("pod", "pod", &["/bin/sleep", "1000"]);
         let opts = world.create_opts("pod", "pod", bundle, Stdio::default());
         world.create(&opts).await.unwrap();

@@ -5,10 +5,10 @@
 
 use std::{
     fs,
-    os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
+use nix::fcntl::{FcntlArg, FdFlag};
 use runsc_wrapper::{KillTarget, RuntimeError, Status, Stdio};
 
 use crate::{
@@ -38,7 +38,10 @@ fn kill(pid: u32) {
 
 async fn a_killed_sandbox_takes_everything_with_it(world: World) {
     let (root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
-    let (exec, _output) = world.exec(app.id.as_str(), &["sleep", "1000"]).await.unwrap();
+    let (exec, _output) = world
+        .exec(app.id.as_str(), &["sleep", "1000"])
+        .await
+        .unwrap();
     // Some exits are being waited for, others are asked for later.
     let exec_exit = tokio::spawn(end_of(exec.exit));
     let root_exit = tokio::spawn(end_of(root.exit));
@@ -51,16 +54,35 @@ async fn a_killed_sandbox_takes_everything_with_it(world: World) {
     assert_eq!(runtime.status(&app.id).await.unwrap(), Status::Stopped);
     for error in [
         runtime.kill(&app.id, KillTarget::All, 9).await.unwrap_err(),
-        runtime.kill(&root.id, KillTarget::Init, 9).await.unwrap_err(),
+        runtime
+            .kill(&root.id, KillTarget::Init, 9)
+            .await
+            .unwrap_err(),
     ] {
         assert!(matches!(error, RuntimeError::NotFound { .. }), "{error:?}");
     }
-    let error = world.exec(app.id.as_str(), &["true"]).await.map(|_| ()).unwrap_err();
-    assert!(matches!(error, RuntimeError::NotRunning { .. }), "{error:?}");
+    let error = world
+        .exec(app.id.as_str(), &["true"])
+        .await
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        matches!(error, RuntimeError::NotRunning { .. }),
+        "{error:?}"
+    );
     let error = runtime.stats(&app.id).await.unwrap_err();
-    assert!(matches!(error, RuntimeError::NotRunning { .. } | RuntimeError::Failed { .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            RuntimeError::NotRunning { .. } | RuntimeError::Failed { .. }
+        ),
+        "{error:?}"
+    );
     // An exit is there for whoever asks again.
-    assert_eq!(end_of(runtime.watch(&app.id).await.unwrap()).await.code, 137);
+    assert_eq!(
+        end_of(runtime.watch(&app.id).await.unwrap()).await.code,
+        137
+    );
     assert_eq!(world.runsc.as_ref().unwrap().control_fallbacks(), 0);
     let deleting = Instant::now();
     world.delete_all().await;
@@ -70,11 +92,25 @@ async fn a_killed_sandbox_takes_everything_with_it(world: World) {
 }
 
 async fn the_end_of_the_root_container_is_the_end_of_all(world: World) {
-    let root = world.run("pod", "pod", &["/bin/sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done"]).await;
+    let root = world
+        .run(
+            "pod",
+            "pod",
+            &[
+                "/bin/sh",
+                "-c",
+                "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done",
+            ],
+        )
+        .await;
     let app = world.run("app", "pod", &["/bin/sleep", "1000"]).await;
     let mut output = root.output;
     output.some().await;
-    world.runtime.kill(&root.id, KillTarget::Init, libc::SIGTERM).await.unwrap();
+    world
+        .runtime
+        .kill(&root.id, KillTarget::Init, libc::SIGTERM)
+        .await
+        .unwrap();
     assert_eq!(end_of(root.exit).await.code, 3);
     assert_eq!(end_of(app.exit).await.code, 137);
     until("the sentry is gone", async || !is_alive(root.pid)).await;
@@ -94,10 +130,14 @@ async fn a_create_that_takes_too_long_leaves_nothing(world: World) {
         let opts = world.create_opts("pod", "pod", bundle, Stdio::default());
         match runsc_wrapper::Runtime::create(&runtime, &opts).await {
             Err(RuntimeError::Timeout { .. }) => {}
-            Ok(_) => runsc_wrapper::Runtime::delete(&runtime, &opts.id, true).await.unwrap(),
+            Ok(_) => runsc_wrapper::Runtime::delete(&runtime, &opts.id, true)
+                .await
+                .unwrap(),
             Err(e) => panic!("{e}"),
         }
-        let root = fs::read_dir(&world.config.root).map(|dir| dir.count()).unwrap_or(0);
+        let root = fs::read_dir(&world.config.root)
+            .map(|dir| dir.count())
+            .unwrap_or(0);
         assert_eq!(root, 0, "after {deadline:?}");
         until("no process is left", async || world.processes().is_empty()).await;
     }
@@ -107,12 +147,21 @@ async fn a_create_that_takes_too_long_leaves_nothing(world: World) {
 }
 
 async fn a_prefix_of_an_id_is_nobody(world: World) {
-    let root = world.run("podlong", "podlong", &["/bin/sleep", "1000"]).await;
+    let root = world
+        .run("podlong", "podlong", &["/bin/sleep", "1000"])
+        .await;
     let short = id("pod");
     world.runtime.delete(&short, true).await.unwrap();
-    let error = world.runtime.kill(&short, KillTarget::Init, 9).await.unwrap_err();
+    let error = world
+        .runtime
+        .kill(&short, KillTarget::Init, 9)
+        .await
+        .unwrap_err();
     assert!(matches!(error, RuntimeError::NotFound { .. }), "{error:?}");
-    assert_eq!(world.runtime.status(&root.id).await.unwrap(), Status::Running);
+    assert_eq!(
+        world.runtime.status(&root.id).await.unwrap(),
+        Status::Running
+    );
     world.delete_all().await;
 }
 
@@ -120,12 +169,15 @@ async fn a_sandbox_inherits_nothing(world: World) {
     let marker = world.dir.path().join("marker");
     let file = fs::File::create(&marker).unwrap();
     // As a careless library would leave it.
-    // SAFETY: takes integers only.
-    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) }, 0);
+    nix::fcntl::fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     let (root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
     let _ = app;
     for (pid, args) in world.processes() {
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let target = fs::read_link(entry.path()).unwrap_or_default();
             assert_ne!(target, marker, "{pid} {args}");
         }
@@ -135,7 +187,12 @@ async fn a_sandbox_inherits_nothing(world: World) {
         .unwrap()
         .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
         .collect();
-    assert!(files.iter().all(|f| !f.to_string_lossy().ends_with(".json")), "{files:?}");
+    assert!(
+        files
+            .iter()
+            .all(|f| !f.to_string_lossy().ends_with(".json")),
+        "{files:?}"
+    );
     world.delete_all().await;
 }
 
@@ -143,11 +200,21 @@ async fn a_stopped_sentry_is_not_waited_for_for_ever(world: World) {
     let flavor = world.flavor;
     drop(world);
     let kiln = "[kiln.deadlines]\ncontrol = 1\nquery = 2\n";
-    let Some(world) = World::with(flavor, "", kiln) else { return };
+    let Some(world) = World::with(flavor, "", kiln) else {
+        return;
+    };
     let (root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
     world.runtime.status(&app.id).await.unwrap();
     let pid = nix::unistd::Pid::from_raw(root.pid.cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    // The signal takes effect thread by thread.
+    let state = format!("/proc/{}/task", root.pid);
+    until("all its threads have stopped", async || {
+        fs::read_dir(&state).unwrap().flatten().all(|task| {
+            fs::read_to_string(task.path().join("stat")).is_ok_and(|stat| stat.contains(") T "))
+        })
+    })
+    .await;
     let start = Instant::now();
     let error = world.runtime.stats(&app.id).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Timeout { .. }), "{error:?}");
@@ -186,7 +253,9 @@ async fn a_program_that_is_not_there_is_said_at_create_or_start(world: World) {
         Err(e) => Err(e),
     };
     let error = made.unwrap_err();
-    let RuntimeError::Failed { message, .. } = &error else { panic!("{error:?}") };
+    let RuntimeError::Failed { message, .. } = &error else {
+        panic!("{error:?}")
+    };
     assert!(message.contains("/no/such/program"), "{message}");
     world.delete_all().await;
 }
@@ -197,8 +266,15 @@ async fn a_container_that_was_never_started_can_be_deleted(world: World) {
     world.create(&opts).await.unwrap();
     let exit = world.runtime.watch(&opts.id).await.unwrap();
     if world.flavor.is_runsc() {
-        let error = world.runtime.kill(&opts.id, KillTarget::Init, 9).await.unwrap_err();
-        assert!(matches!(error, RuntimeError::NotRunning { .. }), "{error:?}");
+        let error = world
+            .runtime
+            .kill(&opts.id, KillTarget::Init, 9)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, RuntimeError::NotRunning { .. }),
+            "{error:?}"
+        );
     }
     world.runtime.delete(&opts.id, true).await.unwrap();
     assert_eq!(end_of(exit).await.code, 137);

@@ -24,7 +24,9 @@ for_flavors! { [Runsc RunscCli Runsc2024 Runc]:
 }
 
 async fn a_container_lives_in_a_sandbox(world: World) {
-    let (root, app) = world.run_in_sandbox(&["/bin/sh", "-c", "echo hello; echo oops >&2"]).await;
+    let (root, app) = world
+        .run_in_sandbox(&["/bin/sh", "-c", "echo hello; echo oops >&2"])
+        .await;
     if world.flavor.is_runsc() {
         assert_eq!(root.pid, app.pid, "one sandbox");
     }
@@ -32,8 +34,15 @@ async fn a_container_lives_in_a_sandbox(world: World) {
     assert_eq!(end_of(app.exit).await.code, 0);
     assert_eq!(app.output.all().await, "hello\noops\n");
     world.runtime.delete(&app.id, false).await.unwrap();
-    assert_eq!(world.runtime.status(&root.id).await.unwrap(), Status::Running);
-    world.runtime.kill(&root.id, KillTarget::Init, libc::SIGKILL).await.unwrap();
+    assert_eq!(
+        world.runtime.status(&root.id).await.unwrap(),
+        Status::Running
+    );
+    world
+        .runtime
+        .kill(&root.id, KillTarget::Init, libc::SIGKILL)
+        .await
+        .unwrap();
     assert_eq!(end_of(root.exit).await.code, 137);
     // Not by force: a sandbox whose root container has ended can be removed.
     world.runtime.delete(&root.id, false).await.unwrap();
@@ -44,7 +53,13 @@ async fn exit_codes_come_through(world: World) {
     let _root = world.run("pod", "pod", &["/bin/sleep", "1000"]).await;
     for code in [0, 7, 255] {
         let name = format!("c{code}");
-        let app = world.run(&name, "pod", &["/bin/sh", "-c", &format!("sleep 0.3; exit {code}")]).await;
+        let app = world
+            .run(
+                &name,
+                "pod",
+                &["/bin/sh", "-c", &format!("sleep 0.3; exit {code}")],
+            )
+            .await;
         assert_eq!(end_of(app.exit).await.code, code);
     }
     world.delete_all().await;
@@ -54,12 +69,18 @@ async fn processes_that_end_at_once_are_not_missed(world: World) {
     for round in 0..4 {
         let name = format!("root{round}");
         let root = world.run(&name, &name, &["/bin/sh", "-c", "exit 7"]).await;
-        assert_eq!(end_of(root.exit).await.code, 7, "root container, round {round}");
+        assert_eq!(
+            end_of(root.exit).await.code,
+            7,
+            "root container, round {round}"
+        );
         world.runtime.delete(&root.id, true).await.unwrap();
     }
     let _root = world.run("pod", "pod", &["/bin/sleep", "1000"]).await;
     for round in 0..4 {
-        let app = world.run(&format!("app{round}"), "pod", &["/bin/sh", "-c", "exit 3"]).await;
+        let app = world
+            .run(&format!("app{round}"), "pod", &["/bin/sh", "-c", "exit 3"])
+            .await;
         assert_eq!(end_of(app.exit).await.code, 3, "container, round {round}");
     }
     world.delete_all().await;
@@ -70,15 +91,31 @@ async fn signals_end_processes(world: World) {
     let trap = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.1; done";
     let mut app = world.run("trap", "pod", &["/bin/sh", "-c", trap]).await;
     assert_eq!(app.output.some().await, "ready\n");
-    world.runtime.kill(&app.id, KillTarget::Init, libc::SIGTERM).await.unwrap();
+    world
+        .runtime
+        .kill(&app.id, KillTarget::Init, libc::SIGTERM)
+        .await
+        .unwrap();
     assert_eq!(end_of(app.exit).await.code, 9);
-    let app = world.run("all", "pod", &["/bin/sh", "-c", "sleep 1000 & sleep 1000"]).await;
-    world.runtime.kill(&app.id, KillTarget::All, libc::SIGKILL).await.unwrap();
+    let app = world
+        .run("all", "pod", &["/bin/sh", "-c", "sleep 1000 & sleep 1000"])
+        .await;
+    world
+        .runtime
+        .kill(&app.id, KillTarget::All, libc::SIGKILL)
+        .await
+        .unwrap();
     assert_eq!(end_of(app.exit).await.code, 137);
     // Whoever is dead is not found.
-    let again = world.runtime.kill(&app.id, KillTarget::Init, libc::SIGKILL).await;
+    let again = world
+        .runtime
+        .kill(&app.id, KillTarget::Init, libc::SIGKILL)
+        .await;
     assert!(
-        matches!(again, Err(RuntimeError::NotFound { .. } | RuntimeError::NotRunning { .. })),
+        matches!(
+            again,
+            Err(RuntimeError::NotFound { .. } | RuntimeError::NotRunning { .. })
+        ),
         "{again:?}"
     );
     world.delete_all().await;
@@ -93,11 +130,22 @@ async fn states_follow_the_life(world: World) {
     assert_eq!(status().await, Status::Created);
     world.runtime.start(&opts.id, &opts.stdio).await.unwrap();
     assert_eq!(status().await, Status::Running);
-    let again = world.runtime.start(&opts.id, &opts.stdio).await.unwrap_err();
+    let again = world
+        .runtime
+        .start(&opts.id, &opts.stdio)
+        .await
+        .unwrap_err();
     assert!(matches!(again, RuntimeError::NotRunning { .. }), "{again}");
     let unforced = world.runtime.delete(&opts.id, false).await.unwrap_err();
-    assert!(matches!(unforced, RuntimeError::NotRunning { .. }), "{unforced}");
-    world.runtime.kill(&opts.id, KillTarget::Init, libc::SIGKILL).await.unwrap();
+    assert!(
+        matches!(unforced, RuntimeError::NotRunning { .. }),
+        "{unforced}"
+    );
+    world
+        .runtime
+        .kill(&opts.id, KillTarget::Init, libc::SIGKILL)
+        .await
+        .unwrap();
     until("stopped", async || status().await == Status::Stopped).await;
     world.delete_all().await;
     let gone = world.runtime.status(&opts.id).await.unwrap_err();
@@ -109,7 +157,10 @@ async fn a_new_process_can_take_over(world: World) {
     let other = world.another();
     let exit = other.watch(&app.id).await.unwrap();
     assert_eq!(other.status(&app.id).await.unwrap(), Status::Running);
-    other.kill(&app.id, KillTarget::Init, libc::SIGKILL).await.unwrap();
+    other
+        .kill(&app.id, KillTarget::Init, libc::SIGKILL)
+        .await
+        .unwrap();
     assert_eq!(end_of(exit).await.code, 137);
     assert_eq!(end_of(app.exit).await.code, 137);
     other.delete(&app.id, true).await.unwrap();
@@ -124,13 +175,20 @@ async fn unknown_containers_are_not_found(world: World) {
     runtime.delete(&nobody, false).await.unwrap();
     for error in [
         runtime.start(&nobody, &Stdio::default()).await.unwrap_err(),
-        runtime.kill(&nobody, KillTarget::Init, 9).await.unwrap_err(),
+        runtime
+            .kill(&nobody, KillTarget::Init, 9)
+            .await
+            .unwrap_err(),
         runtime.status(&nobody).await.unwrap_err(),
         runtime.processes(&nobody).await.unwrap_err(),
         runtime.stats(&nobody).await.unwrap_err(),
         runtime.pause(&nobody).await.unwrap_err(),
         runtime.watch(&nobody).await.map(|_| ()).unwrap_err(),
-        world.exec("nobody", &["true"]).await.map(|_| ()).unwrap_err(),
+        world
+            .exec("nobody", &["true"])
+            .await
+            .map(|_| ())
+            .unwrap_err(),
     ] {
         assert!(matches!(error, RuntimeError::NotFound { .. }), "{error:?}");
     }
@@ -141,8 +199,14 @@ async fn a_container_that_exists_is_not_made_again(world: World) {
     let bundle = world.bundle("pod", "pod", &["/bin/true"]);
     let opts = world.create_opts("pod", "pod", bundle, Stdio::default());
     let error = world.runtime.create(&opts).await.unwrap_err();
-    assert!(matches!(error, RuntimeError::AlreadyExists { .. }), "{error}");
-    assert_eq!(world.runtime.status(&root.id).await.unwrap(), Status::Running);
+    assert!(
+        matches!(error, RuntimeError::AlreadyExists { .. }),
+        "{error}"
+    );
+    assert_eq!(
+        world.runtime.status(&root.id).await.unwrap(),
+        Status::Running
+    );
     world.delete_all().await;
 }
 
@@ -150,7 +214,10 @@ async fn standard_input_is_given(world: World) {
     let _root = world.run("pod", "pod", &["/bin/sleep", "1000"]).await;
     let (stdin, mut writer) = std::io::pipe().unwrap();
     let (stdio, output) = piped();
-    let stdio = Stdio { stdin: Some(stdin.into()), ..stdio };
+    let stdio = Stdio {
+        stdin: Some(stdin.into()),
+        ..stdio
+    };
     let bundle = world.bundle("app", "pod", &["/bin/cat"]);
     let opts = world.create_opts("app", "pod", bundle, stdio);
     world.create(&opts).await.unwrap();

@@ -4,7 +4,7 @@
 //!
 //! Programs come from `${KILN_CACHE:-~/.cache/kiln}/bin`. A test whose program is not there
 //! prints that it is skipped.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 mod exec;
 mod failures;

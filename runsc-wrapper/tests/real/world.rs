@@ -19,6 +19,7 @@ use runsc_wrapper::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 /// Longest wait for anything a runtime does, on a machine with other work.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -81,29 +82,50 @@ pub(crate) struct Started {
     pub(crate) output: Output,
 }
 
-/// The reading end of a pipe.
-pub(crate) struct Output(std::io::PipeReader);
+/// What comes out of a pipe. A thread reads it, since a read cannot be given up.
+pub(crate) struct Output(mpsc::UnboundedReceiver<String>);
 
 impl Output {
-    /// Everything until all writers are gone.
-    pub(crate) async fn all(self) -> String {
-        let mut pipe = self.0;
-        let read = tokio::task::spawn_blocking(move || {
-            let mut text = String::new();
-            pipe.read_to_string(&mut text).map(|_| text)
+    fn of(mut pipe: std::io::PipeReader) -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(read @ 1..) = pipe.read(&mut chunk) {
+                if sender
+                    .send(String::from_utf8_lossy(&chunk[..read]).into_owned())
+                    .is_err()
+                {
+                    return;
+                }
+            }
         });
-        tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap().unwrap()
+        Self(receiver)
+    }
+
+    /// Everything until all writers are gone.
+    pub(crate) async fn all(mut self) -> String {
+        let mut text = String::new();
+        while let Some(some) = tokio::time::timeout(PATIENCE, self.0.recv()).await.unwrap() {
+            text.push_str(&some);
+        }
+        text
     }
 
     /// The next bytes.
     pub(crate) async fn some(&mut self) -> String {
-        let mut pipe = self.0.try_clone().unwrap();
-        let read = tokio::task::spawn_blocking(move || {
-            let mut text = vec![0; 4096];
-            let read = pipe.read(&mut text).unwrap();
-            String::from_utf8_lossy(&text[..read]).into_owned()
-        });
-        tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap()
+        tokio::time::timeout(PATIENCE, self.0.recv())
+            .await
+            .unwrap()
+            .unwrap_or_default()
+    }
+
+    /// What is there already.
+    pub(crate) fn drain(&mut self) -> String {
+        let mut text = String::new();
+        while let Ok(some) = self.0.try_recv() {
+            text.push_str(&some);
+        }
+        text
     }
 }
 
@@ -115,20 +137,30 @@ pub(crate) fn id(id: &str) -> ContainerId {
 pub(crate) fn piped() -> (Stdio, Output) {
     let (reader, writer) = std::io::pipe().unwrap();
     let writer = OwnedFd::from(writer);
-    let stdio = Stdio { stdin: None, stdout: Some(writer.try_clone().unwrap()), stderr: Some(writer) };
-    (stdio, Output(reader))
+    let stdio = Stdio {
+        stdin: None,
+        stdout: Some(writer.try_clone().unwrap()),
+        stderr: Some(writer),
+    };
+    (stdio, Output::of(reader))
 }
 
 /// Waits for a process with the patience of a test.
 pub(crate) async fn end_of(exit: ExitFuture) -> Exit {
-    tokio::time::timeout(PATIENCE, exit).await.expect("the process did not end").unwrap()
+    tokio::time::timeout(PATIENCE, exit)
+        .await
+        .expect("the process did not end")
+        .unwrap()
 }
 
 /// Looks again and again until `true`.
 pub(crate) async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !look().await {
-        assert!(start.elapsed() < PATIENCE, "{what}: not so after {PATIENCE:?}");
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{what}: not so after {PATIENCE:?}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -161,15 +193,22 @@ impl World {
         let dir = tempfile::Builder::new().prefix("kw").tempdir().unwrap();
         let root = dir.path().join("root").display().to_string();
         let defaults = match flavor {
-            Flavor::Runc => "".to_owned(),
+            Flavor::Runc => String::new(),
             // Cgroups of the host are the shim's business.
-            _ if flags.contains("network") => "ignore-cgroups = true\n".to_owned(),
-            _ => "ignore-cgroups = true\nnetwork = 'none'\n".to_owned(),
+            _ => [("ignore-cgroups", "true"), ("network", "'none'")]
+                .into_iter()
+                .filter(|(flag, _)| !flags.contains(flag))
+                .map(|(flag, value)| format!("{flag} = {value}\n"))
+                .collect(),
         };
         let text = format!(
             "binary_name = '{}'\nroot = '{root}'\n[runsc_config]\n{defaults}{flags}\n[kiln]\nruntime = '{}'\ncontrol_socket = {}\n{kiln}\n",
             binary.display(),
-            if flavor == Flavor::Runc { "runc" } else { "runsc" },
+            if flavor == Flavor::Runc {
+                "runc"
+            } else {
+                "runsc"
+            },
             flavor != Flavor::RunscCli,
         );
         let config = Config::parse(&text).unwrap();
@@ -230,6 +269,8 @@ impl World {
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+                {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                 "options": ["newinstance", "ptmxmode=0666"]},
                 {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
             ],
             "annotations": {
@@ -247,10 +288,22 @@ impl World {
     }
 
     fn cgroup(&self) -> String {
-        self.dir.path().file_name().unwrap().to_str().unwrap().to_owned()
+        self.dir
+            .path()
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned()
     }
 
-    pub(crate) fn create_opts(&self, name: &str, sandbox: &str, bundle: PathBuf, stdio: Stdio) -> CreateOpts {
+    pub(crate) fn create_opts(
+        &self,
+        name: &str,
+        sandbox: &str,
+        bundle: PathBuf,
+        stdio: Stdio,
+    ) -> CreateOpts {
         CreateOpts {
             id: id(name),
             sandbox: id(sandbox),
@@ -280,7 +333,12 @@ impl World {
         let pid = self.create(&opts).await.unwrap();
         let exit = self.runtime.watch(&opts.id).await.unwrap();
         self.runtime.start(&opts.id, &opts.stdio).await.unwrap();
-        Started { id: opts.id, pid, exit, output }
+        Started {
+            id: opts.id,
+            pid,
+            exit,
+            output,
+        }
     }
 
     /// A sandbox whose root container does nothing, and a container with `args` in it. runc has
@@ -308,7 +366,10 @@ impl World {
     /// Starts a process in a container.
     pub(crate) async fn exec(&self, container: &str, args: &[&str]) -> Result<(Exec, Output)> {
         let (stdio, output) = piped();
-        let exec = self.runtime.exec(&self.exec_opts(container, args, stdio)).await?;
+        let exec = self
+            .runtime
+            .exec(&self.exec_opts(container, args, stdio))
+            .await?;
         Ok((exec, output))
     }
 
@@ -350,7 +411,9 @@ impl World {
         let mark = self.dir.path().display().to_string();
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap() {
-            let Ok(pid) = entry.unwrap().file_name().to_string_lossy().parse::<u32>() else { continue };
+            let Ok(pid) = entry.unwrap().file_name().to_string_lossy().parse::<u32>() else {
+                continue;
+            };
             let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let args = String::from_utf8_lossy(&args).replace('\0', " ");
             if pid != std::process::id() && args.contains(&mark) {
@@ -368,9 +431,18 @@ impl Drop for World {
         let of_cgroup = cgroups(&self.cgroup())
             .into_iter()
             .filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok())
-            .flat_map(|procs| procs.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>());
-        let left: BTreeSet<u32> =
-            self.processes().into_iter().map(|(pid, _)| pid).chain(of_cgroup).collect();
+            .flat_map(|procs| {
+                procs
+                    .lines()
+                    .filter_map(|pid| pid.parse().ok())
+                    .collect::<Vec<u32>>()
+            });
+        let left: BTreeSet<u32> = self
+            .processes()
+            .into_iter()
+            .map(|(pid, _)| pid)
+            .chain(of_cgroup)
+            .collect();
         for pid in &left {
             println!("killed {pid}, left by a test");
             let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
@@ -390,10 +462,18 @@ impl Drop for World {
 /// The cgroups of a world in all hierarchies, the deepest first.
 fn cgroups(world: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+    for controller in fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let top = controller.path().join(world);
         let children = fs::read_dir(&top).into_iter().flatten().flatten();
-        found.extend(children.map(|child| child.path()).filter(|path| path.is_dir()));
+        found.extend(
+            children
+                .map(|child| child.path())
+                .filter(|path| path.is_dir()),
+        );
         if top.is_dir() {
             found.push(top);
         }
@@ -403,7 +483,10 @@ fn cgroups(world: &str) -> Vec<PathBuf> {
 
 fn busybox() -> &'static Path {
     let places = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
-    places.into_iter().find(|path| path.is_file()).expect("busybox-static is not installed")
+    places
+        .into_iter()
+        .find(|path| path.is_file())
+        .expect("busybox-static is not installed")
 }
 
 fn make_rootfs(rootfs: &Path, busybox: &Path) {
@@ -414,8 +497,8 @@ fn make_rootfs(rootfs: &Path, busybox: &Path) {
     }
     fs::hard_link(busybox, bin.join("busybox")).unwrap();
     for name in [
-        "sh", "sleep", "true", "false", "cat", "echo", "id", "env", "kill", "tty", "stty", "nc", "ls",
-        "head",
+        "sh", "sleep", "true", "false", "cat", "echo", "id", "env", "kill", "tty", "stty", "nc",
+        "ls", "head",
     ] {
         symlink("busybox", bin.join(name)).unwrap();
     }

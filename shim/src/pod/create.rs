@@ -49,8 +49,9 @@ impl Pod {
         let sandbox = self
             .sandbox_for(&id, &role, &spec, request.options.as_ref())
             .await?;
+        let first = role == Role::Sandbox;
         let result = self
-            .create_in(sandbox, &id, role, spec, bundle, request)
+            .create_in(&sandbox, &id, role, spec, bundle, request)
             .await;
         match result {
             Ok(container) => {
@@ -61,6 +62,9 @@ impl Pod {
             }
             Err(e) => {
                 warn!("create {id}: {e}");
+                if first {
+                    self.forget_sandbox(&sandbox);
+                }
                 Err(e)
             }
         }
@@ -73,33 +77,35 @@ impl Pod {
         role: &Role,
         spec: &Spec,
         options: Option<&Any>,
-    ) -> Result<&Sandbox> {
-        match (role, self.sandbox.get()) {
+    ) -> Result<Arc<Sandbox>> {
+        match (role, self.sandbox().ok()) {
             (Role::Member(of), Some(sandbox)) if *of == sandbox.id => {
                 spec.check(&sandbox.policy, sandbox.pid())?;
                 Ok(sandbox)
             }
-            (Role::Member(of), _) => Err(Error::InvalidArgument(format!(
-                "sandbox {of} is not in this shim"
-            ))),
-            (Role::Sandbox, Some(sandbox)) => Err(Error::InvalidArgument(format!(
-                "this shim serves sandbox {}, and {id} is a sandbox of its own",
-                sandbox.id
-            ))),
-            (Role::Sandbox, None) => {
-                let sandbox = self.new_sandbox(id, spec, options).await?;
-                // The slot of `id` is reserved, and no other id makes a sandbox before this one.
-                self.sandbox
-                    .set(sandbox)
-                    .map_err(|_| Error::AlreadyExists {
-                        kind: "sandbox",
-                        id: id.to_string(),
-                    })?;
-                self.sandbox.get().ok_or(Error::NotFound {
-                    kind: "sandbox",
-                    id: id.to_string(),
-                })
+            (Role::Member(of), _) => {
+                let words = format!("sandbox {of} is not in this shim");
+                Err(Error::InvalidArgument(words))
             }
+            (Role::Sandbox, Some(sandbox)) => Err(second_sandbox(&sandbox.id, id)),
+            (Role::Sandbox, None) => {
+                let sandbox = Arc::new(self.new_sandbox(id, spec, options).await?);
+                let mut slot = self.sandbox_slot();
+                if let Some(first) = &*slot {
+                    sandbox.scratch.remove()?;
+                    return Err(second_sandbox(&first.id, id));
+                }
+                *slot = Some(Arc::clone(&sandbox));
+                Ok(sandbox)
+            }
+        }
+    }
+
+    /// Forgets the sandbox of a first container that could not be made, so that another may try.
+    fn forget_sandbox(&self, sandbox: &Sandbox) {
+        self.sandbox_slot().take();
+        if let Err(e) = sandbox.scratch.remove() {
+            warn!("{e}");
         }
     }
 
@@ -255,6 +261,12 @@ impl Drop for Slot<'_> {
     }
 }
 
+fn second_sandbox(first: &ContainerId, second: &ContainerId) -> Error {
+    Error::InvalidArgument(format!(
+        "this shim serves sandbox {first}, and {second} is a sandbox of its own"
+    ))
+}
+
 fn checked_bundle(bundle: &Path) -> Result<PathBuf> {
     if bundle.is_absolute() {
         return Ok(bundle.to_owned());
@@ -333,7 +345,19 @@ async fn make(sandbox: &Sandbox, init: &Process, mut opts: CreateOpts) -> Result
         *init.lifecycle.lock().await = opts.stdio;
         return Ok(());
     }
-    let console = ConsoleSocket::bind(sandbox.scratch.dir(), &sandbox.scratch.name())?;
+    let dir = sandbox.scratch.subdir()?;
+    let made = make_with_terminal(sandbox, init, opts, &dir).await;
+    Scratch::remove_subdir(&dir)?;
+    made
+}
+
+async fn make_with_terminal(
+    sandbox: &Sandbox,
+    init: &Process,
+    mut opts: CreateOpts,
+    dir: &Path,
+) -> Result<()> {
+    let console = ConsoleSocket::bind(dir, "tty")?;
     opts.console_socket = Some(console.path().to_owned());
     init.set_pid(sandbox.runtime.create(&opts).await?);
     attach(init, &console).await

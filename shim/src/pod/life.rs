@@ -17,7 +17,7 @@ use crate::{
     io::{ConsoleSocket, ProcessIo},
     port_forward,
     process::Process,
-    sandbox::Sandbox,
+    sandbox::{Sandbox, Scratch},
     state::{Event, State},
 };
 
@@ -48,7 +48,7 @@ impl Pod {
         *stdio = Stdio::default();
         container.init.apply("start", Event::Started)?;
         if container.role == Role::Sandbox {
-            self.forward_ports(sandbox);
+            self.forward_ports(&sandbox);
         }
         let pid = container.init.pid();
         let container_id = container.id.to_string();
@@ -93,9 +93,14 @@ impl Pod {
             process: exec.spec.clone(),
             stdio: Stdio::default(),
             console_socket: None,
-            scratch: sandbox.scratch.dir().to_owned(),
+            scratch: sandbox.scratch.subdir()?,
         };
-        let (pid, exit) = run_exec(sandbox, &exec.process, opts).await?;
+        let scratch = opts.scratch.clone();
+        let started = run_exec(&sandbox, &exec.process, opts).await;
+        if let Err(e) = Scratch::remove_subdir(&scratch) {
+            warn!("exec {}: {e}", exec.process.id);
+        }
+        let (pid, exit) = started?;
         exec.process.set_pid(pid);
         exec.process.apply("start", Event::Started)?;
         publish(
@@ -261,7 +266,7 @@ async fn run_exec(
         process.set_io(io.into());
         return Ok((exec.pid, exec.exit));
     }
-    let console = ConsoleSocket::bind(sandbox.scratch.dir(), &sandbox.scratch.name())?;
+    let console = ConsoleSocket::bind(&opts.scratch, "tty")?;
     opts.console_socket = Some(console.path().to_owned());
     let exec = sandbox.runtime.exec(&opts).await?;
     attach(process, &console).await?;
