@@ -148,10 +148,6 @@ impl Scratch {
         remove_dir(&self.dir)
     }
 
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// Makes a directory that no other call uses, with a short name.
     pub(crate) fn subdir(&self) -> Result<PathBuf> {
         let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
@@ -245,11 +241,11 @@ mod tests {
         let scratch = Scratch::new(root.path(), &id).unwrap();
         assert!(!stale.exists());
         assert_eq!(
-            fs::metadata(scratch.dir()).unwrap().permissions().mode() & 0o777,
+            fs::metadata(&scratch.dir).unwrap().permissions().mode() & 0o777,
             0o700
         );
         assert_ne!(scratch.subdir().unwrap(), scratch.subdir().unwrap());
-        let dir = scratch.dir().to_owned();
+        let dir = scratch.dir.clone();
         scratch.remove().unwrap();
         assert!(!dir.exists());
     }

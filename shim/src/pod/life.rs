@@ -220,10 +220,18 @@ impl Pod {
     /// that cannot be deleted would keep its Pod from ever ending.
     async fn remove(&self, container: &Arc<Container>) {
         let id = &container.id;
-        if let Ok(sandbox) = self.sandbox()
-            && let Err(e) = sandbox.runtime.delete(id, true).await
-        {
-            warn!("delete {id}: {e}");
+        let mut doomed = vec![id.clone()];
+        if container.role == Role::Sandbox {
+            // runsc takes an id that begins another one for ambiguous: members first.
+            let members = self.all().into_iter().filter(|c| c.role != Role::Sandbox);
+            doomed.splice(0..0, members.map(|c| c.id.clone()));
+        }
+        if let Ok(sandbox) = self.sandbox() {
+            for id in doomed {
+                if let Err(e) = sandbox.runtime.delete(&id, true).await {
+                    warn!("delete {id}: {e}");
+                }
+            }
         }
         if let Some(io) = container.init.io() {
             io.finish().await;
