@@ -40,14 +40,15 @@ check: $(TOOLS)/bin/cargo-deny ## Format, lints, licences
 
 .PHONY: test-unit
 test-unit: deps ## Tests that need no containerd; those of the runtimes need root
-	$(CARGO) test -q -p runsc-wrapper -p kiln-shim -p kiln-images --all-features -- --include-ignored
+	$(CARGO) test -p runsc-wrapper -p kiln-shim -p kiln-images --all-features -- --include-ignored
 
 .PHONY: test-node
 test-node: deps build guest ## Suites against real containerd, runsc and runc
-	$(CARGO) test -q -p kiln-tests
+	$(CARGO) build -p kiln-shim
+	$(CARGO) test -p kiln-tests
 
 .PHONY: critest
-critest: deps build guest ## The CRI conformance suite with our handler
+critest: deps build guest ## The CRI conformance suite with our handler: tests/critest.md
 	$(CARGO) run -q -p kiln-tests --bin kiln-critest -- --handler gvisor
 
 .PHONY: test

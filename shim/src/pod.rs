@@ -283,10 +283,9 @@ impl Pod {
         let resources: Value = serde_json::from_slice(resources)
             .map_err(|e| Error::InvalidArgument(format!("update {id}: resources: {e}")))?;
         if !sandbox.is_shared() {
-            return Ok(sandbox.runtime.update(&container.id, &resources).await?);
+            sandbox.runtime.update(&container.id, &resources).await?;
         }
-        let (old, new) = (container.limits(), Limits::of(&resources));
-        container.set_limits(new.or(&old));
+        container.set_limits(Limits::of(&resources).or(&container.limits()));
         self.limit_sandbox();
         Ok(())
     }
