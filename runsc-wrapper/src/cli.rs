@@ -178,6 +178,38 @@ impl Cli {
         Ok(())
     }
 
+    /// Finds words for a command of runsc that has failed without any: a wrong global flag is
+    /// complained of on the standard error alone, which may be a container's.
+    pub(crate) async fn explain(&self, error: RuntimeError, flags: &[String]) -> RuntimeError {
+        match error {
+            RuntimeError::Failed {
+                op,
+                id,
+                status,
+                message,
+            } if message.is_empty() => {
+                let command = Command::new(&self.config.binary)
+                    .args(self.config.flag_args(&id))
+                    .args(flags)
+                    // Does nothing but after it has looked at the flags.
+                    .arg("flags")
+                    .dies_with_us()
+                    .deadline(self.config.deadlines.query);
+                let message = match command.run().await {
+                    Ok(output) if !output.status.success() => output.first_complaint(),
+                    _ => "it did not say why".to_owned(),
+                };
+                RuntimeError::Failed {
+                    op,
+                    id,
+                    status,
+                    message,
+                }
+            }
+            other => other,
+        }
+    }
+
     /// What `--version` prints.
     pub(crate) async fn version(&self) -> Result<String> {
         let command = Command::new(&self.config.binary)

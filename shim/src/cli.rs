@@ -316,9 +316,19 @@ async fn delete_recorded(
     record: &Record,
     errors: &mut Vec<Error>,
 ) {
+    // containerd deletes all containers of a Pod at once, and runsc's files suffer from it.
+    let _turn = Scratch::lock(&record.sandbox);
     let config = NodeConfig::load(record.config.as_deref());
     match config.and_then(|config| server::runtime(&config, &flags.namespace)) {
-        Ok(runtime) => errors.extend(runtime.delete(id, true).await.err().map(Error::from)),
+        Ok(runtime) => {
+            // Without its shim the whole Pod is lost: what lives in a sentry that is gone is
+            // gone at once, where runsc would wait for each container to stop.
+            let sandbox = record.sandbox.parse().unwrap_or_else(|_| id.clone());
+            let member = (sandbox != *id).then_some(id);
+            for doomed in [Some(&sandbox), member].into_iter().flatten() {
+                errors.extend(runtime.delete(doomed, true).await.err().map(Error::from));
+            }
+        }
         Err(e) => errors.push(e),
     }
     if record.sandbox != id.as_str() {

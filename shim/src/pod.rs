@@ -339,6 +339,11 @@ impl Pod {
     /// The processes of a container: pid, and the exec id where it is one.
     pub async fn pids(&self, id: &str) -> Result<Vec<(u32, Option<String>)>> {
         let container = self.container(id)?;
+        if container.init.state().exit().is_some() {
+            // A containerd that comes back takes a task without processes for a leak, and would
+            // delete it before anybody has seen its exit code.
+            return Ok(vec![(container.init.pid(), None)]);
+        }
         let execs = container.all_execs();
         let exec_id = |pid| {
             execs

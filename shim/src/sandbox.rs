@@ -14,6 +14,7 @@ use std::{
 };
 
 use log::warn;
+use nix::fcntl::{Flock, FlockArg};
 use runsc_wrapper::{ContainerId, Runtime, RuntimeKind};
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +137,15 @@ impl Scratch {
             dir,
             next: AtomicU64::new(0),
         })
+    }
+
+    /// Waits until no other `delete` works on the sandbox, and keeps others waiting while the
+    /// result lives. `None` when the directory is gone, and with it what others could work on.
+    /// Blocks.
+    pub(crate) fn lock(sandbox: &str) -> Option<Flock<fs::File>> {
+        let id: ContainerId = sandbox.parse().ok()?;
+        let dir = fs::File::open(Path::new(RUN_DIR).join(id.as_str())).ok()?;
+        Flock::lock(dir, FlockArg::LockExclusive).ok()
     }
 
     /// Removes the directory of a sandbox whose shim is gone.

@@ -7,7 +7,7 @@
 //! deadline, and output that is read up to a limit. A command whose caller goes away still
 //! runs to its end: half a `create` is worse than one that nobody waits for.
 //!
-//! Runtimes tell errors in words only; the words are read in [`words`] and nowhere else.
+//! Runtimes tell errors in words only; the words are read in `words.rs` and nowhere else.
 
 mod words;
 
@@ -48,8 +48,8 @@ use crate::{
 pub use words::Log;
 pub(crate) use words::{Cause, clean};
 
-/// What a command may find in its environment, unless told more: runtimes look up helpers
-/// (`criu`, `newuidmap`) by name.
+/// What a command may find in its environment, unless told more: runtimes look up other
+/// programs (`criu`, `newuidmap`) by name.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Most bytes kept of each captured stream.
@@ -107,6 +107,12 @@ impl Output {
     /// The exit as a shell would count it.
     pub fn exit(&self) -> Exit {
         Exit::from_wait_status(self.status.into_raw())
+    }
+
+    /// The first line of its standard error.
+    pub(crate) fn first_complaint(&self) -> String {
+        let text = String::from_utf8_lossy(&self.stderr);
+        clean(text.lines().next().unwrap_or_default())
     }
 
     /// The runtime's own words about what went wrong: the errors of its log, else what it wrote

@@ -189,7 +189,6 @@ const CAUSES: &[(&[&str], Cause)] = &[
     (&["container process is already dead"], Cause::NotRunning),
     // Command lines and methods that a version does not have.
     (&["Usage: ", " <flags> <subcommand>"], Cause::Unsupported),
-    (&["flag provided but not defined"], Cause::Unsupported),
     (&["No help topic for"], Cause::Unsupported),
     (&["unknown method"], Cause::Unsupported),
 ];

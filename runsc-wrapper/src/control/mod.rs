@@ -4,7 +4,7 @@
 //! in runsc's releases since 2023 (gVisor `runsc/boot/controller.go`).
 //!
 //! What sets up containers or networks is not here: those calls change from release to
-//! release, and the command line is their stable face. See [`wire`] for how a call is made and
+//! release, and the command line is their stable face. See `wire.rs` for how a call is made and
 //! why its peer is not trusted.
 
 mod wire;

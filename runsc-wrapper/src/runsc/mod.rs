@@ -259,7 +259,7 @@ impl Runtime for Runsc {
                 if !matches!(e, RuntimeError::AlreadyExists { .. }) {
                     self.undo_create(opts, &e).await;
                 }
-                Err(e)
+                Err(self.cli.explain(e, &flags).await)
             }
         }
     }

@@ -23,6 +23,7 @@ for_flavors! { [Runsc RunscCli Runsc2024]:
     a_prefix_of_an_id_is_nobody
     a_sandbox_inherits_nothing
     a_stopped_sentry_is_not_waited_for_for_ever
+    a_wrong_flag_is_named
 }
 
 for_flavors! { [Runsc RunscCli Runsc2024 Runc]:
@@ -279,4 +280,22 @@ async fn a_container_that_was_never_started_can_be_deleted(world: World) {
     world.runtime.delete(&opts.id, true).await.unwrap();
     assert_eq!(end_of(exit).await.code, 137);
     world.assert_nothing_left().await;
+}
+
+async fn a_wrong_flag_is_named(world: World) {
+    let flavor = world.flavor;
+    drop(world);
+    for (flag, word) in [
+        ("overlay3 = 'none'", "overlay3"),
+        ("overlay2 = 'nonsense'", "nonsense"),
+        ("num-network-channels = -1", "num_network_channels"),
+    ] {
+        let Some(world) = World::with(flavor, flag, "") else {
+            return;
+        };
+        let bundle = world.bundle("pod", "pod", &["/bin/true"]);
+        let opts = world.create_opts("pod", "pod", bundle, Stdio::default());
+        let error = world.create(&opts).await.unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
 }

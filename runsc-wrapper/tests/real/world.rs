@@ -448,6 +448,11 @@ impl Drop for World {
             let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
+        for dir in cgroups(&self.cgroup()) {
+            // A test may have ended in the middle of a pause; the frozen cannot die.
+            let _ = fs::write(dir.join("freezer.state"), "THAWED");
+            let _ = fs::write(dir.join("cgroup.freeze"), "0");
+        }
         for pid in left {
             // Ours if its parent is dead; a cgroup cannot be removed while it has a zombie.
             let pid = nix::unistd::Pid::from_raw(pid.cast_signed());

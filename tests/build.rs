@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Generates the CRI client from `proto/cri-v1.proto`, a copy of `pkg/apis/runtime/v1/api.proto`
+//! of Kubernetes' module `k8s.io/cri-api` v0.36.4. The compiler is `protox`, so that a build
+//! needs no `protoc` on the machine, which the published bindings of CRI do.
+
+use std::error::Error;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let files = protox::compile(["proto/cri-v1.proto"], ["proto"])?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .compile_fds(files)?;
+    println!("cargo:rerun-if-changed=proto");
+    Ok(())
+}

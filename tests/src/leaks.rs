@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What Pods can leave behind, listed so that two lists can be compared.
+//!
+//! Names only, no pids: what is the same after a restart of containerd is the same.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+
+use anyhow::Result;
+
+use crate::{cgroup::Cgroup, mounts, netns::Netns, process::Proc};
+
+/// Where our shim keeps what calls in flight need on disk (`shim/src/sandbox.rs`, `RUN_DIR`), by
+/// sandbox.
+const SCRATCH: &str = "/run/kiln";
+
+/// Directories of a node in which nothing is kept of a Pod that is gone: containerd's state, the
+/// sockets of its shims, and the state of the runtimes. (containerd's root is left out: it removes
+/// snapshots when it likes.)
+const STATE: [&str; 6] = ["state", "s", "rs", "rc", "rr", "rg"];
+
+/// Where to look.
+pub struct Scope<'a> {
+    /// The node's directory.
+    pub dir: &'a Path,
+    /// Its cgroup.
+    pub cgroup: &'a Cgroup,
+    /// Its network namespace.
+    pub netns: &'a Netns,
+    /// Whether a container is the node's: others may run beside it.
+    pub owns: &'a dyn Fn(&str) -> bool,
+}
+
+/// What is there at one time: for each kind of thing, names with how often they are there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    things: BTreeMap<(&'static str, String), usize>,
+}
+
+impl Snapshot {
+    /// Lists what is in `scope`.
+    ///
+    /// # Errors
+    /// When something cannot be listed.
+    pub fn take(scope: &Scope<'_>) -> Result<Self> {
+        let mut snapshot = Self::default();
+        let name = scope.dir.to_string_lossy();
+        let inside = scope.cgroup.processes();
+        for p in Proc::all() {
+            let is_ours = inside.contains(&p.pid) || p.argv.contains(&*name);
+            // containerd itself comes and goes as the test has it.
+            if is_ours && p.pid != std::process::id() && p.program() != "containerd" {
+                snapshot.add("process", format!("{} ({})", p.argv, p.program()));
+            }
+        }
+        for point in mounts::below(scope.dir)? {
+            snapshot.add("mount", point.display().to_string());
+        }
+        for dir in scope.cgroup.dirs() {
+            snapshot.add("cgroup", dir.display().to_string());
+        }
+        for link in scope.netns.links()? {
+            if link.starts_with("veth") {
+                snapshot.add("link", link);
+            }
+        }
+        for dir in STATE {
+            snapshot.walk(&scope.dir.join(dir));
+        }
+        snapshot.scratch(scope.owns);
+        Ok(snapshot)
+    }
+
+    fn add(&mut self, kind: &'static str, name: String) {
+        *self.things.entry((kind, name)).or_default() += 1;
+    }
+
+    fn walk(&mut self, dir: &Path) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
+            // What is in a root file system is the image's, and it shows as a mount.
+            if is_dir && entry.file_name() != "rootfs" {
+                self.walk(&path);
+            }
+            // Directories that are made once and kept do not bear the id of a Pod.
+            if !is_dir || looks_like_an_id(&path) {
+                self.add("file", path.display().to_string());
+            }
+        }
+    }
+
+    fn scratch(&mut self, owns: &dyn Fn(&str) -> bool) {
+        let entries = fs::read_dir(SCRATCH).into_iter().flatten().flatten();
+        for entry in entries.filter(|e| owns(&e.file_name().to_string_lossy())) {
+            self.add("file", entry.path().display().to_string());
+        }
+    }
+
+    /// What bears `id` in its name, in words; `None` when nothing does.
+    pub fn mentions(&self, id: &str) -> Option<String> {
+        let names = self.things.keys().filter(|(_, name)| name.contains(id));
+        let words: Vec<_> = names
+            .map(|(kind, name)| format!("  {kind} {name}\n"))
+            .collect();
+        (!words.is_empty()).then(|| words.concat())
+    }
+
+    /// What `now` has more than this, in words; `None` when it is nothing.
+    pub fn compare(&self, now: &Self) -> Option<String> {
+        let mut words = String::new();
+        for ((kind, name), count) in &now.things {
+            let before = self
+                .things
+                .get(&(*kind, name.clone()))
+                .copied()
+                .unwrap_or_default();
+            if *count > before {
+                // Writing to a String cannot fail.
+                let _ = writeln!(
+                    words,
+                    "  {kind} {name}{}",
+                    if *count - before > 1 {
+                        format!(" x{}", count - before)
+                    } else {
+                        String::new()
+                    }
+                );
+            }
+        }
+        (!words.is_empty()).then_some(words)
+    }
+}
+
+/// containerd's CRI plugin makes ids of 64 hexadecimal digits.
+fn looks_like_an_id(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.len() == 64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_came_on_top_is_named() {
+        let mut before = Snapshot::default();
+        before.add("mount", "/a".to_owned());
+        let mut after = before.clone();
+        assert_eq!(before.compare(&after), None);
+        after.add("mount", "/a".to_owned());
+        after.add("process", "runsc".to_owned());
+        assert_eq!(
+            before.compare(&after).unwrap(),
+            "  mount /a\n  process runsc\n"
+        );
+        assert_eq!(after.compare(&before), None);
+    }
+}

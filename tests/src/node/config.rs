@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The files that configure one node: containerd's, one per handler for its runtime, and CNI's.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::NodeOpts;
+use crate::tools;
+
+/// The pause image of the node.
+pub(crate) const PAUSE: &str = "registry.k8s.io/pause:3.10";
+
+/// Name of the bridge; every node has a network namespace of its own for it.
+pub(crate) const BRIDGE: &str = "kilnbr0";
+
+/// Runtime type of our handlers. containerd takes the binary from `runtime_path`.
+const KILN: &str = "io.containerd.kiln.v2";
+
+/// A RuntimeClass handler of the node.
+struct Handler {
+    name: &'static str,
+    runtime_type: &'static str,
+    shim: PathBuf,
+    /// Its runtime's configuration file, with what is in it.
+    config: Option<(PathBuf, String)>,
+}
+
+/// Writes all files below `dir`; returns the path of containerd's.
+pub(crate) fn write(dir: &Path, network: &str, opts: &NodeOpts) -> Result<PathBuf> {
+    let handlers = handlers(dir, opts)?;
+    for (path, text) in handlers.iter().filter_map(|h| h.config.as_ref()) {
+        put(path, text)?;
+    }
+    put(&dir.join("cni/10-kiln.conflist"), &cni(dir, network))?;
+    let path = dir.join("containerd.toml");
+    put(&path, &containerd(dir, &handlers, opts)?)?;
+    Ok(path)
+}
+
+fn put(path: &Path, text: &str) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
+    }
+    fs::write(path, text).with_context(|| format!("write {}", path.display()))
+}
+
+/// The handlers for which the machine has the programs.
+fn handlers(dir: &Path, opts: &NodeOpts) -> Result<Vec<Handler>> {
+    let runsc = match &opts.runsc {
+        Some(path) => path.clone(),
+        None => tools::program("runsc")?,
+    };
+    let runc = tools::program("runc")?;
+    let ours = |name: &'static str, file: String| -> Result<Handler> {
+        let config = Some((dir.join(format!("{name}.toml")), file));
+        Ok(Handler {
+            name,
+            runtime_type: KILN,
+            shim: opts.shim.clone().map_or_else(tools::shim, Ok)?,
+            config,
+        })
+    };
+    let flags: String = opts
+        .runsc_flags
+        .iter()
+        .fold(String::new(), |mut text, (flag, value)| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{flag} = \"{value}\"");
+            text
+        });
+    let file = |binary: &Path, root: &str, kiln: &str| {
+        format!(
+            "binary_name = \"{}\"\nroot = \"{}\"\n{}\n[kiln]\n{kiln}{}\n",
+            binary.display(),
+            dir.join(root).display(),
+            if root == "rr" {
+                String::new()
+            } else {
+                format!("[runsc_config]\nplatform = \"systrap\"\n{flags}")
+            },
+            opts.kiln,
+        )
+    };
+    let go = "binary_name = \"".to_owned()
+        + &format!(
+            "{}\"\nroot = \"{}\"\n[runsc_config]\nplatform = \"systrap\"\n",
+            runsc.display(),
+            dir.join("rg").display()
+        );
+    Ok(vec![
+        ours("gvisor", file(&runsc, "rs", ""))?,
+        ours("gvisor-cli", file(&runsc, "rc", "control_socket = false\n"))?,
+        ours("kiln-runc", file(&runc, "rr", "runtime = \"runc\"\n"))?,
+        Handler {
+            name: "runsc-go",
+            runtime_type: "io.containerd.runsc.v1",
+            shim: tools::program("containerd-shim-runsc-v1")?,
+            config: Some((dir.join("runsc-go.toml"), go)),
+        },
+        Handler {
+            name: "runc",
+            runtime_type: "io.containerd.runc.v2",
+            shim: tools::program("containerd-shim-runc-v2")?,
+            config: None,
+        },
+    ])
+}
+
+fn containerd(dir: &Path, handlers: &[Handler], opts: &NodeOpts) -> Result<String> {
+    let at = |name: &str| dir.join(name).display().to_string();
+    let mut text = format!(
+        r#"version = 3
+root = "{root}"
+state = "{state}"
+[grpc]
+  address = "{socket}"
+[ttrpc]
+  address = "{socket}.ttrpc"
+[debug]
+  level = "{level}"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{PAUSE}"
+  [plugins."io.containerd.cri.v1.images".registry]
+    config_path = "{certs}"
+[plugins."io.containerd.cri.v1.runtime"]
+  enable_selinux = false
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+  cdi_spec_dirs = []
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["{plugins}"]
+    conf_dir = "{cni}"
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{opt}"
+[plugins."io.containerd.shim.v1.manager"]
+  socket_dir = "{sockets}"
+# What is lost with the machine is of no use after the test.
+[plugins."io.containerd.metadata.v1.bolt"]
+  no_sync = true
+"#,
+        root = at("root"),
+        state = at("state"),
+        socket = at("c.sock"),
+        level = opts.log_level,
+        certs = dir.join(super::CERTS).display(),
+        plugins = tools::cni_plugins()?.display(),
+        cni = at("cni"),
+        opt = at("opt"),
+        sockets = at("s"),
+    );
+    for handler in handlers {
+        let table = format!(
+            r#"[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{}"#,
+            handler.name
+        );
+        text += &format!(
+            "{table}]\n  runtime_type = \"{}\"\n  runtime_path = \"{}\"\n",
+            handler.runtime_type,
+            handler.shim.display()
+        );
+        text += &match &handler.config {
+            Some((path, _)) => format!(
+                "{table}.options]\n  TypeUrl = \"io.containerd.runsc.v1.options\"\n  ConfigPath = \"{}\"\n",
+                path.display()
+            ),
+            None => format!(
+                "{table}.options]\n  BinaryName = \"{}\"\n",
+                tools::program("runc")?.display()
+            ),
+        };
+    }
+    Ok(text)
+}
+
+fn cni(dir: &Path, network: &str) -> String {
+    serde_json::json!({
+        "cniVersion": "1.0.0",
+        "name": network,
+        "plugins": [
+            {
+                "type": "bridge", "bridge": BRIDGE, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+                "ipam": {
+                    "type": "host-local",
+                    "dataDir": dir.join("cni-data"),
+                    "ranges": [[{"subnet": "10.88.0.0/16"}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                },
+            },
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+        ],
+    })
+    .to_string()
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Processes that are killed at every step of a Pod's life: the shim, the sentry, a gofer, and
+//! containerd itself. Whatever is killed, containerd can take the Pod away, nothing is left of
+//! it, and the next Pod runs; and a containerd that comes back finds its Pods as they were.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use kiln_tests::{
+    cri::v1,
+    node::{Node, NodeOpts},
+    pod::{Container, Pod},
+    process::{Proc, signal_to},
+    suite::Cases,
+    wait,
+};
+use nix::sys::signal::Signal;
+
+/// How long a Pod may take to go whose processes were killed.
+const REMOVAL: Duration = Duration::from_secs(60);
+
+/// What is killed.
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Shim,
+    Sentry,
+    /// The gofer of the Pod's own root file system.
+    PodGofer,
+    /// The gofer of a container.
+    Gofer,
+}
+
+/// When it is killed.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    PodRuns,
+    ContainerCreated,
+    ContainerRuns,
+    ExecRuns,
+    ContainerStops,
+    PodStops,
+}
+
+const STEPS: [Step; 6] = [
+    Step::PodRuns,
+    Step::ContainerCreated,
+    Step::ContainerRuns,
+    Step::ExecRuns,
+    Step::ContainerStops,
+    Step::PodStops,
+];
+
+fn main() -> ExitCode {
+    let mut cases = Cases::<Node>::new();
+    let all = [
+        Victim::Shim,
+        Victim::Sentry,
+        Victim::PodGofer,
+        Victim::Gofer,
+    ];
+    for (handler, victims) in [
+        ("gvisor", &all[..]),
+        ("gvisor-cli", &all),
+        ("kiln-runc", &[Victim::Shim]),
+    ] {
+        for victim in victims {
+            for step in STEPS {
+                if matches!(
+                    (victim, step),
+                    (Victim::Gofer, Step::PodRuns | Step::ContainerCreated)
+                ) {
+                    continue; // it is made by the start
+                }
+                let name = format!("{handler}::{victim:?}_is_killed_when_{step:?}");
+                let (victim, step) = (*victim, step);
+                cases.add(name, async move |node: &Node| {
+                    kill(node, handler, victim, step).await
+                });
+            }
+        }
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            cases.add_alone(
+                format!("{handler}::pods_outlive_containerd_after_{signal}"),
+                async move |node: &Node| pods_outlive_containerd(node, handler, signal).await,
+            );
+        }
+        cases.add_alone(
+            format!("{handler}::exits_without_containerd_are_known_later"),
+            async move |node: &Node| exits_without_containerd_are_known_later(node, handler).await,
+        );
+        cases.add_alone(
+            format!("{handler}::a_shim_that_dies_without_containerd"),
+            async move |node: &Node| a_shim_that_dies_without_containerd(node, handler).await,
+        );
+    }
+    cases.run(|| Node::start(NodeOpts::default()))
+}
+
+/// The process to be killed.
+fn find(pod: &Pod<'_>, container: Option<&Container<'_, '_>>, victim: Victim) -> Result<Proc> {
+    let found = match (victim, container) {
+        (Victim::Shim, _) => Some(pod.shim()?),
+        (Victim::Sentry, _) => pod.runtime_processes("runsc-sandbox").pop(),
+        (Victim::PodGofer, _) => pod.runtime_processes("runsc-gofer").pop(),
+        (Victim::Gofer, Some(container)) => {
+            let mut all = pod.node().processes().into_iter();
+            all.rfind(|p| p.argv.starts_with("runsc-gofer") && p.argv.contains(container.id()))
+        }
+        (Victim::Gofer, None) => None,
+    };
+    found.with_context(|| format!("there is no {victim:?}"))
+}
+
+async fn kill(node: &Node, handler: &str, victim: Victim, step: Step) -> Result<()> {
+    let pod = node.pod(handler).run().await?;
+    // Another container, so that there is more than one to be cleaned up.
+    let other = pod.idle().start().await?;
+    if matches!(step, Step::PodRuns) {
+        find(&pod, None, victim)?.kill().await?;
+        return removed(node, handler, pod).await;
+    }
+    let container = pod
+        .script("echo ready; trap '' TERM; while :; do sleep 1; done")
+        .create()
+        .await?;
+    if matches!(step, Step::ContainerCreated) {
+        find(&pod, Some(&container), victim)?.kill().await?;
+        return removed(node, handler, pod).await;
+    }
+    container.start().await?;
+    container.logged("ready").await?;
+    let target = find(&pod, Some(&container), victim)?;
+    match step {
+        Step::PodRuns | Step::ContainerCreated => {}
+        Step::ContainerRuns => target.kill().await?,
+        Step::ExecRuns => {
+            let exec = container.exec(["sleep", "600"]);
+            let (exec, killed) = tokio::join!(exec, async {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                target.kill().await
+            });
+            killed?;
+            // It ends, one way or the other, and does not hang until its own deadline.
+            ensure!(exec.as_ref().map_or(true, |ran| ran.code != 0), "{exec:?}");
+        }
+        Step::ContainerStops => {
+            let (_, killed) = tokio::join!(container.stop(5), async {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                target.kill().await
+            });
+            killed?;
+        }
+        Step::PodStops => {
+            let (_, killed) = tokio::join!(pod.stop(), async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                target.kill().await
+            });
+            killed?;
+        }
+    }
+    if !matches!(victim, Victim::Gofer | Victim::PodGofer) {
+        let status = container.ended().await?;
+        ensure!(status.exit_code != 0, "{status:?}");
+        let status = other.ended().await?;
+        ensure!(status.exit_code != 0, "{status:?}");
+    }
+    removed(node, handler, pod).await
+}
+
+/// The Pod can be removed in time without a trace, and the next one runs.
+async fn removed(node: &Node, handler: &str, pod: Pod<'_>) -> Result<()> {
+    let mut last = None;
+    // A kubelet tries again too: containerd refuses while it is finding out what has died.
+    let removed = wait::until("removal of the Pod", REMOVAL, async || {
+        last = node.remove_pod(pod.id()).await.err();
+        last.is_none().then_some(())
+    });
+    removed.await.with_context(|| format!("{last:?}"))?;
+    node.expect_gone(pod.id()).await?;
+    let next = node.pod(handler).run().await.context("the next Pod")?;
+    let container = next
+        .script("echo fine")
+        .start()
+        .await
+        .context("the next Pod's container")?;
+    ensure!(container.exit_code().await? == 0);
+    container.logged("fine").await?;
+    next.remove().await
+}
+
+async fn pods_outlive_containerd(node: &Node, handler: &str, signal: Signal) -> Result<()> {
+    let pod = node.pod(handler).run().await?;
+    let container = pod
+        .script("i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.2; done")
+        .start()
+        .await?;
+    container.logged("tick 3\n").await?;
+    let shim = pod.shim()?;
+    let stats = container.stats().await?;
+    node.stop_containerd(signal).await?;
+    // Long enough that a reader who came back late would have missed ticks.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    node.start_containerd().await?;
+    ensure!(pod.shim()? == shim, "another shim serves the Pod");
+    ensure!(container.is_running().await?);
+    let ticks = container.log().lines().count();
+    wait::until_true("more ticks", wait::SOON, || {
+        container.log().lines().count() > ticks + 5
+    })
+    .await?;
+    // What was written meanwhile waited in the FIFO.
+    let log = container.log();
+    let numbers: Vec<u64> = log
+        .lines()
+        .filter_map(|l| l.strip_prefix("tick ")?.parse().ok())
+        .collect();
+    ensure!(
+        numbers.windows(2).all(|w| w[1] == w[0] + 1),
+        "a gap in {numbers:?}"
+    );
+    ensure!(container.sh("echo still here").await? == "still here\n");
+    let cpu = |s: v1::ContainerStats| {
+        s.cpu
+            .and_then(|c| c.usage_core_nano_seconds)
+            .map(|n| n.value)
+    };
+    ensure!(cpu(container.stats().await?) >= cpu(stats));
+    let second = pod.script("echo second").start().await?;
+    ensure!(second.exit_code().await? == 0);
+    container.stop(0).await?;
+    ensure!(container.exit_code().await? == 137);
+    pod.remove().await
+}
+
+async fn exits_without_containerd_are_known_later(node: &Node, handler: &str) -> Result<()> {
+    let pod = node.pod(handler).run().await?;
+    let container = pod
+        .script("sleep 2; echo last words; exit 9")
+        .start()
+        .await?;
+    node.stop_containerd(Signal::SIGKILL).await?;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    node.start_containerd().await?;
+    let status = container.ended().await?;
+    ensure!(status.exit_code == 9, "{status:?}");
+    container.logged("last words").await?;
+    pod.remove().await
+}
+
+async fn a_shim_that_dies_without_containerd(node: &Node, handler: &str) -> Result<()> {
+    let pod = node.pod(handler).run().await?;
+    let container = pod.idle().start().await?;
+    let shim = pod.shim()?;
+    node.stop_containerd(Signal::SIGKILL).await?;
+    signal_to(shim.pid, Signal::SIGKILL)?;
+    node.start_containerd().await?;
+    let status = container.ended().await?;
+    ensure!(status.exit_code != 0, "{status:?}");
+    removed(node, handler, pod).await
+}
