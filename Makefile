@@ -36,6 +36,7 @@ demo: demo-node ## The same
 check: $(TOOLS)/bin/cargo-deny ## Format, lints, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --exclude kiln-guest --all-targets -- -D warnings
+	$(CARGO) fetch --quiet --locked
 	$(TOOLS)/bin/cargo-deny --offline check bans licenses sources
 
 .PHONY: test-unit

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Generates the CRI client from `proto/cri-v1.proto`, a copy of `pkg/apis/runtime/v1/api.proto`
-//! of Kubernetes' module `k8s.io/cri-api` v0.36.4. The compiler is `protox`, so that a build
+//! Generates the CRI client from `proto/cri-v1.proto`. The compiler is `protox`, so that a build
 //! needs no `protoc` on the machine, which the published bindings of CRI do.
 
 use std::error::Error;

@@ -30,8 +30,8 @@ pub(crate) struct Container {
     pub(crate) shares_pids: bool,
     /// Checkpoint to start from.
     pub(crate) restore: Option<PathBuf>,
-    limits: Mutex<Limits>,
-    execs: Mutex<BTreeMap<ContainerId, Arc<Exec>>>,
+    pub(crate) limits: Mutex<Limits>,
+    pub(crate) execs: Mutex<BTreeMap<ContainerId, Arc<Exec>>>,
 }
 
 /// A further process of a container.
@@ -41,44 +41,7 @@ pub(crate) struct Exec {
     pub(crate) spec: Value,
 }
 
-/// What a new [`Container`] is made of.
-pub(crate) struct Parts {
-    pub(crate) id: ContainerId,
-    pub(crate) role: Role,
-    pub(crate) bundle: PathBuf,
-    pub(crate) init: Process,
-    pub(crate) cgroup: Cgroup,
-    pub(crate) shares_pids: bool,
-    pub(crate) restore: Option<PathBuf>,
-    pub(crate) limits: Limits,
-}
-
 impl Container {
-    pub(crate) fn new(parts: Parts) -> Self {
-        let Parts {
-            id,
-            role,
-            bundle,
-            init,
-            cgroup,
-            shares_pids,
-            restore,
-            limits,
-        } = parts;
-        let limits = Mutex::new(limits);
-        Self {
-            id,
-            role,
-            bundle,
-            init,
-            cgroup,
-            shares_pids,
-            restore,
-            limits,
-            execs: Mutex::default(),
-        }
-    }
-
     pub(crate) fn limits(&self) -> Limits {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,7 +5,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use containerd_shim_protos::{
@@ -21,7 +21,7 @@ use crate::{
     bundle::{Network, Role, Spec},
     cgroup::Cgroup,
     config::NodeConfig,
-    container::{Container, Parts},
+    container::Container,
     error::{Error, Result},
     events::publish,
     io::{ConsoleSocket, ProcessIo},
@@ -189,7 +189,7 @@ impl Pod {
         if role == Role::Sandbox {
             sandbox.set_pid(init.pid());
         }
-        let parts = Parts {
+        let container = Arc::new(Container {
             id: id.clone(),
             role,
             bundle,
@@ -197,9 +197,9 @@ impl Pod {
             cgroup: charged,
             shares_pids,
             restore,
-            limits,
-        };
-        let container = Arc::new(Container::new(parts));
+            limits: Mutex::new(limits),
+            execs: Mutex::default(),
+        });
         publish(
             &*self.events,
             &events::TaskCreate {
