@@ -43,6 +43,11 @@ check: $(TOOLS)/bin/cargo-deny ## Format, lints, licences
 test-unit: deps ## Tests that need no containerd; those of the runtimes need root
 	$(CARGO) test -p runsc-wrapper -p kiln-shim -p kiln-images --all-features -- --include-ignored
 
+.PHONY: fuzz
+fuzz: ## What comes from outside with anything in it, FUZZ_SECONDS (60) for each
+	BOLERO_RANDOM_TEST_TIME_MS=$$(($(or $(FUZZ_SECONDS),60) * 1000)) \
+		$(CARGO) test --release -p runsc-wrapper -p kiln-shim --lib -- any_ answered
+
 .PHONY: test-node
 test-node: deps build guest ## Suites against real containerd, runsc and runc
 	$(CARGO) build -p kiln-shim

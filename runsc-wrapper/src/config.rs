@@ -484,6 +484,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn any_file_is_read_or_refused() {
+        bolero::check!().for_each(|text: &[u8]| {
+            let _ = Config::parse(&String::from_utf8_lossy(text));
+        });
+    }
+
+    #[test]
     fn an_empty_file_is_hardened_runsc() {
         let config = Config::parse("").unwrap();
         assert_eq!(config, Config::default());

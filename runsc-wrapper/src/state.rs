@@ -219,6 +219,26 @@ pub(crate) fn remove_filestore(dir: &Path, sandbox: &str) -> io::Result<()> {
     }
 }
 
+/// Removes the locks of containers of `sandbox` that are gone: a command on a container that
+/// another one deletes at the same time makes its lock anew.
+///
+/// # Errors
+/// The first file that cannot be removed.
+pub(crate) fn remove_locks(root: &Path, sandbox: &str) -> io::Result<()> {
+    let ending = format!("_sandbox:{sandbox}.lock");
+    for entry in fs::read_dir(root)? {
+        let path = entry?.path();
+        let is_lock = path.to_str().is_some_and(|p| p.ends_with(&ending));
+        if is_lock && !path.with_extension("state").exists() {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
 fn is_locked(root: &Path, id: &ContainerId) -> io::Result<bool> {
     let Some(path) = find(root, id, ".lock")? else {
         return Ok(false);
@@ -257,6 +277,17 @@ mod tests {
 
     fn id(id: &str) -> ContainerId {
         id.parse().unwrap()
+    }
+
+    #[test]
+    fn any_state_file_is_read_or_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let id: ContainerId = "c".parse().unwrap();
+        let file = root.path().join("c_sandbox:c.state");
+        bolero::check!().for_each(|text: &[u8]| {
+            std::fs::write(&file, text).unwrap();
+            let _ = State::load(root.path(), &id);
+        });
     }
 
     #[test]
@@ -347,19 +378,20 @@ mod tests {
         for container in ["a", "c", "d"] {
             remove_remains(dir.path(), &id(container)).unwrap();
         }
-        let mut left: Vec<_> = fs::read_dir(dir.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect();
-        left.sort();
-        assert_eq!(
-            left,
-            [
-                "b_sandbox:a.lock",
-                "c_sandbox:c.lock",
-                "c_sandbox:c.state",
-                "runsc-c.sock"
-            ]
-        );
+        let left = || {
+            let entries = fs::read_dir(dir.path()).unwrap();
+            let mut names: Vec<_> = entries
+                .map(|e| e.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        let whole = ["c_sandbox:c.lock", "c_sandbox:c.state", "runsc-c.sock"];
+        assert_eq!(left()[0], "b_sandbox:a.lock");
+        assert_eq!(left()[1..], whole);
+        for sandbox in ["a", "c"] {
+            remove_locks(dir.path(), sandbox).unwrap();
+        }
+        assert_eq!(left(), whole);
     }
 }

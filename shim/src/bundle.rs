@@ -150,12 +150,14 @@ impl Spec {
             .unwrap_or(false)
     }
 
-    /// The limits of this container.
-    pub fn limits(&self) -> Limits {
-        self.0
-            .pointer("/linux/resources")
-            .map(Limits::of)
-            .unwrap_or_default()
+    /// The limits of this container. A Pod's first has none: those of its pause program mean
+    /// nothing for the sandbox around all others.
+    pub fn limits(&self) -> Option<Limits> {
+        if self.annotation(CONTAINER_TYPE) == Some("sandbox") {
+            return None;
+        }
+        let resources = self.0.pointer("/linux/resources");
+        Some(resources.map(Limits::of).unwrap_or_default())
     }
 
     /// The limits that CRI names for the whole Pod.

@@ -37,6 +37,7 @@ use crate::{
     config::NodeConfig,
     error::{Error, Result},
     events::timestamp,
+    io::read_capped,
     rootfs,
     sandbox::{Record, Scratch},
     server::{self, READY, ServerOpts},
@@ -184,6 +185,13 @@ fn address_of(flags: &Flags, params: Option<&BootstrapParams>, sandbox: &Contain
     }
 }
 
+/// The address that containerd noted in a bundle (containerd `core/runtime/v2/shim.go`).
+fn address_in(bundle: &Path) -> Option<String> {
+    let note = read_capped(&bundle.join("bootstrap.json"), 64 << 10).ok()?;
+    let note: serde_json::Value = serde_json::from_slice(&note).ok()?;
+    Some(note.get("address")?.as_str()?.to_owned())
+}
+
 fn socket_path(address: &str) -> &Path {
     Path::new(address.strip_prefix("unix://").unwrap_or(address))
 }
@@ -293,7 +301,7 @@ async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResponse> {
     })?;
     let mut errors = Vec::new();
     match Record::load(&bundle) {
-        Ok(record) => delete_recorded(flags, id, &record, &mut errors).await,
+        Ok(record) => delete_recorded(flags, id, &bundle, &record, &mut errors).await,
         // No record: create never came to the runtime.
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
         Err(e) => errors.push(e),
@@ -313,6 +321,7 @@ async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResponse> {
 async fn delete_recorded(
     flags: &Flags,
     id: &ContainerId,
+    bundle: &Path,
     record: &Record,
     errors: &mut Vec<Error>,
 ) {
@@ -337,9 +346,9 @@ async fn delete_recorded(
     errors.extend(Scratch::remove_stale(id).err());
     let cgroup = Cgroup::new(Path::new(cgroup::MOUNT), &record.cgroup);
     errors.extend(cgroup.and_then(|c| c.remove()).err());
-    let socket = address_of(flags, None, id);
+    let socket = address_in(bundle).unwrap_or_else(|| address_of(flags, None, id));
     if UnixStream::connect(socket_path(&socket)).is_err() {
-        // A socket that nobody serves; one in a directory that containerd chose goes with it.
+        // Nobody serves it. That it is gone already is as good.
         fs::remove_file(socket_path(&socket)).ok();
     }
 }

@@ -30,7 +30,8 @@ pub(crate) struct Container {
     pub(crate) shares_pids: bool,
     /// Checkpoint to start from.
     pub(crate) restore: Option<PathBuf>,
-    pub(crate) limits: Mutex<Limits>,
+    /// See [`crate::bundle::Spec::limits`].
+    pub(crate) limits: Mutex<Option<Limits>>,
     pub(crate) execs: Mutex<BTreeMap<ContainerId, Arc<Exec>>>,
 }
 
@@ -42,12 +43,14 @@ pub(crate) struct Exec {
 }
 
 impl Container {
-    pub(crate) fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Option<Limits> {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn set_limits(&self, limits: Limits) {
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    /// Changes those limits that `new` has.
+    pub(crate) fn update_limits(&self, new: Limits) {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        *limits = limits.map(|old| new.or(&old));
     }
 
     pub(crate) fn add_exec(&self, exec: Exec) -> Result<()> {

@@ -35,7 +35,7 @@ fn drive(text: &[u8]) {
         spec.check(&policy, Some(7)),
         spec.check(&Policy::default(), None),
     );
-    let limits = Limits::sum(&[spec.limits(), spec.pod_limits(), spec.limits()]);
+    let limits = Limits::sum(&[spec.limits().unwrap_or_default(), spec.pod_limits()]);
     let _ = (
         spec.network(),
         spec.log_dir(),

@@ -6,13 +6,15 @@
 //! nowhere in between. The shim keeps one descriptor of each FIFO, open for both directions:
 //! writers then survive a restart of containerd (their output waits in the FIFO instead of
 //! failing with EPIPE), and a process sees the end of its input only after CloseIO. Letting go
-//! of them when the process has ended is what gives containerd its end of file.
+//! of them when the process has ended is what gives containerd its end of file. If it is away
+//! just then, a writer stays until it is back: a FIFO that nobody has open forgets its bytes.
 //!
 //! With a terminal the shim copies between the pty's master and the FIFOs.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, IoSliceMut, Read},
+    mem,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::fs::{FileTypeExt, OpenOptionsExt},
@@ -26,12 +28,16 @@ use containerd_shim::asynchronous::io::{IoTasks, Pty};
 use nix::{
     cmsg_space,
     fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
 };
 use runsc_wrapper::Stdio;
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, task::JoinSet};
 
 use crate::error::{Error, Result};
+
+/// Pause between two looks for a reader of what a process has left in a FIFO.
+const UNREAD_POLL: Duration = Duration::from_millis(100);
 
 /// The stdio that containerd asked for: paths or `file://` URLs, empty when not wanted.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +62,8 @@ pub(crate) struct ProcessIo {
 struct Held {
     stdin: Option<File>,
     outputs: Vec<File>,
+    /// Each keeps one output until somebody reads it.
+    unread: JoinSet<()>,
     terminal: Option<(Pty, IoTasks)>,
 }
 
@@ -144,7 +152,11 @@ impl ProcessIo {
         let terminal = {
             let mut held = self.lock();
             held.stdin = None;
-            held.outputs.clear();
+            for output in mem::take(&mut held.outputs) {
+                if let Some(output) = unread(output) {
+                    held.unread.spawn(until_read(output));
+                }
+            }
             held.terminal.take()
         };
         if let Some((pty, tasks)) = terminal {
@@ -157,6 +169,31 @@ impl ProcessIo {
         // Nothing panics with the lock held, and `Held` has no invariant that could break.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Lets go of an output, or returns a writer that keeps what nobody is there to read.
+fn unread(output: File) -> Option<File> {
+    let magic = format!("/proc/self/fd/{}", output.as_raw_fd());
+    let writer = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(magic);
+    drop(output);
+    writer.ok().filter(|writer| !is_read(writer))
+}
+
+async fn until_read(output: File) {
+    while !is_read(&output) {
+        tokio::time::sleep(UNREAD_POLL).await;
+    }
+}
+
+/// Whether somebody has the other end of a FIFO open: without a reader, polling a writer
+/// reports an error (poll(2)).
+fn is_read(writer: &File) -> bool {
+    let mut fds = [PollFd::new(writer.as_fd(), PollFlags::empty())];
+    let error = |fd: &PollFd<'_>| fd.revents().is_some_and(|r| r.contains(PollFlags::POLLERR));
+    poll(&mut fds, PollTimeout::ZERO).is_err() || !fds.iter().any(error)
 }
 
 fn open_output(uri: &str, held: &mut Vec<File>) -> Result<Option<OwnedFd>> {
@@ -370,6 +407,24 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "nobody reads yet");
+    }
+
+    #[tokio::test]
+    async fn output_of_a_process_that_has_ended_waits_for_a_reader() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = fifo(dir.path(), "out");
+        let spec = IoSpec {
+            stdout: path.clone(),
+            ..IoSpec::default()
+        };
+        let (io, stdio) = ProcessIo::open(&spec).unwrap();
+        File::from(stdio.stdout.unwrap())
+            .write_all(b"last words")
+            .unwrap();
+        io.finish().await;
+        // As containerd opens it: waiting for a writer, reading to the end of file.
+        let read = tokio::task::spawn_blocking(|| std::fs::read_to_string(path));
+        assert_eq!(read.await.unwrap().unwrap(), "last words");
     }
 
     #[test]

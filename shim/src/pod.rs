@@ -30,7 +30,6 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bundle::Role,
     cgroup::{self, Cgroup, Limits},
     config::NodeConfig,
     container::{Container, Exec},
@@ -285,7 +284,7 @@ impl Pod {
         if !sandbox.is_shared() {
             sandbox.runtime.update(&container.id, &resources).await?;
         }
-        container.set_limits(Limits::of(&resources).or(&container.limits()));
+        container.update_limits(Limits::of(&resources));
         self.limit_sandbox();
         Ok(())
     }
@@ -364,7 +363,11 @@ impl Pod {
         let container = self.container(id)?;
         container.init.require("stat", |s| s.exit().is_none())?;
         let stats = self.sandbox()?.runtime.stats(&container.id).await?;
-        Ok((stats, container.cgroup.clone(), container.limits()))
+        Ok((
+            stats,
+            container.cgroup.clone(),
+            container.limits().unwrap_or_default(),
+        ))
     }
 
     /// Ends the shim if it has no containers any more; otherwise it goes on.
@@ -382,12 +385,8 @@ impl Pod {
 
     fn limit_sandbox(&self) {
         let Ok(sandbox) = self.sandbox() else { return };
-        let members = self.all();
-        let members = members
-            .iter()
-            .filter(|c| c.role != Role::Sandbox)
-            .map(|c| c.limits());
-        sandbox.limit(&members.collect::<Vec<_>>());
+        let limits = self.all().into_iter().filter_map(|c| c.limits());
+        sandbox.limit(&limits.collect::<Vec<_>>());
     }
 
     fn sandbox(&self) -> Result<Arc<Sandbox>> {

@@ -70,15 +70,15 @@ impl Sandbox {
     }
 
     /// The limits that the sandbox is made with, and by which its sentry says how much memory
-    /// and how many CPUs there are.
-    pub(crate) fn boot_limits(&self) -> Limits {
+    /// and how many CPUs there are; `own` are those of its first container.
+    pub(crate) fn boot_limits(&self, own: Option<Limits>) -> Limits {
         if self.cgroup.in_kubepods() {
             return self.cgroup.parent_limits();
         }
-        let memory = self.pod_limits.memory.map(|m| m.saturating_add(BOOT_ROOM));
+        let limits = self.pod_limits.or(&own.unwrap_or_default());
         Limits {
-            memory,
-            ..self.pod_limits
+            memory: limits.memory.map(|m| m.saturating_add(BOOT_ROOM)),
+            ..limits
         }
     }
 

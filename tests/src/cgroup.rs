@@ -40,7 +40,7 @@ impl Cgroup {
             name: name.to_owned(),
         };
         for hierarchy in hierarchies() {
-            make(&hierarchy, name)?;
+            make(&hierarchy.join(name))?;
         }
         let daemon = cgroup.tracking()?.join("daemon");
         fs::create_dir(&daemon).with_context(|| format!("make {}", daemon.display()))?;
@@ -125,6 +125,61 @@ impl Cgroup {
         Ok(text.trim().to_owned())
     }
 
+    /// Makes a cgroup for a Pod below this one, limited to `memory` bytes, as a kubelet does, and
+    /// returns its path as a Pod's `cgroup_parent`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn pod(&self, name: &str, memory: i64) -> Result<String> {
+        let limit = if is_v2() {
+            "memory.max"
+        } else {
+            "memory.limit_in_bytes"
+        };
+        let levels = format!("{}/kubepods/{name}", self.name);
+        for hierarchy in hierarchies() {
+            let mut dir = hierarchy.clone();
+            for level in levels.split('/') {
+                dir.push(level);
+                if !dir.exists() {
+                    make(&dir)?;
+                }
+            }
+            if is_v2() || hierarchy.ends_with("memory") {
+                fs::write(dir.join(limit), memory.to_string())
+                    .with_context(|| format!("limit {}", dir.display()))?;
+            }
+        }
+        Ok(format!("/{levels}"))
+    }
+
+    /// Removes what [`Cgroup::pod`] has made.
+    ///
+    /// # Errors
+    /// The kernel's, also when it is still in use.
+    pub fn remove_pod(&self, name: &str) -> Result<()> {
+        for hierarchy in hierarchies() {
+            let parent = hierarchy.join(&self.name).join("kubepods");
+            for dir in [parent.join(name), parent] {
+                match fs::remove_dir(&dir) {
+                    // Another Pod may have the parent, too.
+                    Err(e)
+                        if !matches!(
+                            e.kind(),
+                            io::ErrorKind::NotFound
+                                | io::ErrorKind::ResourceBusy
+                                | io::ErrorKind::DirectoryNotEmpty
+                        ) =>
+                    {
+                        return Err(e).with_context(|| format!("remove {}", dir.display()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Kills what is in it and removes it. Blocks.
     ///
     /// # Errors
@@ -190,15 +245,22 @@ fn hierarchies() -> Vec<PathBuf> {
     roots
 }
 
-/// A new cpuset of v1 is empty, and nothing can run in an empty one.
-fn make(hierarchy: &Path, name: &str) -> Result<()> {
-    let dir = hierarchy.join(name);
-    fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
-    if hierarchy.ends_with("cpuset") {
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            fs::write(dir.join(file), fs::read(hierarchy.join(file))?)
+/// Makes a directory. A new cpuset of v1 is empty, and nothing can run in an empty one; a new
+/// cgroup of v2 counts and limits memory only where its parent says so.
+fn make(dir: &Path) -> Result<()> {
+    fs::create_dir(dir).with_context(|| format!("make {}", dir.display()))?;
+    let Some(parent) = dir.parent() else {
+        return Ok(());
+    };
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if !is_v2() && parent.join(file).exists() {
+            fs::write(dir.join(file), fs::read(parent.join(file))?)
                 .with_context(|| format!("write {file}"))?;
         }
+    }
+    if is_v2() {
+        fs::write(parent.join("cgroup.subtree_control"), "+memory +cpu +pids")
+            .context("enable controllers")?;
     }
     Ok(())
 }

@@ -66,10 +66,14 @@ impl Runtime {
         ("runc", Self::Runc),
     ];
 
-    fn program(self) -> &'static str {
+    /// Its program.
+    ///
+    /// # Errors
+    /// When it is not there, with how to get it.
+    pub fn program(self) -> Result<PathBuf> {
         match self {
-            Self::Runsc | Self::RunscCli => "runsc",
-            Self::Runc => "runc",
+            Self::Runsc | Self::RunscCli => tools::runsc(),
+            Self::Runc => tools::program("runc"),
         }
     }
 
@@ -188,7 +192,7 @@ impl Mini {
         let binary = config
             .binary
             .clone()
-            .map_or_else(|| tools::program(runtime.program()), Ok)?;
+            .map_or_else(|| runtime.program(), Ok)?;
         let flags = if runtime == Runtime::Runc {
             ""
         } else {

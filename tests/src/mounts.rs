@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
 
 /// The mount points at and below `dir`, in the order in which they were made.
 ///
@@ -49,8 +52,12 @@ fn unescape(field: &str) -> PathBuf {
 pub fn unmount_below(dir: &Path) -> Result<()> {
     let mut result = Ok(());
     for point in below(dir)?.into_iter().rev() {
-        if let Err(e) = umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            result = result.and(Err(e).with_context(|| format!("unmount {}", point.display())));
+        match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // It went by itself, or with one that it was on.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(e) => {
+                result = result.and(Err(e).with_context(|| format!("unmount {}", point.display())));
+            }
         }
     }
     result

@@ -188,14 +188,21 @@ impl Place {
     /// # Errors
     /// The first thing that stays.
     pub fn destroy(&self) -> Result<()> {
-        self.remains.destroy()
+        // Held all the while: what a signal has begun to take away is left to that.
+        let mut live = locked(&LIVE);
+        if live.iter().any(|dir| dir == self.dir()) {
+            self.remains.destroy()?;
+            live.retain(|dir| dir != self.dir());
+        }
+        Ok(())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.remains.destroy_or_report();
-        locked(&LIVE).retain(|dir| dir != self.dir());
+        if let Err(e) = self.destroy() {
+            report(&format!("test place {}: {e:#}", self.name()));
+        }
     }
 }
 

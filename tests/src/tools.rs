@@ -41,6 +41,18 @@ pub fn program(name: &str) -> Result<PathBuf> {
     })
 }
 
+/// The runsc to test with: `$KILN_RUNSC`, for suites on another than the pinned one, else the
+/// program `runsc`.
+///
+/// # Errors
+/// When it is not there, with how to get it.
+pub fn runsc() -> Result<PathBuf> {
+    match env::var_os("KILN_RUNSC") {
+        Some(path) => Ok(path.into()),
+        None => program("runsc"),
+    }
+}
+
 /// The directory of the CNI plugins.
 ///
 /// # Errors

@@ -214,6 +214,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn any_log_is_read_and_its_errors_fit_a_line() {
+        bolero::check!().for_each(|log: &[u8]| {
+            let errors = errors_of(log);
+            assert!(errors.len() <= MESSAGE_LIMIT + '…'.len_utf8());
+            assert!(!errors.contains(char::is_control));
+        });
+    }
+
+    #[test]
     fn errors_are_found_in_logs_of_both_runtimes() {
         // runsc: no newlines, the sandbox's own error first.
         let runsc = br#"{"msg":"boot failed","level":"error","time":"t"}{"msg":"creating container: EOF","level":"error"}"#;

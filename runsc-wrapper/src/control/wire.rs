@@ -234,6 +234,29 @@ mod tests {
     }
 
     #[test]
+    fn any_reply_in_any_pieces_ends_at_the_same_byte() {
+        bolero::check!()
+            .with_type::<(Vec<u8>, u8)>()
+            .for_each(|(reply, cut)| {
+                let cut = usize::from(*cut).min(reply.len());
+                let whole = Scanner::default().scan(reply).ok();
+                let mut scanner = Scanner::default();
+                let first = scanner.scan(&reply[..cut]).ok();
+                let pieces = match first {
+                    Some(None) => match scanner.scan(&reply[cut..]) {
+                        Ok(end) => Some(end.map(|end| end + cut)),
+                        Err(_) => None,
+                    },
+                    other => other,
+                };
+                assert_eq!(pieces, whole);
+                // Whatever it is, reading it ends in a reply or an error.
+                let _ = serde_json::from_slice::<Reply<super::super::Event>>(reply);
+                let _ = serde_json::from_slice::<Reply<Vec<super::super::ProcessInfo>>>(reply);
+            });
+    }
+
+    #[test]
     fn the_end_of_a_reply_is_found_in_pieces() {
         assert_eq!(end_of(&["{}"]).unwrap(), Some(2));
         assert_eq!(end_of(&[r#"{"a":[1,{}"#, r#"]}x"#]).unwrap(), Some(2));

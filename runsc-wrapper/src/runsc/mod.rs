@@ -392,8 +392,12 @@ impl Runtime for Runsc {
         }
         self.known().remove(id);
         if let Some(container) = container {
-            state::remove_filestore(&container.rootfs, container.sandbox.id())
+            let sandbox = container.sandbox.id();
+            state::remove_filestore(&container.rootfs, sandbox)
                 .map_err(|e| cli::io_error(&format!("remove the filestore of {id}"), e))?;
+            if sandbox == id.as_str() {
+                state::remove_locks(self.root(), sandbox).map_err(unreadable_root)?;
+            }
         }
         Ok(())
     }

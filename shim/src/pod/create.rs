@@ -313,8 +313,8 @@ async fn prepare(
     bundle: &Path,
     mounts: &[Mount],
 ) -> Result<()> {
-    // The limits of the pause container mean nothing for the sandbox around all others.
-    let limits = (*role == Role::Sandbox && sandbox.is_shared()).then(|| sandbox.boot_limits());
+    let boots = *role == Role::Sandbox && sandbox.is_shared();
+    let limits = boots.then(|| sandbox.boot_limits(spec.limits()));
     spec.rewrite(sandbox.kind, cgroup, limits.as_ref());
     let sandbox_cgroup = if *role == Role::Sandbox {
         cgroup.spec_path()

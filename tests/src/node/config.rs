@@ -54,7 +54,7 @@ fn put(path: &Path, text: &str) -> Result<()> {
 fn handlers(dir: &Path, opts: &NodeOpts) -> Result<Vec<Handler>> {
     let runsc = match &opts.runsc {
         Some(path) => path.clone(),
-        None => tools::program("runsc")?,
+        None => tools::runsc()?,
     };
     let runc = tools::program("runc")?;
     let ours = |name: &'static str, file: String| -> Result<Handler> {

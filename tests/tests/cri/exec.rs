@@ -4,7 +4,7 @@
 
 use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
-use kiln_tests::{cri::v1, node::Node, terminal::Terminal};
+use kiln_tests::{cri::v1, node::Node, terminal::Terminal, wait};
 
 pub(crate) async fn an_exec_answers(node: &Node, handler: &str) -> Result<()> {
     let pod = node.pod(handler).run().await?;
@@ -142,8 +142,13 @@ pub(crate) async fn an_exec_at_a_terminal(node: &Node, handler: &str) -> Result<
     terminal.expect("sized").await?;
     terminal.send("test -t 0 && test -t 1 && echo a ter''minal\n")?;
     terminal.expect("a terminal").await?;
-    terminal.send("echo re''ady; sleep 600\n")?;
-    terminal.expect("ready").await?;
+    terminal.send("sleep 600\n")?;
+    // A shell makes a process the terminal's foreground before it runs the program.
+    wait::until("the sleep", wait::SOON, async || {
+        let processes = container.sh("ps").await.ok()?;
+        processes.contains("sleep 600").then_some(())
+    })
+    .await?;
     terminal.send("\x03")?;
     terminal.send("echo inter''rupted\n")?;
     terminal.expect("interrupted").await?;

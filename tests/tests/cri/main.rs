@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         the_image_is_not_written_to,
     );
     for_each_handler!(
-        cases, resources: usage_is_reported, a_memory_limit_holds, a_cpu_limit_holds, limits_can_be_changed, processes_are_listed,
+        cases, resources: usage_is_reported, a_memory_limit_holds, a_kubelets_limit_holds, a_cpu_limit_holds, limits_can_be_changed, processes_are_listed,
         a_pause_stops_and_a_resume_goes_on,
     );
     // By command line alone nothing reaches into the sandbox's network.
@@ -65,6 +65,10 @@ fn main() -> ExitCode {
         );
     }
     for handler in ["gvisor", "gvisor-cli"] {
+        cases.add(
+            format!("{handler}::a_limit_of_the_pod_holds"),
+            async move |node: &Node| resources::a_limit_of_the_pod_holds(node, handler).await,
+        );
         cases.add(
             format!("{handler}::one_shim_and_no_satellites"),
             async move |node: &Node| node::one_shim_and_no_satellites(node, handler).await,

@@ -89,6 +89,59 @@ pub(crate) async fn a_memory_limit_holds(node: &Node, handler: &str) -> Result<(
     neighbour.remove().await
 }
 
+/// What CRI names for the Pod holds for all of it, and is what the sentry shows inside.
+pub(crate) async fn a_limit_of_the_pod_holds(node: &Node, handler: &str) -> Result<()> {
+    let limits = v1::LinuxContainerResources {
+        memory_limit_in_bytes: 128 * MIB,
+        ..v1::LinuxContainerResources::default()
+    };
+    let pod = node.pod(handler).limits(limits).run().await?;
+    let idle = pod.idle().start().await?;
+    let total = idle
+        .sh("awk '/MemTotal/ { print $2 }' /proc/meminfo")
+        .await?;
+    let total: i64 = total.trim().parse()?;
+    ensure!(
+        total << 10 <= 128 * MIB + OWN,
+        "{total} KiB inside a Pod of 128 MiB"
+    );
+    let container = pod
+        .container(["eat", &(400 * MIB).to_string()])
+        .image(GUEST)
+        .start()
+        .await?;
+    let status = container.ended().await?;
+    ensure!(
+        (status.exit_code, status.reason.as_str()) == (137, "OOMKilled"),
+        "{status:?}"
+    );
+    pod.remove().await
+}
+
+/// A kubelet limits the Pod's cgroup itself.
+pub(crate) async fn a_kubelets_limit_holds(node: &Node, handler: &str) -> Result<()> {
+    let name = format!("pod-{handler}");
+    let parent = node.cgroup().pod(&name, 128 * MIB)?;
+    let pod = node
+        .pod(handler)
+        .with(|c| c.linux.get_or_insert_default().cgroup_parent = parent)
+        .run()
+        .await?;
+    let container = pod
+        .container(["eat", &(400 * MIB).to_string()])
+        .image(GUEST)
+        .memory(128 * MIB)
+        .start()
+        .await?;
+    let status = container.ended().await?;
+    ensure!(
+        (status.exit_code, status.reason.as_str()) == (137, "OOMKilled"),
+        "{status:?}"
+    );
+    pod.remove().await?;
+    node.cgroup().remove_pod(&name)
+}
+
 pub(crate) async fn a_cpu_limit_holds(node: &Node, handler: &str) -> Result<()> {
     let pod = node.pod(handler).run().await?;
     let container = pod

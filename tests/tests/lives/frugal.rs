@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What a Pod costs: processes, threads, descriptors, memory, runs of the runtime.
+//! What a Pod costs (processes, threads, descriptors, memory, runs of the runtime) and may cost.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use kiln_tests::{
     mini::{Config, Mini, Runtime},
     process::Proc,
-    tools, wait,
+    wait,
 };
 
 use crate::{end, gone, sandbox};
@@ -99,11 +99,7 @@ pub(crate) async fn nothing_grows_with_execs(mini: &Mini, runtime: Runtime) -> R
 
 /// A runtime that writes down what it is asked.
 fn recorded(mini: &Mini, runtime: Runtime, log: &Path) -> Result<PathBuf> {
-    let program = tools::program(if runtime == Runtime::Runc {
-        "runc"
-    } else {
-        "runsc"
-    })?;
+    let program = runtime.program()?;
     let path = mini.dir().join(format!("recorded-{runtime:?}"));
     // One write, so that two at a time do not mix.
     let script = format!(
@@ -162,4 +158,41 @@ pub(crate) async fn a_pod_takes_few_commands(
         commands.lines().count()
     );
     Ok(())
+}
+
+/// Without CRI around it a container is a sandbox of its own, with its own limits.
+pub(crate) async fn a_container_of_its_own_has_its_limits(
+    mini: &Mini,
+    runtime: Runtime,
+) -> Result<()> {
+    const LIMIT: i64 = 100 << 20;
+    let id = format!("limited-{runtime:?}").to_lowercase();
+    let bundle = mini
+        .bundle(&id)
+        .script("awk 'BEGIN { s = \"x\"; while (1) s = s s }'");
+    let bundle = bundle
+        .edit(|s| s["linux"]["resources"]["memory"] = serde_json::json!({"limit": LIMIT}))
+        .write()?;
+    let shim = mini
+        .shim(&bundle, &mini.config(runtime, &Config::default())?)
+        .await?;
+    shim.create(&bundle).await?;
+    let limit: i64 = mini
+        .place()
+        .cgroup()
+        .read(&id, "memory", "memory.limit_in_bytes", "memory.max")?
+        .parse()?;
+    // A sandbox has some for itself.
+    ensure!(
+        (LIMIT..=LIMIT + (64 << 20)).contains(&limit),
+        "{limit} bytes"
+    );
+    shim.start(&id, "").await?;
+    ensure!(shim.wait(&id, "").await? == 137);
+    shim.remove(&id, "").await?;
+    mini.events()
+        .expect(&id, &["create", "start", "oom", "exit", "delete"])
+        .await?;
+    shim.shutdown().await?;
+    gone(mini, bundle).await
 }

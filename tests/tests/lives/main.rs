@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         cases, hangup: a_client_that_leaves_create_leaves_nothing_half_made, a_client_that_leaves_start_leaves_it_started,
         a_client_that_leaves_delete_leaves_it_deleted,
     );
-    for_each_runtime!(cases, frugal: one_process_and_one_thread, nothing_grows_with_execs);
+    for_each_runtime!(cases, frugal: one_process_and_one_thread, nothing_grows_with_execs, a_container_of_its_own_has_its_limits);
     for (name, runtime, most) in [("runsc", Runtime::Runsc, 6), ("runc", Runtime::Runc, 12)] {
         cases.add(
             format!("{name}::a_pod_takes_few_commands"),
