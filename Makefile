@@ -32,16 +32,21 @@ demo-node: deps build guest ## Run Pods in gVisor on a private containerd, and s
 .PHONY: demo
 demo: demo-node ## The same
 
+.PHONY: manifests
+manifests: ## The CustomResourceDefinitions in deploy/crds, from the types in crds/
+	$(CARGO) run -q -p kiln-crds -- deploy/crds
+
 .PHONY: check
 check: $(TOOLS)/bin/cargo-deny ## Format, lints, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --exclude kiln-guest --all-targets -- -D warnings
+	$(CARGO) run -q -p kiln-crds -- --check deploy/crds
 	$(CARGO) fetch --quiet --locked
 	$(TOOLS)/bin/cargo-deny --offline check bans licenses sources
 
 .PHONY: test-unit
 test-unit: deps ## Tests that need no containerd; those of the runtimes need root
-	$(CARGO) test -p runsc-wrapper -p kiln-shim -p kiln-images --all-features -- --include-ignored
+	$(CARGO) test -p runsc-wrapper -p kiln-shim -p kiln-images -p kiln-crds -p kiln-controller --all-features -- --include-ignored
 
 .PHONY: fuzz
 fuzz: ## What comes from outside with anything in it, FUZZ_SECONDS (60) for each

@@ -110,6 +110,18 @@ cri_tools_stamp() {
   printf '%s' "-X sigs.k8s.io/cri-tools/pkg/version.Version=$(module_version cri-tools sigs.k8s.io/cri-tools)"
 }
 
+# Every server of Kubernetes, kubectl and etcd are one program; each name is a link to it.
+build_kubernetes() {
+  local version stamp name
+  version=$(module_version kube k8s.io/kubernetes)
+  stamp=k8s.io/component-base/version
+  compile kube "-X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=$(cut -d. -f2 <<<"$version") \
+    -X $stamp.gitTreeState=clean -X k8s.io/client-go/pkg/version.gitVersion=$version" -p 2 .
+  for name in etcd kube-apiserver kube-controller-manager kube-proxy kube-scheduler kubectl kubelet; do
+    ln -s kube "$out/bin/$name"
+  done
+}
+
 build_busybox() {
   if ! on_debian; then
     cp "$(command -v busybox)" "$out/bin/"
@@ -335,7 +347,7 @@ publish() {
 
 # A function, so that bash has read the whole file before the first build: it may change meanwhile.
 main() {
-  local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest runsc-2024'
+  local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest kubernetes runsc-2024'
   if ! on_debian; then
     say "not a Debian: python-rootfs and runsc-2024 are left out, runc and busybox are the machine's"
     all=${all/python-rootfs /} all=${all/ runsc-2024/}
@@ -357,6 +369,7 @@ main() {
   component runc 30 runc/go.{mod,sum}
   component containerd-shim-runsc-v1 20 gvisor/go.{mod,sum} gvisor/oom-score.patch
   component critest 40 cri-tools/go.{mod,sum}
+  component kubernetes 500 kube/{go.mod,go.sum,main.go}
   component runsc-2024 10
 }
 

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Flags. Those that upstream's controller has keep their names and meaning; what it has and we
+//! do not is accepted with a warning, so that its Deployment starts ours as well.
+
+use std::{
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use clap::{ArgAction, CommandFactory, Parser};
+
+use crate::{
+    context::{ClaimAnnotations, Options},
+    queue::Limits,
+};
+
+/// Where upstream's Deployment mounts the domains that a claim's labels may have, one a line.
+const LABEL_DOMAINS: &str = "/etc/sandbox-config/allowed-label-domains";
+
+/// Controller of Sandbox, SandboxTemplate, SandboxWarmPool and SandboxClaim.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "kiln-controller", version)]
+pub(crate) struct Args {
+    /// Whether templates, pools and claims are served, and not Sandboxes alone.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) extensions: bool,
+
+    /// Whether several controllers agree on one that works, by a Lease.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) leader_elect: bool,
+
+    /// Namespace of the Lease; that of the Pod when unset.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "agent-sandbox-system")]
+    pub(crate) leader_election_namespace: String,
+
+    /// Address of /metrics; 0 for none.
+    #[arg(long, default_value = ":8080", value_parser = address)]
+    pub(crate) metrics_bind_address: Address,
+
+    /// Address of /healthz and /readyz; 0 for none.
+    #[arg(long, default_value = ":8081", value_parser = address)]
+    pub(crate) health_probe_bind_address: Address,
+
+    /// DNS domain of the cluster.
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+
+    /// Sandboxes worked on at the same time.
+    #[arg(long, default_value_t = 32)]
+    sandbox_concurrent_workers: usize,
+
+    /// Claims worked on at the same time.
+    #[arg(long, default_value_t = 32)]
+    sandbox_claim_concurrent_workers: usize,
+
+    /// Pools worked on at the same time.
+    #[arg(long, default_value_t = 4)]
+    sandbox_warm_pool_concurrent_workers: usize,
+
+    /// Templates worked on at the same time.
+    #[arg(long, default_value_t = 1)]
+    sandbox_template_concurrent_workers: usize,
+
+    /// Sandboxes of one pool made at the same time.
+    #[arg(long, default_value_t = 16)]
+    sandbox_warm_pool_max_batch_size: usize,
+
+    /// Time that a pool's Sandbox has to become ready before it is replaced.
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    sandbox_warm_pool_readiness_grace_period: Duration,
+
+    /// Whether cluster-autoscaler may evict Pods of a pool that nobody has claimed.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    enable_warm_pool_eviction: bool,
+
+    /// No events for claims that get what they ask for. Those of failures come always.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    disable_claim_events: bool,
+
+    /// No annotations with times on claims.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    disable_claim_observability_annotations: bool,
+
+    /// Which claims get annotations with the times at which they were seen and ready.
+    #[arg(long, value_enum, default_value_t = ClaimAnnotations::Auto)]
+    claim_observability_annotations: ClaimAnnotations,
+
+    /// DNS servers of Pods that their template's NetworkPolicy cuts off from the cluster's;
+    /// empty leaves them the cluster's.
+    #[arg(long, default_value = "8.8.8.8,1.1.1.1", value_delimiter = ',')]
+    dns_servers: Vec<String>,
+
+    /// Least time between two statuses of a pool.
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    pool_status_interval: Duration,
+
+    /// Threads that do the work.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) threads: usize,
+
+    /// Log as JSON.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) log_json: bool,
+}
+
+impl Args {
+    /// The arguments of this process, and those that mean nothing to us. Ends the process after
+    /// `--help` and for values that make no sense.
+    pub(crate) fn of_process() -> (Self, Vec<String>) {
+        let (known, unknown) = sort_out(std::env::args_os());
+        (Self::parse_from(known), unknown)
+    }
+
+    /// What the flags come to.
+    ///
+    /// # Errors
+    /// For what is no address.
+    pub(crate) fn options(&self) -> anyhow::Result<Options> {
+        let servers = self.dns_servers.iter().filter(|s| !s.is_empty());
+        let servers = servers
+            .map(|s| s.parse::<IpAddr>())
+            .collect::<Result<_, _>>()?;
+        let annotations = match self.disable_claim_observability_annotations {
+            true => ClaimAnnotations::Never,
+            false => self.claim_observability_annotations,
+        };
+        Ok(Options {
+            cluster_domain: self.cluster_domain.clone(),
+            dns_servers: servers,
+            evict_warm_pods: self.enable_warm_pool_eviction,
+            label_domains: label_domains(std::fs::read_to_string(LABEL_DOMAINS).ok().as_deref()),
+            claim_annotations: annotations,
+            claim_events: !self.disable_claim_events,
+            pool_batch: self.sandbox_warm_pool_max_batch_size,
+            pool_grace: self.sandbox_warm_pool_readiness_grace_period,
+            pool_status_interval: self.pool_status_interval,
+        })
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            claims: self.sandbox_claim_concurrent_workers.max(1),
+            sandboxes: self.sandbox_concurrent_workers.max(1),
+            pools: self.sandbox_warm_pool_concurrent_workers.max(1),
+            templates: self.sandbox_template_concurrent_workers.max(1),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn defaults() -> Self {
+        Self::parse_from(["kiln-controller"])
+    }
+}
+
+/// Where to serve, if at all.
+pub(crate) type Address = Option<SocketAddr>;
+
+/// An address as Go writes it: `:8080` is any address of the machine.
+fn address(text: &str) -> Result<AddressArg, String> {
+    if matches!(text, "0" | "") {
+        return Ok(None);
+    }
+    let whole = match text.strip_prefix(':') {
+        Some(port) => format!("0.0.0.0:{port}"),
+        None => text.to_owned(),
+    };
+    whole.parse().map(Some).map_err(|e| format!("{text}: {e}"))
+}
+
+/// `Option` as the type of a value: clap takes the alias by its name for an optional argument.
+type AddressArg = Address;
+
+/// A duration as Go writes it: `1m30s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: jiff::SignedDuration = text.parse().map_err(|e| format!("{text}: {e}"))?;
+    Duration::try_from(parsed).map_err(|e| format!("{text}: {e}"))
+}
+
+fn label_domains(file: Option<&str>) -> Vec<String> {
+    let lines = file.into_iter().flat_map(str::lines).map(str::trim);
+    let domains: Vec<String> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_lowercase)
+        .collect();
+    if domains.is_empty() {
+        return vec!["sandbox.users.io".to_owned()];
+    }
+    domains
+}
+
+/// Parts flags that are known from those that are not. Go's flags may have one dash.
+fn sort_out(args: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Vec<String>) {
+    let command = Args::command();
+    let is_known = |name: &str| {
+        matches!(name, "help" | "h" | "version" | "V")
+            || command
+                .get_arguments()
+                .any(|arg| arg.get_long() == Some(name))
+    };
+    let mut args = args.into_iter().peekable();
+    let mut known: Vec<OsString> = args.next().into_iter().collect();
+    let mut unknown = Vec::new();
+    while let Some(arg) = args.next() {
+        let text = arg.to_string_lossy().into_owned();
+        let Some(flag) = text.strip_prefix("--").or_else(|| text.strip_prefix('-')) else {
+            known.push(arg);
+            continue;
+        };
+        let name = flag.split_once('=').map_or(flag, |(name, _)| name);
+        if is_known(name) {
+            let short = name.len() == 1;
+            known.push(if short {
+                arg
+            } else {
+                format!("--{flag}").into()
+            });
+            continue;
+        }
+        unknown.push(text.clone());
+        let has_value = !text.contains('=')
+            && args
+                .peek()
+                .is_some_and(|next| !next.to_string_lossy().starts_with('-'));
+        if has_value {
+            args.next();
+        }
+    }
+    (known, unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> (Args, Vec<String>) {
+        let all = ["kiln-controller"].iter().chain(args).map(OsString::from);
+        let (known, unknown) = sort_out(all);
+        (Args::try_parse_from(known).unwrap(), unknown)
+    }
+
+    #[test]
+    fn flags_of_upstreams_deployment_are_taken() {
+        let (args, unknown) = parse(&[
+            "--extensions",
+            "-leader-elect=false",
+            "--kube-api-qps=-1",
+            "--webhook-port",
+            "9443",
+            "--enable-pprof",
+            "--sandbox-warm-pool-readiness-grace-period=1m30s",
+            "--metrics-bind-address=:9090",
+            "--health-probe-bind-address=0",
+        ]);
+        assert!(args.extensions && !args.leader_elect);
+        assert_eq!(
+            unknown,
+            ["--kube-api-qps=-1", "--webhook-port", "--enable-pprof"]
+        );
+        assert_eq!(args.options().unwrap().pool_grace, Duration::from_secs(90));
+        assert_eq!(args.metrics_bind_address, "0.0.0.0:9090".parse().ok());
+        assert_eq!(args.health_probe_bind_address, None);
+    }
+
+    #[test]
+    fn dns_servers_can_be_left_alone() {
+        let (args, _) = parse(&["--dns-servers="]);
+        assert!(args.options().unwrap().dns_servers.is_empty());
+        let (args, _) = parse(&["--dns-servers=10.0.0.10"]);
+        assert_eq!(
+            args.options().unwrap().dns_servers,
+            ["10.0.0.10".parse::<IpAddr>().unwrap()]
+        );
+    }
+
+    #[test]
+    fn label_domains_come_from_the_file_or_are_upstreams() {
+        assert_eq!(label_domains(None), ["sandbox.users.io"]);
+        assert_eq!(label_domains(Some("# ours\nA.example\n\n")), ["a.example"]);
+    }
+}

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the controller knows of the cluster: objects by name, and by what they belong to.
+//!
+//! A cache is fed by a watch, and by the controller's own writes as soon as the apiserver has
+//! answered them. So a decision never builds on a state that the controller itself has changed
+//! since, which is what makes it count Sandboxes twice or hand one out twice.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use kube::ResourceExt;
+
+/// Deleted objects that are remembered, so that a late answer does not bring one back.
+const REMEMBERED: usize = 4096;
+
+/// Namespace and name of an object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl Key {
+    pub(crate) fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    pub(crate) fn of<K: ResourceExt>(object: &K) -> Self {
+        Self {
+            namespace: object.namespace().unwrap_or_default(),
+            name: object.name_any(),
+        }
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Objects of one kind.
+pub(crate) struct Cache<K> {
+    inner: RwLock<Inner<K>>,
+    /// Under which words an object can be found, apart from its name.
+    index: fn(&K) -> Vec<String>,
+}
+
+struct Inner<K> {
+    objects: HashMap<Key, Arc<K>>,
+    found_by: HashMap<String, BTreeSet<Key>>,
+    /// While a list is under way: what it has brought, and what was written meanwhile.
+    listed: Option<HashSet<Key>>,
+    gone: HashSet<String>,
+    gone_order: VecDeque<String>,
+}
+
+impl<K: ResourceExt> Cache<K> {
+    pub(crate) fn new(index: fn(&K) -> Vec<String>) -> Self {
+        Self {
+            inner: RwLock::new(Inner {
+                objects: HashMap::new(),
+                found_by: HashMap::new(),
+                listed: None,
+                gone: HashSet::new(),
+                gone_order: VecDeque::new(),
+            }),
+            index,
+        }
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Option<Arc<K>> {
+        self.read().objects.get(key).cloned()
+    }
+
+    /// The objects that the index has under `word`, by name.
+    pub(crate) fn find(&self, word: &str) -> Vec<Arc<K>> {
+        let inner = self.read();
+        let keys = inner.found_by.get(word).into_iter().flatten();
+        keys.filter_map(|key| inner.objects.get(key).cloned())
+            .collect()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<K>> {
+        self.read().objects.values().cloned().collect()
+    }
+
+    /// Takes in what a watch or a write has brought, unless something newer is there. Returns
+    /// what was there before.
+    pub(crate) fn put(&self, object: K) -> Option<Arc<K>> {
+        let key = Key::of(&object);
+        let mut inner = self.write();
+        if let Some(listed) = &mut inner.listed {
+            listed.insert(key.clone());
+        }
+        let old = inner.objects.get(&key).cloned();
+        if object.uid().is_some_and(|uid| inner.gone.contains(&uid)) {
+            return old;
+        }
+        if old.as_deref().is_some_and(|old| is_newer(old, &object)) {
+            return old;
+        }
+        if let Some(old) = &old {
+            inner.forget_words(&key, (self.index)(old));
+        }
+        for word in (self.index)(&object) {
+            inner.found_by.entry(word).or_default().insert(key.clone());
+        }
+        inner.objects.insert(key, Arc::new(object));
+        old
+    }
+
+    /// Takes out what was deleted.
+    pub(crate) fn remove(&self, object: &K) {
+        let key = Key::of(object);
+        let mut inner = self.write();
+        if let Some(uid) = object.uid() {
+            inner.remember_gone(uid);
+        }
+        let same = inner
+            .objects
+            .get(&key)
+            .is_some_and(|o| o.uid() == object.uid());
+        if same {
+            inner.take(&key, self.index);
+        }
+    }
+
+    /// A list begins: what it does not bring is gone.
+    pub(crate) fn begin_list(&self) {
+        self.write().listed = Some(HashSet::new());
+    }
+
+    /// A list is complete. Returns what has gone since the one before.
+    pub(crate) fn end_list(&self) -> Vec<Arc<K>> {
+        let mut inner = self.write();
+        let Some(listed) = inner.listed.take() else {
+            return Vec::new();
+        };
+        let missing: Vec<Key> = inner
+            .objects
+            .keys()
+            .filter(|key| !listed.contains(*key))
+            .cloned()
+            .collect();
+        missing
+            .iter()
+            .filter_map(|key| inner.take(key, self.index))
+            .collect()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Inner<K>> {
+        // Nothing panics with the lock held.
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner<K>> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K> Inner<K> {
+    fn take(&mut self, key: &Key, index: fn(&K) -> Vec<String>) -> Option<Arc<K>> {
+        let object = self.objects.remove(key)?;
+        self.forget_words(key, index(&object));
+        Some(object)
+    }
+
+    fn forget_words(&mut self, key: &Key, words: Vec<String>) {
+        for word in words {
+            if let Some(keys) = self.found_by.get_mut(&word) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.found_by.remove(&word);
+                }
+            }
+        }
+    }
+
+    fn remember_gone(&mut self, uid: String) {
+        if self.gone.insert(uid.clone()) {
+            self.gone_order.push_back(uid);
+        }
+        if self.gone_order.len() > REMEMBERED
+            && let Some(oldest) = self.gone_order.pop_front()
+        {
+            self.gone.remove(&oldest);
+        }
+    }
+}
+
+/// Whether `known` is a later state of the same object than `other`. Resource versions of one
+/// kind are numbers that grow (Kubernetes API concepts, "Resource versions", since 1.35).
+fn is_newer<K: ResourceExt>(known: &K, other: &K) -> bool {
+    let version = |o: &K| o.resource_version().and_then(|v| v.parse::<u64>().ok());
+    known.uid() == other.uid() && version(known) > version(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, uid: &str, version: u32, app: &str) -> Pod {
+        serde_json::from_value(json!({"metadata": {
+            "name": name, "namespace": "ns", "uid": uid,
+            "resourceVersion": version.to_string(), "labels": {"app": app},
+        }}))
+        .unwrap()
+    }
+
+    fn cache() -> Cache<Pod> {
+        Cache::new(|pod| pod.labels().get("app").cloned().into_iter().collect())
+    }
+
+    #[test]
+    fn what_is_older_than_what_is_known_is_left_out() {
+        let cache = cache();
+        cache.put(pod("a", "1", 10, "new"));
+        cache.put(pod("a", "1", 9, "old"));
+        assert_eq!(cache.find("new").len(), 1);
+        assert!(cache.find("old").is_empty());
+        // Another object of the same name is not an older state.
+        cache.put(pod("a", "2", 3, "other"));
+        assert!(cache.find("new").is_empty());
+        assert_eq!(cache.find("other").len(), 1);
+    }
+
+    #[test]
+    fn what_was_deleted_does_not_come_back() {
+        let cache = cache();
+        cache.put(pod("a", "1", 10, "x"));
+        cache.remove(&pod("a", "1", 11, "x"));
+        cache.put(pod("a", "1", 10, "x"));
+        assert!(cache.get(&Key::new("ns", "a")).is_none());
+        assert!(cache.find("x").is_empty());
+        // A late deletion of an object does not take the next of its name away.
+        cache.put(pod("a", "2", 12, "x"));
+        cache.remove(&pod("a", "1", 11, "x"));
+        assert_eq!(cache.find("x").len(), 1);
+    }
+
+    #[test]
+    fn a_list_takes_away_what_it_does_not_bring_but_not_what_was_written_meanwhile() {
+        let cache = cache();
+        cache.put(pod("stays", "1", 1, "x"));
+        cache.put(pod("goes", "2", 2, "x"));
+        cache.begin_list();
+        cache.put(pod("stays", "1", 1, "x"));
+        cache.put(pod("written", "3", 9, "x"));
+        let gone = cache.end_list();
+        assert_eq!(gone[0].name_any(), "goes");
+        assert_eq!(gone.len(), 1);
+        assert_eq!(cache.find("x").len(), 2);
+    }
+}

@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The Sandbox of a claim: made for it, or what an adopted one becomes.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use k8s_openapi::{
+    api::core::v1::{Container, EnvVar as PodEnvVar},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kiln_crds::{
+    EnvVar, InjectionPolicy, Sandbox, SandboxClaim, SandboxTemplate, VolumeClaimTemplate, keys,
+};
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use super::metadata;
+use crate::{
+    error::{Error, Result},
+    owner, patch,
+    pool::blueprint,
+    template,
+};
+
+/// A Sandbox made for a claim that found none, or that brings what cannot be put into one that
+/// runs already.
+pub(super) fn cold(
+    claim: &SandboxClaim,
+    template: &SandboxTemplate,
+    dns_servers: &[IpAddr],
+) -> Result<Sandbox> {
+    let hash = keys::name_hash(&template.name_any());
+    let mut spec = blueprint(&template.spec);
+    let claims = volume_claims(
+        spec.volume_claim_templates.take().unwrap_or_default(),
+        claim
+            .spec
+            .volume_claim_templates
+            .as_deref()
+            .unwrap_or_default(),
+        template
+            .spec
+            .volume_claim_templates_policy
+            .unwrap_or_default(),
+    )?;
+    spec.volume_claim_templates = (!claims.is_empty()).then_some(claims);
+    spec.pod_template.metadata = metadata::merge(&spec.pod_template.metadata, claim, Some(&hash))?;
+    let policy = template.spec.env_vars_injection_policy.unwrap_or_default();
+    let pod = &mut spec.pod_template.spec;
+    inject(
+        pod.init_containers.as_deref_mut().unwrap_or_default(),
+        &mut pod.containers,
+        claim.spec.env.as_deref().unwrap_or_default(),
+        policy,
+    )?;
+    template::secure(pod, &template.spec, dns_servers);
+
+    let mut labels = BTreeMap::from([
+        (keys::LAUNCH_TYPE.to_owned(), keys::COLD.to_owned()),
+        (keys::TEMPLATE_REF_HASH.to_owned(), hash),
+    ]);
+    metadata::identify(&mut labels, claim);
+    let mut annotations = BTreeMap::from([
+        (keys::TEMPLATE_REF.to_owned(), template.name_any()),
+        (keys::POD_NAME.to_owned(), claim.name_any()),
+    ]);
+    if let Some(trace) = claim.annotations().get(keys::TRACE_CONTEXT) {
+        annotations.insert(keys::TRACE_CONTEXT.to_owned(), trace.clone());
+    }
+    Ok(Sandbox {
+        metadata: ObjectMeta {
+            name: Some(claim.name_any()),
+            namespace: claim.namespace(),
+            labels: Some(labels),
+            annotations: Some(annotations),
+            owner_references: Some(vec![owner::reference(claim)]),
+            ..ObjectMeta::default()
+        },
+        spec,
+        status: None,
+    })
+}
+
+/// The patch that makes a Sandbox of a pool the claim's. It holds only for the state that it was
+/// computed from: whoever comes second gets a conflict.
+pub(super) fn adoption(
+    sandbox: &Sandbox,
+    claim: &SandboxClaim,
+    template: Option<&SandboxTemplate>,
+) -> Result<Value> {
+    let mut labels = sandbox.labels().clone();
+    for key in [keys::WARM_POOL, keys::TEMPLATE_HASH] {
+        labels.remove(key);
+    }
+    labels.insert(keys::LAUNCH_TYPE.to_owned(), keys::WARM.to_owned());
+    metadata::identify(&mut labels, claim);
+    let mut annotations = sandbox.annotations().clone();
+    annotations.insert(keys::POD_NAME.to_owned(), sandbox.name_any());
+    if let Some(trace) = claim.annotations().get(keys::TRACE_CONTEXT) {
+        annotations.insert(keys::TRACE_CONTEXT.to_owned(), trace.clone());
+    }
+    let old_pod = &sandbox.spec.pod_template.metadata;
+    let mut pod = match template {
+        Some(template) => template.spec.pod_template.metadata.clone(),
+        None => old_pod.clone(),
+    };
+    if let Some(annotations) = &mut pod.annotations
+        && annotations
+            .get(keys::SAFE_TO_EVICT)
+            .is_some_and(|v| v == "true")
+        && template.is_none()
+    {
+        annotations.remove(keys::SAFE_TO_EVICT);
+    }
+    let hash = sandbox
+        .labels()
+        .get(keys::TEMPLATE_REF_HASH)
+        .map(String::as_str);
+    let pod = metadata::merge(&pod, claim, hash)?;
+    let view = |labels: &BTreeMap<_, _>, annotations: &BTreeMap<_, _>, pod: &Value| {
+        json!({
+            "metadata": {"labels": labels, "annotations": annotations},
+            "spec": {"podTemplate": {"metadata": pod}},
+        })
+    };
+    let old = view(
+        sandbox.labels(),
+        sandbox.annotations(),
+        &serde_json::to_value(old_pod)?,
+    );
+    let new = view(&labels, &annotations, &serde_json::to_value(&pod)?);
+    let mut patch = patch::diff(&old, &new).unwrap_or_else(|| json!({"metadata": {}}));
+    patch["metadata"]["ownerReferences"] = json!([owner::reference(claim)]);
+    patch["metadata"]["resourceVersion"] = json!(sandbox.resource_version());
+    patch["metadata"]["uid"] = json!(sandbox.uid());
+    Ok(patch)
+}
+
+/// The volume claim templates of template and claim together, as far as the policy allows.
+fn volume_claims(
+    mut of_template: Vec<VolumeClaimTemplate>,
+    of_claim: &[VolumeClaimTemplate],
+    policy: InjectionPolicy,
+) -> Result<Vec<VolumeClaimTemplate>> {
+    check_names(&of_template).map_err(|why| Error::VolumeClaims(format!("template: {why}")))?;
+    if of_claim.is_empty() {
+        return Ok(of_template);
+    }
+    check_names(of_claim).map_err(|why| Error::VolumeClaims(format!("claim: {why}")))?;
+    if policy == InjectionPolicy::Disallowed {
+        return Err(Error::VolumeClaims(
+            "failed to merge volume claim templates: volume claim templates are disallowed by the template".to_owned(),
+        ));
+    }
+    for claim in of_claim {
+        let same = of_template
+            .iter_mut()
+            .find(|t| t.metadata.name == claim.metadata.name);
+        match same {
+            Some(_) if policy == InjectionPolicy::Allowed => {
+                let name = claim.metadata.name.as_deref().unwrap_or_default();
+                return Err(Error::VolumeClaims(format!(
+                    "failed to merge volume claim templates: overriding volume claim templates is forbidden by the template: cannot override template volume \"{name}\""
+                )));
+            }
+            Some(same) => *same = claim.clone(),
+            None => of_template.push(claim.clone()),
+        }
+    }
+    Ok(of_template)
+}
+
+fn check_names(templates: &[VolumeClaimTemplate]) -> std::result::Result<(), String> {
+    for (index, template) in templates.iter().enumerate() {
+        let name = template.metadata.name.as_deref().unwrap_or_default();
+        if name.is_empty() {
+            return Err(format!(
+                "invalid volume claim templates: name at index {index} is empty"
+            ));
+        }
+        if templates[..index]
+            .iter()
+            .any(|t| t.metadata.name == template.metadata.name)
+        {
+            return Err(format!(
+                "invalid volume claim templates: duplicate name \"{name}\""
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Puts a claim's variables into the containers that they are for.
+fn inject(
+    init: &mut [Container],
+    containers: &mut [Container],
+    env: &[EnvVar],
+    policy: InjectionPolicy,
+) -> Result<()> {
+    if env.is_empty() {
+        return Ok(());
+    }
+    if policy == InjectionPolicy::Disallowed {
+        return Err(Error::EnvVars(
+            "environment variable injection is not allowed by the template policy".to_owned(),
+        ));
+    }
+    let first = containers
+        .first()
+        .map(|c| c.name.clone())
+        .unwrap_or_default();
+    for variable in env {
+        let target = variable.container_name.as_ref().filter(|n| !n.is_empty());
+        let target = target.unwrap_or(&first);
+        let found = init
+            .iter_mut()
+            .chain(containers.iter_mut())
+            .find(|c| c.name == *target);
+        let Some(container) = found else {
+            return Err(Error::EnvVars(format!(
+                "target container \"{target}\" not found in template for environment variable \"{}\"",
+                variable.name
+            )));
+        };
+        inject_one(container, variable, policy)?;
+    }
+    Ok(())
+}
+
+fn inject_one(container: &mut Container, variable: &EnvVar, policy: InjectionPolicy) -> Result<()> {
+    let has_sources = container
+        .env_from
+        .as_ref()
+        .is_some_and(|from| !from.is_empty());
+    if policy == InjectionPolicy::Allowed && has_sources {
+        return Err(Error::EnvVars(format!(
+            "container \"{}\" uses EnvFrom sources; Allowed policy cannot safely prevent overriding EnvFrom-provided variables",
+            container.name
+        )));
+    }
+    let new = PodEnvVar {
+        name: variable.name.clone(),
+        value: Some(variable.value.clone()),
+        value_from: None,
+    };
+    let env = container.env.get_or_insert_default();
+    match env.iter_mut().find(|e| e.name == variable.name) {
+        Some(_) if policy != InjectionPolicy::Overrides => Err(Error::EnvVars(format!(
+            "environment variable override is not allowed by the template policy for variable \"{}\"",
+            variable.name
+        ))),
+        Some(old) => {
+            *old = new;
+            Ok(())
+        }
+        None => {
+            env.push(new);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(spec: &Value) -> SandboxClaim {
+        serde_json::from_value(json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim",
+            "metadata": {"name": "c", "namespace": "ns", "uid": "u1"}, "spec": spec,
+        }))
+        .unwrap()
+    }
+
+    fn template(spec: &Value) -> SandboxTemplate {
+        let mut all = json!({"podTemplate": {"spec": {
+            "initContainers": [{"name": "init"}],
+            "containers": [{"name": "main", "env": [{"name": "A", "value": "1"}]}, {"name": "side", "envFrom": [{"prefix": "X"}]}],
+        }}});
+        all.as_object_mut()
+            .unwrap()
+            .extend(spec.as_object().unwrap().clone());
+        serde_json::from_value(json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxTemplate",
+            "metadata": {"name": "t", "namespace": "ns"}, "spec": all,
+        }))
+        .unwrap()
+    }
+
+    fn env_of(policy: &str, env: &Value) -> String {
+        let template = template(&json!({"envVarsInjectionPolicy": policy}));
+        match cold(&claim(&json!({ "env": env })), &template, &[]) {
+            Err(e) => e.to_string(),
+            Ok(sandbox) => {
+                let pod = sandbox.spec.pod_template.spec;
+                let containers = pod
+                    .init_containers
+                    .into_iter()
+                    .flatten()
+                    .chain(pod.containers);
+                let all = containers.flat_map(|c| {
+                    c.env
+                        .into_iter()
+                        .flatten()
+                        .map(move |e| format!("{}:{}={}", c.name, e.name, e.value.unwrap()))
+                });
+                all.collect::<Vec<_>>().join(" ")
+            }
+        }
+    }
+
+    #[test]
+    fn variables_go_where_the_policy_lets_them() {
+        let a = json!([{"name": "A", "value": "2"}]);
+        let b = json!([{"name": "B", "value": "2"}, {"name": "C", "value": "3", "containerName": "init"}]);
+        let side = json!([{"name": "B", "value": "2", "containerName": "side"}]);
+        let lost = json!([{"name": "B", "value": "2", "containerName": "nowhere"}]);
+        for (policy, env, expected) in [
+            (
+                "Disallowed",
+                &b,
+                "environment variable injection rejected: environment variable injection is not allowed by the template policy",
+            ),
+            ("Allowed", &b, "init:C=3 main:A=1 main:B=2"),
+            (
+                "Allowed",
+                &a,
+                "environment variable injection rejected: environment variable override is not allowed by the template policy for variable \"A\"",
+            ),
+            ("Overrides", &a, "main:A=2"),
+            ("Overrides", &side, "main:A=1 side:B=2"),
+        ] {
+            assert_eq!(env_of(policy, env), expected);
+        }
+        assert!(env_of("Allowed", &side).contains("uses EnvFrom sources"));
+        assert!(env_of("Overrides", &lost).contains("\"nowhere\" not found"));
+    }
+
+    fn volumes_of(policy: &str, of_template: &[&str], of_claim: &[&str]) -> String {
+        let list = |names: &[&str]| -> Value {
+            names
+                .iter()
+                .map(|name| json!({"metadata": {"name": name}, "spec": {}}))
+                .collect()
+        };
+        let template = template(&json!({
+            "volumeClaimTemplatesPolicy": policy, "volumeClaimTemplates": list(of_template),
+        }));
+        match cold(
+            &claim(&json!({"volumeClaimTemplates": list(of_claim)})),
+            &template,
+            &[],
+        ) {
+            Err(e) => e.to_string(),
+            Ok(sandbox) => {
+                let all = sandbox.spec.volume_claim_templates.unwrap_or_default();
+                all.into_iter()
+                    .filter_map(|v| v.metadata.name)
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            }
+        }
+    }
+
+    #[test]
+    fn volume_claims_follow_the_policy() {
+        for (policy, template, claim, expected) in [
+            ("Disallowed", &["a"][..], &[][..], "a"),
+            ("Disallowed", &["a"], &["b"], "disallowed by the template"),
+            ("Allowed", &["a"], &["b"], "a b"),
+            (
+                "Allowed",
+                &["a"],
+                &["a"],
+                "cannot override template volume \"a\"",
+            ),
+            ("Overrides", &["a", "b"], &["b", "c"], "a b c"),
+            (
+                "Overrides",
+                &["a"],
+                &["b", "b"],
+                "claim: invalid volume claim templates: duplicate name \"b\"",
+            ),
+            ("Overrides", &["a"], &[""], "name at index 0 is empty"),
+        ] {
+            let found = volumes_of(policy, template, claim);
+            assert!(
+                found.ends_with(expected),
+                "{policy} {template:?} {claim:?}: {found}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_adoption_changes_hands_in_one_patch_that_holds_for_one_state() {
+        let sandbox: Sandbox = serde_json::from_value(json!({
+            "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
+            "metadata": {"name": "p-1", "namespace": "ns", "uid": "s1", "resourceVersion": "9",
+                "labels": {keys::WARM_POOL: "p", keys::TEMPLATE_HASH: "h", keys::TEMPLATE_REF_HASH: "t", keys::LAUNCH_TYPE: "warm", keys::CREATED_BY: "controller"},
+                "annotations": {keys::POD_NAME: "p-1"}},
+            "spec": {"podTemplate": {
+                "metadata": {"annotations": {keys::SAFE_TO_EVICT: "true"}},
+                "spec": {"containers": []}}},
+        }))
+        .unwrap();
+        let claim = claim(&json!({"warmPoolRef": {"name": "p"}}));
+        let of_claim = json!({keys::CLAIM_UID: "u1", keys::TEMPLATE_REF_HASH: "t"});
+        for template in [None, Some(template(&json!({})))] {
+            let patch = adoption(&sandbox, &claim, template.as_ref()).unwrap();
+            assert_eq!(patch["metadata"]["resourceVersion"], "9");
+            assert_eq!(patch["metadata"]["ownerReferences"][0]["uid"], "u1");
+            assert_eq!(
+                patch["metadata"]["labels"],
+                json!({keys::WARM_POOL: null, keys::TEMPLATE_HASH: null, keys::CLAIM_UID: "u1", keys::CREATED_BY: null})
+            );
+            let pod = &patch["spec"]["podTemplate"]["metadata"];
+            assert_eq!(pod["labels"], of_claim);
+            let annotations = &pod["annotations"];
+            assert!(annotations.is_null() || annotations[keys::SAFE_TO_EVICT].is_null());
+            assert!(pod.as_object().unwrap().contains_key("annotations"));
+        }
+    }
+}

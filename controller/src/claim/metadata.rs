@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Labels and annotations that a claim brings for its Pod, and which of them it may.
+
+use std::collections::BTreeMap;
+
+use kiln_crds::{PodMetadata, SandboxClaim, keys};
+use kube::ResourceExt;
+
+use crate::error::{Error, Result};
+
+/// Domains of annotations that only the system sets.
+const RESTRICTED: [&str; 3] = ["kubernetes.io", "k8s.io", "agents.x-k8s.io"];
+
+/// Refuses what could make a Pod pass for part of the system, or opt it into somebody's policy.
+pub(super) fn check(metadata: &PodMetadata, label_domains: &[String]) -> Result<()> {
+    for (key, value) in metadata.labels.iter().flatten() {
+        check_label(key, value, label_domains)
+            .map_err(|why| Error::Metadata(format!("failed to validate label \"{key}\": {why}")))?;
+    }
+    for key in metadata.annotations.iter().flatten().map(|(key, _)| key) {
+        check_annotation(key).map_err(|why| {
+            Error::Metadata(format!("failed to validate annotation \"{key}\": {why}"))
+        })?;
+    }
+    Ok(())
+}
+
+fn check_label(key: &str, value: &str, domains: &[String]) -> std::result::Result<(), String> {
+    check_key(key, "label")?;
+    if key.eq_ignore_ascii_case("app") && value.eq_ignore_ascii_case("sandbox-router") {
+        return Err(format!(
+            "restricted system label value: \"{key}\"=\"{value}\" is not allowed in AdditionalPodMetadata"
+        ));
+    }
+    let Some((domain, _)) = key.split_once('/') else {
+        return Err(format!(
+            "label \"{key}\" must have a domain prefix (e.g. 'sandbox.users.io/my-label') to prevent opting into unintended policy domains"
+        ));
+    };
+    let domain = domain.to_lowercase();
+    if !domains.iter().any(|allowed| is_within(&domain, allowed)) {
+        return Err(format!("label domain \"{domain}\" is not in the allowlist"));
+    }
+    if !is_label_value(value) {
+        return Err(format!(
+            "invalid label value: \"{value}\" does not match allowed pattern"
+        ));
+    }
+    Ok(())
+}
+
+fn check_annotation(key: &str) -> std::result::Result<(), String> {
+    check_key(key, "annotation")?;
+    let domain = key
+        .split_once('/')
+        .map_or("", |(domain, _)| domain)
+        .to_lowercase();
+    let is_restricted = RESTRICTED
+        .iter()
+        .any(|restricted| is_within(&domain, restricted));
+    if is_restricted && key != keys::SAFE_TO_EVICT {
+        return Err(format!(
+            "restricted system domain: \"{key}\" is not allowed in AdditionalPodMetadata"
+        ));
+    }
+    Ok(())
+}
+
+fn check_key(key: &str, kind: &str) -> std::result::Result<(), String> {
+    let (domain, name) = match key.split_once('/') {
+        Some((domain, name)) => (Some(domain), name),
+        None => (None, key),
+    };
+    let domain_is_good = domain.is_none_or(is_dns_subdomain);
+    if domain_is_good && !name.is_empty() && is_label_value(name) {
+        return Ok(());
+    }
+    Err(format!("invalid {kind} key: \"{key}\""))
+}
+
+fn is_within(domain: &str, of: &str) -> bool {
+    domain == of
+        || domain
+            .strip_suffix(of)
+            .is_some_and(|rest| rest.ends_with('.'))
+}
+
+/// At most 63 letters, digits, `-`, `_` and `.`, a letter or digit at either end (Kubernetes
+/// "Labels and selectors", syntax).
+fn is_label_value(text: &str) -> bool {
+    let ends = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
+    text.len() <= 63
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        && ends(text.chars().next())
+        && ends(text.chars().last())
+}
+
+/// RFC 1123, as Kubernetes "Object names and IDs" has it.
+fn is_dns_subdomain(text: &str) -> bool {
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(is_label)
+}
+
+/// The metadata of a claimed Pod: the template's, the claim's identity, and what the claim brings.
+pub(super) fn merge(
+    template: &PodMetadata,
+    claim: &SandboxClaim,
+    template_hash: Option<&str>,
+) -> Result<PodMetadata> {
+    let mut merged = template.clone();
+    identify(merged.labels.get_or_insert_default(), claim);
+    if let Some(hash) = template_hash {
+        let labels = merged.labels.get_or_insert_default();
+        labels.insert(keys::TEMPLATE_REF_HASH.to_owned(), hash.to_owned());
+    }
+    let Some(brought) = &claim.spec.additional_pod_metadata else {
+        return Ok(merged);
+    };
+    for (kind, from, into) in [
+        ("label", &brought.labels, &mut merged.labels),
+        ("annotation", &brought.annotations, &mut merged.annotations),
+    ] {
+        for (key, value) in from.iter().flatten() {
+            let into = into.get_or_insert_default();
+            if let Some(templates) = into.get(key).filter(|t| *t != value) {
+                return Err(Error::Metadata(format!(
+                    "metadata override conflict: {kind} \"{key}\" is defined in template with value \"{templates}\", but claim requests \"{value}\""
+                )));
+            }
+            into.insert(key.clone(), value.clone());
+        }
+    }
+    Ok(merged)
+}
+
+/// Marks something as a claim's.
+pub(super) fn identify(labels: &mut BTreeMap<String, String>, claim: &SandboxClaim) {
+    labels.insert(keys::CLAIM_UID.to_owned(), claim.uid().unwrap_or_default());
+    match claim
+        .labels()
+        .get(keys::CREATED_BY)
+        .filter(|by| !by.is_empty())
+    {
+        Some(by) => labels.insert(keys::CREATED_BY.to_owned(), by.clone()),
+        None => labels.remove(keys::CREATED_BY),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn verdict(labels: &Value, annotations: &Value) -> String {
+        let metadata =
+            serde_json::from_value(json!({"labels": labels, "annotations": annotations})).unwrap();
+        match check(&metadata, &["sandbox.users.io".to_owned()]) {
+            Ok(()) => "fine".to_owned(),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    #[test]
+    fn labels_come_from_allowed_domains_alone() {
+        for (key, value, text) in [
+            ("sandbox.users.io/team", "a", "fine"),
+            ("x.sandbox.users.io/team", "a", "fine"),
+            ("evilsandbox.users.io/team", "a", "not in the allowlist"),
+            ("agents.x-k8s.io/claim-uid", "a", "not in the allowlist"),
+            ("team", "a", "must have a domain prefix"),
+            ("APP", "Sandbox-Router", "restricted system label value"),
+            ("sandbox.users.io/", "a", "invalid label key"),
+            ("a b/c", "a", "invalid label key"),
+            ("sandbox.users.io/team", "-a", "invalid label value"),
+        ] {
+            let verdict = verdict(&json!({key: value}), &json!({}));
+            assert!(verdict.contains(text), "{key}={value}: {verdict}");
+        }
+    }
+
+    #[test]
+    fn annotations_of_the_system_are_refused() {
+        for (key, text) in [
+            ("note", "fine"),
+            ("example.com/note", "fine"),
+            ("cluster-autoscaler.kubernetes.io/safe-to-evict", "fine"),
+            (
+                "cluster-autoscaler.kubernetes.io/other",
+                "restricted system domain",
+            ),
+            (
+                "seccomp.security.alpha.kubernetes.io/pod",
+                "restricted system domain",
+            ),
+            ("Agents.x-k8s.io/pod-name", "invalid annotation key"),
+            ("agents.x-k8s.io/pod-name", "restricted system domain"),
+        ] {
+            let verdict = verdict(&json!({}), &json!({key: "x"}));
+            assert!(verdict.contains(text), "{key}: {verdict}");
+        }
+    }
+
+    #[test]
+    fn a_claim_adds_and_never_overrides() {
+        let claim: SandboxClaim = serde_json::from_value(json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim",
+            "metadata": {"name": "c", "uid": "u1", "labels": {keys::CREATED_BY: "go-client"}},
+            "spec": {"warmPoolRef": {"name": "p"}, "additionalPodMetadata": {"labels": {"d/a": "1"}}},
+        }))
+        .unwrap();
+        let of = |labels: Value| {
+            let template = serde_json::from_value(json!({ "labels": labels })).unwrap();
+            merge(&template, &claim, Some("h"))
+        };
+        let merged = of(json!({"app": "x"})).unwrap().labels.unwrap();
+        assert_eq!(
+            serde_json::to_value(merged).unwrap(),
+            json!({"app": "x", "d/a": "1", keys::CLAIM_UID: "u1", keys::CREATED_BY: "go-client", keys::TEMPLATE_REF_HASH: "h"})
+        );
+        assert!(of(json!({"d/a": "1"})).is_ok());
+        let e = of(json!({"d/a": "2"})).unwrap_err().to_string();
+        assert!(e.contains("metadata override conflict"), "{e}");
+    }
+}

@@ -1,0 +1,448 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A claim: gets one Sandbox, from a pool where one is there, and gives it up when its time is
+//! over.
+//!
+//! The one commit point of an adoption is the patch that makes the claim the Sandbox's owner. A
+//! controller that dies before it has done nothing; one that dies after finds the Sandbox by its
+//! owner.
+
+mod build;
+mod metadata;
+mod status;
+
+use std::{cmp::Reverse, collections::HashMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use kiln_crds::{
+    ClaimShutdownPolicy, Sandbox, SandboxClaim, SandboxClaimStatus, SandboxTemplate,
+    SandboxWarmPool, UpdateStrategyType, keys,
+};
+use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
+use serde_json::json;
+
+use crate::{
+    cache::Key,
+    condition::{self, FINISHED, READY},
+    context::{ClaimAnnotations, Context, template_of, template_word},
+    error::{self, Error, Result},
+    owner, patch, pool,
+    queue::Outcome,
+};
+
+/// How many Sandboxes are tried that others take away at the same moment.
+const TRIES: usize = 3;
+/// How often a claim is looked at that waits for somebody to make a pool or a template.
+const WAITING: Duration = Duration::from_secs(60);
+
+/// Sees that a claim has what it asks for.
+pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outcome> {
+    let Some(claim) = context.claims.get(key) else {
+        return Ok(Outcome::Done);
+    };
+    if claim.meta().deletion_timestamp.is_some() {
+        context.forget_claim(&claim);
+        return Ok(Outcome::Done);
+    }
+    context.first_seen(&claim);
+    let now = Timestamp::now();
+    if status::is_marked_expired(&claim) || status::ends_at(&claim).is_some_and(|at| at <= now) {
+        return expire(context, &claim, now).await;
+    }
+    let found = obtain(context, &claim).await;
+    let new = status::active(&claim, found.as_deref(), now);
+    note_times(context, &claim, &new).await?;
+    write_status(context, &claim, &new).await?;
+    if let Ok(sandbox) = &found {
+        record(context, &claim, sandbox, &new);
+    }
+    if let Err(e) = found {
+        tell_failure(context, &claim, &e);
+        return Ok(if e.is_final() {
+            Outcome::Again(WAITING)
+        } else {
+            Outcome::Failed
+        });
+    }
+    let current = SandboxClaim {
+        status: Some(new),
+        ..(*claim).clone()
+    };
+    let left = status::ends_at(&current).map(|at| at.duration_since(now));
+    let left = left.map(|left| Duration::try_from(left).unwrap_or_default());
+    Ok(left.map_or(Outcome::Done, Outcome::Again))
+}
+
+async fn write_status(
+    context: &Context,
+    claim: &SandboxClaim,
+    new: &SandboxClaimStatus,
+) -> Result<()> {
+    match patch::status(claim.status.as_ref(), new)? {
+        Some(patch) => {
+            context
+                .patch_status::<SandboxClaim>(&Key::of(claim), &patch)
+                .await
+        }
+        None => Ok(()),
+    }
+}
+
+fn tell_failure(context: &Arc<Context>, claim: &SandboxClaim, error: &Error) {
+    let old = claim
+        .status
+        .as_ref()
+        .and_then(|s| condition::find(&s.conditions, READY));
+    let text = error.to_string();
+    if old.is_none_or(|old| !old.message.ends_with(&text)) {
+        context.tell(claim, EventType::Warning, "SandboxNotProvided", text);
+    }
+}
+
+/// Counts a claim that has become ready, and how long that took.
+fn record(
+    context: &Arc<Context>,
+    claim: &SandboxClaim,
+    sandbox: &Sandbox,
+    new: &SandboxClaimStatus,
+) {
+    if status::is_ready(claim.status.as_ref()) || !status::is_ready(Some(new)) {
+        return;
+    }
+    let launch = sandbox
+        .labels()
+        .get(keys::LAUNCH_TYPE)
+        .map_or("unknown", String::as_str);
+    let template = template_of(sandbox).unwrap_or("__unknown__");
+    let since_made = claim.meta().creation_timestamp.as_ref();
+    let since_made =
+        since_made.and_then(|at| Duration::try_from(Timestamp::now().duration_since(at.0)).ok());
+    context.metrics.claim_ready(
+        launch,
+        template,
+        since_made,
+        context.first_seen(claim).elapsed(),
+    );
+    if context.options.claim_events {
+        let (reason, verb) = match launch {
+            keys::WARM => ("SandboxAdopted", "Adopted"),
+            _ => ("SandboxProvisioned", "Created"),
+        };
+        let note = format!("{verb} Sandbox \"{}\"", sandbox.name_any());
+        context.tell(claim, EventType::Normal, reason, note);
+    }
+}
+
+/// Writes down when a claim was seen and ready, where that is wanted.
+async fn note_times(
+    context: &Context,
+    claim: &SandboxClaim,
+    new: &SandboxClaimStatus,
+) -> Result<()> {
+    let wanted = match context.options.claim_annotations {
+        ClaimAnnotations::Never => false,
+        ClaimAnnotations::Always => true,
+        ClaimAnnotations::Auto => claim.annotations().contains_key(keys::CLIENT_REQUESTED_AT),
+    };
+    if !wanted
+        || !status::is_ready(Some(new))
+        || claim.annotations().contains_key(keys::CLAIM_READY_AT)
+    {
+        return Ok(());
+    }
+    let now = Timestamp::now();
+    let since =
+        jiff::SignedDuration::try_from(context.first_seen(claim).elapsed()).unwrap_or_default();
+    let seen = now.checked_sub(since).unwrap_or(now);
+    let times = json!({"metadata": {"annotations": {
+        keys::CONTROLLER_OBSERVED_AT: format!("{seen:.9}"),
+        keys::CLAIM_READY_AT: format!("{now:.9}"),
+    }}});
+    match context.patch::<SandboxClaim>(&Key::of(claim), &times).await {
+        Err(e) if !error::is_not_found(&e) => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// First the word that it is over, then the deed.
+async fn expire(context: &Arc<Context>, claim: &SandboxClaim, now: Timestamp) -> Result<Outcome> {
+    let sandbox = bound(context, claim);
+    if !status::is_marked_expired(claim) {
+        let new = status::expired(claim, sandbox.as_deref(), None, now);
+        write_status(context, claim, &new).await?;
+        let note = "Claim has expired".to_owned();
+        context.tell(claim, EventType::Normal, status::EXPIRED, note);
+        return Ok(Outcome::Again(Duration::ZERO));
+    }
+    let policy = claim
+        .spec
+        .lifecycle
+        .as_ref()
+        .and_then(|l| l.shutdown_policy)
+        .unwrap_or_default();
+    let params = match policy {
+        ClaimShutdownPolicy::Delete => DeleteParams::background(),
+        ClaimShutdownPolicy::DeleteForeground => DeleteParams::foreground(),
+        ClaimShutdownPolicy::Retain => return retain(context, claim, sandbox, now).await,
+    };
+    context.delete(claim, params).await?;
+    Ok(Outcome::Done)
+}
+
+async fn retain(
+    context: &Context,
+    claim: &SandboxClaim,
+    sandbox: Option<Arc<Sandbox>>,
+    now: Timestamp,
+) -> Result<Outcome> {
+    let mut stranger = None;
+    if let Some(sandbox) = &sandbox {
+        if sandbox.meta().deletion_timestamp.is_none() {
+            context.delete(&**sandbox, DeleteParams::default()).await?;
+        }
+    } else if let Some(name) = claim
+        .status
+        .as_ref()
+        .and_then(|s| s.sandbox.as_ref()?.name.clone())
+        && context
+            .sandboxes
+            .get(&Key::new(&claim.namespace().unwrap_or_default(), &name))
+            .is_some()
+    {
+        stranger = Some(Error::SandboxNotOwned {
+            sandbox: name,
+            claim: claim.name_any(),
+        });
+    }
+    let new = status::expired(claim, sandbox.as_deref(), stranger.as_ref(), now);
+    write_status(context, claim, &new).await?;
+    Ok(Outcome::Done)
+}
+
+/// The Sandbox that a claim owns.
+fn bound(context: &Context, claim: &SandboxClaim) -> Option<Arc<Sandbox>> {
+    let owned = context.owned::<Sandbox>(&claim.uid().unwrap_or_default());
+    let known = claim
+        .status
+        .as_ref()
+        .and_then(|s| s.sandbox.as_ref()?.name.clone());
+    let same = owned.iter().find(|s| Some(s.name_any()) == known).cloned();
+    same.or_else(|| owned.into_iter().find(|s| owner::controls(claim, &**s)))
+}
+
+/// The Sandbox of a claim: the one that it has, one from a pool, or a new one.
+async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sandbox>> {
+    if let Some(brought) = &claim.spec.additional_pod_metadata {
+        metadata::check(brought, &context.options.label_domains)?;
+    }
+    if let Some(sandbox) = bound(context, claim) {
+        return keep_metadata(context, claim, sandbox).await;
+    }
+    let source = Source::of(context, claim)?;
+    if source.may_adopt
+        && let Some(sandbox) = adopt(context, claim, &source).await?
+    {
+        return Ok(sandbox);
+    }
+    let Some(template) = &source.template else {
+        return Err(Error::TemplateNotFound(source.template_name));
+    };
+    let sandbox = build::cold(claim, template, &context.options.dns_servers)?;
+    match context.create(&sandbox).await {
+        Ok(made) => Ok(made),
+        Err(e) if error::is_conflict(&e) => {
+            let key = Key::of(&sandbox);
+            match context.fetch::<Sandbox>(&key).await? {
+                Some(found) if owner::controls(claim, &*found) => Ok(found),
+                Some(_) => Err(Error::NameTaken(key)),
+                None => Err(e.into()),
+            }
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Where the Sandbox of a claim may come from.
+struct Source {
+    pools: Vec<Arc<SandboxWarmPool>>,
+    template_name: String,
+    template: Option<Arc<SandboxTemplate>>,
+    /// Whether one that runs already will do.
+    may_adopt: bool,
+}
+
+impl Source {
+    fn of(context: &Context, claim: &SandboxClaim) -> Result<Self> {
+        let namespace = claim.namespace().unwrap_or_default();
+        let pool = |name: &str| {
+            let found = context.pools.get(&Key::new(&namespace, name));
+            found.ok_or_else(|| Error::WarmPoolNotFound(name.to_owned()))
+        };
+        let has_any = |of: Option<usize>| of.is_some_and(|n| n > 0);
+        let brings = has_any(claim.spec.env.as_ref().map(Vec::len))
+            || has_any(claim.spec.volume_claim_templates.as_ref().map(Vec::len));
+        let (pools, template_name) =
+            match (&claim.spec.warm_pool_ref, &claim.spec.sandbox_template_ref) {
+                (Some(reference), _) => {
+                    let pool = pool(&reference.name)?;
+                    let template = pool.spec.sandbox_template_ref.name.clone();
+                    (vec![pool], template)
+                }
+                (None, Some(reference)) => {
+                    let template = reference.name.clone();
+                    let pools = match claim.spec.warmpool.as_deref() {
+                        Some("none") => Vec::new(),
+                        None | Some("" | "default") => {
+                            context.pools.find(&template_word(&namespace, &template))
+                        }
+                        Some(name) => vec![of_template(pool(name)?, &template)?],
+                    };
+                    (pools, template)
+                }
+                // The schema asks for one of both; an object from before it may have neither.
+                (None, None) => return Err(Error::WarmPoolNotFound(String::new())),
+            };
+        Ok(Self {
+            template: context.templates.get(&Key::new(&namespace, &template_name)),
+            may_adopt: !brings,
+            pools,
+            template_name,
+        })
+    }
+}
+
+fn of_template(pool: Arc<SandboxWarmPool>, template: &str) -> Result<Arc<SandboxWarmPool>> {
+    let other = &pool.spec.sandbox_template_ref.name;
+    if other == template {
+        return Ok(pool);
+    }
+    Err(Error::PoolOfOtherTemplate {
+        pool: pool.name_any(),
+        other: other.clone(),
+        template: template.to_owned(),
+    })
+}
+
+/// Takes a Sandbox out of a pool, if one is there.
+async fn adopt(
+    context: &Arc<Context>,
+    claim: &SandboxClaim,
+    source: &Source,
+) -> Result<Option<Arc<Sandbox>>> {
+    for _ in 0..TRIES {
+        let mut candidates = candidates(context, source).into_iter();
+        let taken =
+            candidates.find_map(|s| context.reserve(&s).map(|reservation| (s, reservation)));
+        let Some((sandbox, _reservation)) = taken else {
+            return Ok(None);
+        };
+        let patch = build::adoption(&sandbox, claim, source.template.as_deref())?;
+        let key = Key::of(&*sandbox);
+        match context.patch::<Sandbox>(&key, &patch).await {
+            Ok(adopted) => {
+                context.metrics.adopted(&source.template_name);
+                return Ok(Some(adopted));
+            }
+            Err(e) if error::is_not_found(&e) => context.sandboxes.remove(&sandbox),
+            Err(e) if error::is_conflict(&e) => {
+                if context.fetch::<Sandbox>(&key).await?.is_none() {
+                    context.sandboxes.remove(&sandbox);
+                }
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Err(Error::AdoptionConflict)
+}
+
+/// The Sandboxes that a claim may take, the best first: ready ones, from the node that holds most
+/// of them, the oldest.
+fn candidates(context: &Context, source: &Source) -> Vec<Arc<Sandbox>> {
+    let mut all = Vec::new();
+    for pool in &source.pools {
+        let owned = context.owned::<Sandbox>(&pool.uid().unwrap_or_default());
+        all.extend(
+            owned
+                .into_iter()
+                .filter(|s| is_free(context, source, pool, s)),
+        );
+    }
+    let node = |s: &Sandbox| s.status.as_ref().and_then(|s| s.node_name.clone());
+    let mut on_node: HashMap<Option<String>, usize> = HashMap::new();
+    for sandbox in &all {
+        *on_node.entry(node(sandbox)).or_default() += 1;
+    }
+    all.sort_by_cached_key(|s| {
+        (
+            !is_ready(s),
+            Reverse(on_node.get(&node(s)).copied()),
+            s.meta().creation_timestamp.clone().map(|t| t.0),
+            s.name_any(),
+        )
+    });
+    all
+}
+
+fn is_ready(sandbox: &Sandbox) -> bool {
+    sandbox
+        .status
+        .as_ref()
+        .is_some_and(|s| condition::is_true(&s.conditions, READY))
+}
+
+/// Whether a pool's Sandbox can be given away. An owner reference alone is not enough: whoever can
+/// edit one Sandbox must not be able to slip it to somebody else's claim.
+fn is_free(context: &Context, source: &Source, pool: &SandboxWarmPool, sandbox: &Sandbox) -> bool {
+    let is_pools = owner::controls(pool, sandbox)
+        && sandbox.labels().get(keys::WARM_POOL) == Some(&keys::name_hash(&pool.name_any()))
+        && !sandbox.labels().contains_key(keys::CLAIM_UID);
+    let is_over = sandbox
+        .status
+        .as_ref()
+        .is_some_and(|s| condition::is_true(&s.conditions, FINISHED));
+    let lives = sandbox.meta().deletion_timestamp.is_none()
+        && !sandbox.spec.is_suspended()
+        && sandbox.spec.shutdown_time.is_none()
+        && !is_over;
+    let strategy = pool
+        .spec
+        .update_strategy
+        .as_ref()
+        .and_then(|s| s.kind)
+        .unwrap_or_default();
+    let is_current = || {
+        let template = source.template.as_deref();
+        template.is_none_or(|t| !pool::is_stale(pool, t, &context.options, sandbox))
+    };
+    is_pools
+        && lives
+        && template_of(sandbox) == Some(source.template_name.as_str())
+        && !context.is_reserved(sandbox)
+        && (strategy != UpdateStrategyType::Recreate || is_current())
+}
+
+/// Brings the labels and annotations of a claimed Sandbox up to date with its claim.
+async fn keep_metadata(
+    context: &Context,
+    claim: &SandboxClaim,
+    sandbox: Arc<Sandbox>,
+) -> Result<Arc<Sandbox>> {
+    let namespace = claim.namespace().unwrap_or_default();
+    let template =
+        template_of(&sandbox).and_then(|name| context.templates.get(&Key::new(&namespace, name)));
+    let (Some(template), None) = (template, &sandbox.meta().deletion_timestamp) else {
+        return Ok(sandbox);
+    };
+    let hash = keys::name_hash(&template.name_any());
+    let wanted = metadata::merge(&template.spec.pod_template.metadata, claim, Some(&hash))?;
+    let old = serde_json::to_value(&sandbox.spec.pod_template.metadata)?;
+    match patch::diff(&old, &serde_json::to_value(&wanted)?) {
+        Some(change) => {
+            let patch = json!({"spec": {"podTemplate": {"metadata": change}}});
+            Ok(context
+                .patch::<Sandbox>(&Key::of(&*sandbox), &patch)
+                .await?)
+        }
+        None => Ok(sandbox),
+    }
+}

@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What every reconcile works with: the caches, the queue, and the way to the apiserver.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Debug,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        core::v1::{ObjectReference, PersistentVolumeClaim, Pod, PodSpec, Service},
+        networking::v1::NetworkPolicy,
+    },
+};
+use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool, keys};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    core::error_boundary::InvalidObject,
+    runtime::events::{Event, EventType, Recorder},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    cache::{Cache, Key},
+    error::{self, Result},
+    metrics::Metrics,
+    owner,
+    queue::{Class, Limits, Queue, Work},
+};
+
+/// Name under which the controller's changes appear in `managedFields`.
+pub(crate) const FIELD_MANAGER: &str = "kiln-controller";
+
+/// What an operator has chosen.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) cluster_domain: String,
+    /// DNS servers of Pods whose template says nothing; none leaves the cluster's DNS.
+    pub(crate) dns_servers: Vec<IpAddr>,
+    /// Whether cluster-autoscaler may evict Pods that nobody has claimed.
+    pub(crate) evict_warm_pods: bool,
+    /// Domains of labels that a claim may put on its Pod.
+    pub(crate) label_domains: Vec<String>,
+    pub(crate) claim_annotations: ClaimAnnotations,
+    pub(crate) claim_events: bool,
+    /// Most Sandboxes of a pool that are made at the same time.
+    pub(crate) pool_batch: usize,
+    /// How long a Sandbox of a pool may take to become ready before it is replaced.
+    pub(crate) pool_grace: std::time::Duration,
+    /// Least time between two statuses of a pool.
+    pub(crate) pool_status_interval: std::time::Duration,
+}
+
+/// Which claims get annotations with the times of their life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ClaimAnnotations {
+    /// Those whose client has noted when it asked.
+    Auto,
+    /// All, for one more write per claim.
+    Always,
+    /// None.
+    Never,
+}
+
+/// See the module.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) options: Options,
+    pub(crate) metrics: Metrics,
+    pub(crate) queue: Queue,
+    recorder: Recorder,
+    pub(crate) sandboxes: Cache<Sandbox>,
+    pub(crate) claims: Cache<SandboxClaim>,
+    pub(crate) pools: Cache<SandboxWarmPool>,
+    pub(crate) templates: Cache<SandboxTemplate>,
+    pub(crate) pods: Cache<Pod>,
+    pub(crate) services: Cache<Service>,
+    pub(crate) volume_claims: Cache<PersistentVolumeClaim>,
+    pub(crate) policies: Cache<NetworkPolicy>,
+    /// Sandboxes, by uid, that a claim is adopting right now.
+    reserved: Mutex<HashSet<String>>,
+    /// When a claim, by uid, was seen first.
+    seen: Mutex<HashMap<String, Instant>>,
+    /// When the status of a pool was written last.
+    pub(crate) pool_written: Mutex<HashMap<Key, Instant>>,
+}
+
+impl Context {
+    pub(crate) fn new(client: Client, options: Options, limits: Limits, metrics: Metrics) -> Self {
+        let reporter = kube::runtime::events::Reporter {
+            controller: FIELD_MANAGER.to_owned(),
+            instance: None,
+        };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            options,
+            metrics,
+            queue: Queue::new(limits),
+            sandboxes: Cache::new(|sandbox| owner_word(sandbox).into_iter().collect()),
+            claims: Cache::new(claim_words),
+            pools: Cache::new(|pool| {
+                let template = &pool.spec.sandbox_template_ref.name;
+                vec![template_word(
+                    &pool.namespace().unwrap_or_default(),
+                    template,
+                )]
+            }),
+            templates: Cache::new(|_| Vec::new()),
+            pods: Cache::new(|pod| owner_word(pod).into_iter().collect()),
+            services: Cache::new(|_| Vec::new()),
+            volume_claims: Cache::new(|_| Vec::new()),
+            policies: Cache::new(|_| Vec::new()),
+            reserved: Mutex::default(),
+            seen: Mutex::default(),
+            pool_written: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn add(&self, class: Class, key: Key) {
+        self.queue.add(Work::new(class, key));
+    }
+
+    /// What `owner` controls in a cache.
+    pub(crate) fn owned<K: Kind>(&self, uid: &str) -> Vec<Arc<K>> {
+        K::cache(self).find(&format!("owner/{uid}"))
+    }
+
+    pub(crate) async fn fetch<K: Kind>(&self, key: &Key) -> Result<Option<Arc<K>>> {
+        let found = self.api::<K>(&key.namespace).get_opt(&key.name).await?;
+        Ok(found.map(|object| self.keep(object)))
+    }
+
+    pub(crate) async fn create<K: Kind>(&self, object: &K) -> kube::Result<Arc<K>> {
+        self.metrics.wrote("POST");
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let api = self.api::<K>(&object.namespace().unwrap_or_default());
+        Ok(self.keep(api.create(&params, object).await?))
+    }
+
+    pub(crate) async fn patch<K: Kind>(&self, key: &Key, patch: &Value) -> kube::Result<Arc<K>> {
+        self.metrics.wrote("PATCH");
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let api = self.api::<K>(&key.namespace);
+        let new = api.patch(&key.name, &params, &Patch::Merge(patch)).await?;
+        Ok(self.keep(new))
+    }
+
+    /// Patches a status. An object that is gone has none.
+    pub(crate) async fn patch_status<K: Kind>(&self, key: &Key, patch: &Value) -> Result<()> {
+        self.metrics.wrote("PATCH");
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let api = self.api::<K>(&key.namespace);
+        match api
+            .patch_status(&key.name, &params, &Patch::Merge(patch))
+            .await
+        {
+            Ok(new) => {
+                self.keep(new);
+                Ok(())
+            }
+            Err(e) if error::is_not_found(&e) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Makes an object what `object` says, also where others have changed it.
+    pub(crate) async fn apply<K: Kind>(&self, object: &K) -> Result<Arc<K>> {
+        self.metrics.wrote("PATCH");
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let api = self.api::<K>(&object.namespace().unwrap_or_default());
+        let name = object.name_any();
+        let new = api.patch(&name, &params, &Patch::Apply(object)).await?;
+        Ok(self.keep(new))
+    }
+
+    /// Deletes this very object, not another of its name. That it is gone is as good.
+    pub(crate) async fn delete<K: Kind>(&self, object: &K, params: DeleteParams) -> Result<()> {
+        self.metrics.wrote("DELETE");
+        let params = params.preconditions(Preconditions {
+            uid: object.uid(),
+            resource_version: None,
+        });
+        let api = self.api::<K>(&object.namespace().unwrap_or_default());
+        match api.delete(&object.name_any(), &params).await {
+            Err(e) if error::is_not_found(&e) || error::is_conflict(&e) => Ok(()),
+            Err(e) => Err(e.into()),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Tells whoever looks at `object` what has happened, without waiting for it.
+    pub(crate) fn tell<K: Kind>(
+        self: &Arc<Self>,
+        object: &K,
+        kind: EventType,
+        reason: &str,
+        note: String,
+    ) {
+        let event = Event {
+            type_: kind,
+            reason: reason.to_owned(),
+            note: Some(note),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        self.publish(event, object.object_ref(&()));
+    }
+
+    /// Tells the owner of an object that it cannot be read, and why.
+    pub(crate) fn tell_invalid<K: Kind>(self: &Arc<Self>, object: &InvalidObject) {
+        let name = object.metadata.name.clone();
+        tracing::warn!("{} {:?} is invalid: {}", K::kind(&()), name, object.error);
+        let event = Event {
+            type_: EventType::Warning,
+            reason: "InvalidObject".to_owned(),
+            note: Some(object.error.clone()),
+            action: "Read".to_owned(),
+            secondary: None,
+        };
+        let reference = ObjectReference {
+            api_version: Some(K::api_version(&()).into_owned()),
+            kind: Some(K::kind(&()).into_owned()),
+            name,
+            namespace: object.metadata.namespace.clone(),
+            uid: object.metadata.uid.clone(),
+            ..ObjectReference::default()
+        };
+        self.publish(event, reference);
+    }
+
+    fn publish(self: &Arc<Self>, event: Event, reference: ObjectReference) {
+        let context = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Err(e) = context.recorder.publish(&event, &reference).await {
+                tracing::debug!("event {}: {e}", event.reason);
+            }
+        });
+    }
+
+    pub(crate) fn api<K: Kind>(&self, namespace: &str) -> Api<K> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    fn keep<K: Kind>(&self, mut object: K) -> Arc<K> {
+        object.trim();
+        let key = Key::of(&object);
+        let kept = object.clone();
+        K::cache(self).put(object);
+        K::cache(self).get(&key).unwrap_or_else(|| Arc::new(kept))
+    }
+
+    /// Takes a Sandbox for one claim, until the result is dropped; `None` when another has it.
+    pub(crate) fn reserve(&self, sandbox: &Sandbox) -> Option<Reservation<'_>> {
+        let uid = sandbox.uid()?;
+        self.reservations()
+            .insert(uid.clone())
+            .then_some(Reservation { context: self, uid })
+    }
+
+    pub(crate) fn is_reserved(&self, sandbox: &Sandbox) -> bool {
+        sandbox
+            .uid()
+            .is_some_and(|uid| self.reservations().contains(&uid))
+    }
+
+    fn reservations(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When a claim was seen first.
+    pub(crate) fn first_seen(&self, claim: &SandboxClaim) -> Instant {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen
+            .entry(claim.uid().unwrap_or_default())
+            .or_insert_with(Instant::now)
+    }
+
+    pub(crate) fn forget_claim(&self, claim: &SandboxClaim) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.remove(&claim.uid().unwrap_or_default());
+    }
+}
+
+/// A Sandbox that is being adopted.
+pub(crate) struct Reservation<'a> {
+    context: &'a Context,
+    uid: String,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.context.reservations().remove(&self.uid);
+    }
+}
+
+/// A kind of object that the controller keeps.
+pub(crate) trait Kind:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    fn cache(context: &Context) -> &Cache<Self>;
+
+    /// Drops what the controller never reads.
+    fn trim(&mut self) {
+        self.meta_mut().managed_fields = None;
+    }
+}
+
+macro_rules! kinds {
+    ($($kind:ty: $cache:ident),+ $(,)?) => {
+        $(impl Kind for $kind {
+            fn cache(context: &Context) -> &Cache<Self> {
+                &context.$cache
+            }
+        })+
+    };
+}
+
+kinds!(
+    Sandbox: sandboxes,
+    SandboxClaim: claims,
+    SandboxWarmPool: pools,
+    SandboxTemplate: templates,
+    Service: services,
+    PersistentVolumeClaim: volume_claims,
+    NetworkPolicy: policies,
+);
+
+impl Kind for Pod {
+    fn cache(context: &Context) -> &Cache<Self> {
+        &context.pods
+    }
+
+    fn trim(&mut self) {
+        self.meta_mut().managed_fields = None;
+        self.spec = self.spec.take().map(|spec| PodSpec {
+            node_name: spec.node_name,
+            ..PodSpec::default()
+        });
+        if let Some(status) = &mut self.status {
+            status.container_statuses = None;
+            status.init_container_statuses = None;
+        }
+    }
+}
+
+fn owner_word<K: ResourceExt>(object: &K) -> Option<String> {
+    owner::controller(object).map(|owner| format!("owner/{}", owner.uid))
+}
+
+pub(crate) fn template_word(namespace: &str, name: &str) -> String {
+    format!("template/{namespace}/{name}")
+}
+
+pub(crate) fn pool_word(namespace: &str, name: &str) -> String {
+    format!("pool/{namespace}/{name}")
+}
+
+fn claim_words(claim: &SandboxClaim) -> Vec<String> {
+    let namespace = claim.namespace().unwrap_or_default();
+    let pool = claim.spec.warm_pool_ref.iter();
+    let template = claim.spec.sandbox_template_ref.iter();
+    pool.map(|r| pool_word(&namespace, &r.name))
+        .chain(template.map(|r| template_word(&namespace, &r.name)))
+        .collect()
+}
+
+/// Name of the template that a Sandbox was made from.
+pub(crate) fn template_of(sandbox: &Sandbox) -> Option<&str> {
+    sandbox
+        .annotations()
+        .get(keys::TEMPLATE_REF)
+        .map(String::as_str)
+}

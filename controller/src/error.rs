@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use kiln_crds::keys;
+
+use crate::cache::Key;
+
+/// Why an object is not as it should be. The text is what a user reads in its condition.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The apiserver refused.
+    #[error("{}", api_message(.0))]
+    Api(#[source] Box<kube::Error>),
+    #[error("{0}")]
+    Encode(#[from] serde_json::Error),
+    #[error(
+        "multiple Pods ({0}) are controlled by this Sandbox; refusing to choose or create a Pod"
+    )]
+    MultiplePods(usize),
+    #[error("{kind} \"{name}\" is owned by {owner}, not by sandbox \"{sandbox}\"")]
+    OwnedByOther {
+        kind: &'static str,
+        name: String,
+        owner: String,
+        sandbox: String,
+    },
+    #[error(
+        "cannot adopt unowned {kind} \"{name}\": missing required pool authorization label \
+         (\"{}\") or sandbox tracking label (\"{}\")",
+        keys::ADOPTABLE,
+        keys::SANDBOX_NAME_HASH
+    )]
+    NotAdoptable { kind: &'static str, name: String },
+    #[error(
+        "cannot adopt service \"{name}\": ClusterIP is \"{cluster_ip}\" (expected \"None\", field \
+         is immutable)"
+    )]
+    NotHeadless { name: String, cluster_ip: String },
+    #[error(
+        "refusing to update NetworkPolicy \"{name}\" as it is not controlled by SandboxTemplate \
+         \"{template}\""
+    )]
+    ForeignPolicy { name: String, template: String },
+    #[error("SandboxTemplate \"{0}\" not found")]
+    TemplateNotFound(String),
+    #[error("SandboxWarmPool \"{0}\" not found")]
+    WarmPoolNotFound(String),
+    #[error("SandboxWarmPool \"{pool}\" is of SandboxTemplate \"{other}\", not of \"{template}\"")]
+    PoolOfOtherTemplate {
+        pool: String,
+        other: String,
+        template: String,
+    },
+    #[error("adoption write conflict; the next pass retries from a converged view")]
+    AdoptionConflict,
+    #[error("sandbox {0} exists and does not belong to this claim")]
+    NameTaken(Key),
+    #[error("sandbox \"{sandbox}\" is not owned by claim \"{claim}\"")]
+    SandboxNotOwned { sandbox: String, claim: String },
+    #[error("invalid additionalPodMetadata: {0}")]
+    Metadata(String),
+    #[error("environment variable injection rejected: {0}")]
+    EnvVars(String),
+    #[error("{0}")]
+    VolumeClaims(String),
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl From<kube::Error> for Error {
+    fn from(e: kube::Error) -> Self {
+        Self::Api(Box::new(e))
+    }
+}
+
+impl Error {
+    /// Whether trying again cannot help before somebody changes an object: then a change brings
+    /// it back, and nothing else needs to.
+    pub(crate) fn is_final(&self) -> bool {
+        !matches!(
+            self,
+            Self::Api(_) | Self::Encode(_) | Self::AdoptionConflict
+        )
+    }
+}
+
+/// The apiserver's own words, without the wrapping.
+fn api_message(e: &kube::Error) -> String {
+    match e {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// HTTP status of an answer that was an error.
+pub(crate) fn code(e: &kube::Error) -> Option<u16> {
+    match e {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+pub(crate) fn is_not_found(e: &kube::Error) -> bool {
+    code(e) == Some(404)
+}
+
+pub(crate) fn is_conflict(e: &kube::Error) -> bool {
+    code(e) == Some(409)
+}

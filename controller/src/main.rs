@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The controller of Agent Sandbox.
+//!
+//! Watches fill caches and put objects into one queue; a few tasks at a time take one out, decide
+//! from the caches what it should be, and write what differs. Only the leader writes.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod cache;
+mod claim;
+mod condition;
+mod context;
+mod error;
+mod http;
+mod metrics;
+mod owner;
+mod patch;
+mod pool;
+mod queue;
+mod sandbox;
+mod template;
+mod watch;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use kube::Client;
+use kube_lease_manager::{DurationSeconds, LeaseManagerBuilder};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{
+    args::Args,
+    context::{Context, FIELD_MANAGER},
+    http::Probes,
+    metrics::Metrics,
+    queue::{Class, Outcome, Work},
+    watch::Synced,
+};
+
+/// Name of the Lease.
+const LEASE: &str = "agent-sandbox-controller";
+/// Seconds for which a Lease holds, and before its end at which it is renewed.
+const LEASE_SECONDS: DurationSeconds = 15;
+const RENEW_BEFORE: DurationSeconds = 5;
+/// How long work that has begun may go on after the process was told to end.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+fn main() -> anyhow::Result<()> {
+    let (args, unknown) = Args::of_process();
+    start_logging(args.log_json);
+    for flag in unknown {
+        warn!("flag {flag} is upstream's and means nothing here");
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(args.threads.max(1))
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(run(&args))
+}
+
+fn start_logging(as_json: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "info,kube=warn,kube_lease_manager=warn".into());
+    let format = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if as_json {
+        format.json().init();
+    } else {
+        format.init();
+    }
+}
+
+async fn run(args: &Args) -> anyhow::Result<()> {
+    let client = Client::try_default().await.context("find the apiserver")?;
+    let options = args.options().context("flags")?;
+    let context = Arc::new(Context::new(
+        client.clone(),
+        options,
+        args.limits(),
+        Metrics::new(),
+    ));
+    let synced = Arc::new(Synced::default());
+    let probes = Probes {
+        context: Arc::clone(&context),
+        synced: Arc::clone(&synced),
+    };
+    let mut addresses = vec![args.metrics_bind_address, args.health_probe_bind_address];
+    addresses.dedup();
+    for address in addresses.into_iter().flatten() {
+        let serving = probes.clone().serve(address).await;
+        serving.with_context(|| format!("listen on {address}"))?;
+    }
+    let stop = stop_on_signal()?;
+    watch::start(&context, &synced, args.extensions);
+    tokio::select! {
+        () = synced.complete() => info!("caches are filled"),
+        () = stop.cancelled() => return Ok(()),
+    }
+    lead(args, client, &context, &stop).await?;
+    info!("ended");
+    Ok(())
+}
+
+/// Cancelled by SIGTERM and SIGINT.
+fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopped.cancel();
+    });
+    Ok(stop)
+}
+
+/// Works for as long as this is the leader.
+async fn lead(
+    args: &Args,
+    client: Client,
+    context: &Arc<Context>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    if !args.leader_elect {
+        return dispatch(context, stop.cancelled()).await;
+    }
+    let manager = LeaseManagerBuilder::new(client, LEASE)
+        .with_namespace(&args.leader_election_namespace)
+        .with_field_manager(FIELD_MANAGER)
+        .with_duration(LEASE_SECONDS)
+        .with_grace(RENEW_BEFORE)
+        .build()
+        .await
+        .context("set up the Lease")?;
+    let (mut is_leader, lease) = manager.watch().await;
+    tokio::select! {
+        won = is_leader.wait_for(|leads| *leads) => drop(won.context("wait for the Lease")?),
+        () = stop.cancelled() => return Ok(()),
+    }
+    info!("leading");
+    let over = async {
+        tokio::select! {
+            // The channel ends with its task: then nobody renews the Lease.
+            _ = is_leader.wait_for(|leads| !*leads) => {}
+            () = stop.cancelled() => {}
+        }
+    };
+    dispatch(context, over).await?;
+    anyhow::ensure!(stop.is_cancelled(), "another controller leads now");
+    // Without anybody who listens the Lease is given up, and the next one need not wait for it.
+    drop(is_leader);
+    tokio::time::timeout(FAREWELL, lease).await.ok();
+    Ok(())
+}
+
+/// Has the queue worked on until `stop`, and waits for what has begun.
+async fn dispatch(context: &Arc<Context>, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let tasks = TaskTracker::new();
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        tokio::select! {
+            work = context.queue.next() => {
+                tasks.spawn(process(Arc::clone(context), work));
+            }
+            () = &mut stop => break,
+        }
+    }
+    tasks.close();
+    tokio::time::timeout(FAREWELL, tasks.wait())
+        .await
+        .context("end what has begun")?;
+    Ok(())
+}
+
+async fn process(context: Arc<Context>, work: Work) {
+    let mut running = Running {
+        context: Arc::clone(&context),
+        work,
+        outcome: Outcome::Failed,
+    };
+    let work = &running.work;
+    let start = Instant::now();
+    let result = match work.class {
+        Class::Claim => claim::reconcile(&context, &work.key).await,
+        Class::Sandbox => sandbox::reconcile(&context, &work.key).await,
+        Class::Pool => pool::reconcile(&context, &work.key).await,
+        Class::Template => template::reconcile(&context, &work.key).await,
+    };
+    let outcome = result.unwrap_or_else(|e| {
+        warn!("{:?} {}: {e}", work.class, work.key);
+        Outcome::Failed
+    });
+    context
+        .metrics
+        .reconciled(work.class, outcome, start.elapsed());
+    running.outcome = outcome;
+}
+
+/// Work that is under way; the queue learns of its end also when it panics.
+struct Running {
+    context: Arc<Context>,
+    work: Work,
+    outcome: Outcome,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.context.queue.done(&self.work, self.outcome);
+    }
+}

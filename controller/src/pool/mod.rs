@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A pool: as many Sandboxes ready as its spec says. One task works on a pool at a time, and it
+//! sees its own writes, so that it never makes one too many.
+
+pub(crate) mod plan;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use kiln_crds::{
+    Sandbox, SandboxSpec, SandboxTemplate, SandboxTemplateSpec, SandboxWarmPool,
+    SandboxWarmPoolStatus, UpdateStrategyType, keys,
+};
+use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
+
+use crate::{
+    cache::Key,
+    condition::{self, Is, READY, condition},
+    context::{Context, Options, template_of},
+    error::{Error, Result},
+    owner, patch,
+    queue::Outcome,
+    template,
+};
+use plan::{Member, plan};
+
+/// Letters and digits of names that Kubernetes makes up itself (`apimachinery`'s `util/rand`): no
+/// vowels, so that no words come out.
+const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+/// Length of what is added to a pool's name, and the most that a name may have in all.
+const SUFFIX: usize = 5;
+const LONGEST_NAME: usize = 63;
+
+/// Makes a pool hold what its spec says.
+pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outcome> {
+    let Some(pool) = context.pools.get(key) else {
+        return Ok(Outcome::Done);
+    };
+    if pool.meta().deletion_timestamp.is_some() {
+        return Ok(Outcome::Done);
+    }
+    let template_name = &pool.spec.sandbox_template_ref.name;
+    let template = context
+        .templates
+        .get(&Key::new(&key.namespace, template_name));
+    let source = template
+        .as_deref()
+        .map(|t| Source::new(&pool, t, &context.options))
+        .transpose()?;
+    let members = members(context, &pool, source.as_ref());
+    let strategy = pool
+        .spec
+        .update_strategy
+        .as_ref()
+        .and_then(|s| s.kind)
+        .unwrap_or_default();
+    let plan = plan(
+        desired(&pool),
+        &members,
+        strategy == UpdateStrategyType::Recreate,
+        source.is_some(),
+        context.options.pool_grace,
+    );
+    let mut failure = None;
+    if template.is_none() {
+        failure = Some(Error::TemplateNotFound(template_name.clone()));
+    }
+    for name in &plan.delete {
+        if let Some(sandbox) = context.sandboxes.get(&Key::new(&key.namespace, name))
+            && !context.is_reserved(&sandbox)
+            && owner::controls(&*pool, &*sandbox)
+        {
+            context.delete(&*sandbox, DeleteParams::default()).await?;
+        }
+    }
+    if let Some(source) = &source
+        && let Err(e) = make(context, source, plan.make).await
+    {
+        failure = Some(e);
+    }
+    let members = self::members(context, &pool, source.as_ref());
+    let wait = write_status(context, &pool, &members, failure.as_ref()).await?;
+    if failure.is_some_and(|e| !e.is_final()) {
+        return Ok(Outcome::Failed);
+    }
+    Ok(wait
+        .into_iter()
+        .chain(plan.again)
+        .min()
+        .map_or(Outcome::Done, Outcome::Again))
+}
+
+fn desired(pool: &SandboxWarmPool) -> usize {
+    usize::try_from(pool.spec.replicas.unwrap_or(1)).unwrap_or(0)
+}
+
+/// The Sandboxes that a pool holds, without those that are on their way out.
+fn members(context: &Context, pool: &SandboxWarmPool, source: Option<&Source>) -> Vec<Member> {
+    let now = Timestamp::now();
+    let owned = context.owned::<Sandbox>(&pool.uid().unwrap_or_default());
+    owned
+        .iter()
+        .filter(|s| s.meta().deletion_timestamp.is_none() && !context.is_reserved(s))
+        .map(|s| Member::of(s, source.is_some_and(|source| source.is_stale(s)), now))
+        .collect()
+}
+
+/// Makes `count` Sandboxes: first one, then twice as many each time, so that what cannot work
+/// fails once and not a hundred times.
+async fn make(context: &Context, source: &Source, count: usize) -> Result<()> {
+    let mut left = count;
+    let mut batch = 1;
+    while left > 0 {
+        let now = batch.min(left).min(context.options.pool_batch.max(1));
+        let made = stream::iter(0..now)
+            .map(|_| async { context.create(&source.sandbox()).await })
+            .buffer_unordered(now);
+        let results: Vec<_> = made.collect().await;
+        for result in results {
+            result?;
+        }
+        left -= now;
+        batch *= 2;
+    }
+    Ok(())
+}
+
+/// What the Sandboxes of a pool are made from.
+struct Source {
+    /// All of a Sandbox but its name.
+    model: Sandbox,
+    prefix: String,
+}
+
+impl Source {
+    fn new(pool: &SandboxWarmPool, template: &SandboxTemplate, options: &Options) -> Result<Self> {
+        let mut spec = blueprint(&template.spec);
+        template::secure(
+            &mut spec.pod_template.spec,
+            &template.spec,
+            &options.dns_servers,
+        );
+        if options.evict_warm_pods {
+            let annotations = spec
+                .pod_template
+                .metadata
+                .annotations
+                .get_or_insert_default();
+            annotations
+                .entry(keys::SAFE_TO_EVICT.to_owned())
+                .or_insert_with(|| "true".to_owned());
+        }
+        let label = |key: &str, value: String| (key.to_owned(), value);
+        let labels = BTreeMap::from([
+            label(keys::WARM_POOL, keys::name_hash(&pool.name_any())),
+            label(
+                keys::TEMPLATE_REF_HASH,
+                keys::name_hash(&template.name_any()),
+            ),
+            label(keys::TEMPLATE_HASH, blueprint_hash(&template.spec)?),
+            label(keys::LAUNCH_TYPE, keys::WARM.to_owned()),
+            label(keys::CREATED_BY, "controller".to_owned()),
+        ]);
+        let mut prefix = format!("{}-", pool.name_any());
+        prefix.truncate(LONGEST_NAME - SUFFIX);
+        let model = Sandbox {
+            metadata: ObjectMeta {
+                namespace: pool.namespace(),
+                labels: Some(labels),
+                annotations: Some(BTreeMap::from([(
+                    keys::TEMPLATE_REF.to_owned(),
+                    template.name_any(),
+                )])),
+                owner_references: Some(vec![owner::reference(pool)]),
+                ..ObjectMeta::default()
+            },
+            spec,
+            status: None,
+        };
+        Ok(Self { model, prefix })
+    }
+
+    /// A new one. It says at once which Pod it will have: that saves a write later.
+    fn sandbox(&self) -> Sandbox {
+        let mut sandbox = self.model.clone();
+        let letters =
+            (0..SUFFIX).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())]));
+        let name: String = self.prefix.chars().chain(letters).collect();
+        sandbox
+            .annotations_mut()
+            .insert(keys::POD_NAME.to_owned(), name.clone());
+        sandbox.meta_mut().name = Some(name);
+        sandbox
+    }
+
+    /// Whether a Sandbox is not what would be made now. The hash decides; where another version of
+    /// the controller has computed it, what it stands for does.
+    fn is_stale(&self, sandbox: &Sandbox) -> bool {
+        if template_of(sandbox) != template_of(&self.model) {
+            return true;
+        }
+        let hash = |s: &Sandbox| s.labels().get(keys::TEMPLATE_HASH).cloned();
+        let says = |s: &Sandbox| {
+            (
+                s.spec.pod_template.spec.clone(),
+                s.spec.volume_claim_templates.clone(),
+                s.spec.service,
+            )
+        };
+        hash(sandbox) != hash(&self.model) && says(sandbox) != says(&self.model)
+    }
+}
+
+/// Whether a pool's Sandbox is not what the pool would make now.
+pub(crate) fn is_stale(
+    pool: &SandboxWarmPool,
+    template: &SandboxTemplate,
+    options: &Options,
+    sandbox: &Sandbox,
+) -> bool {
+    Source::new(pool, template, options).is_ok_and(|source| source.is_stale(sandbox))
+}
+
+/// The part of a template that goes into its Sandboxes.
+pub(crate) fn blueprint(template: &SandboxTemplateSpec) -> SandboxSpec {
+    SandboxSpec {
+        pod_template: template.pod_template.clone(),
+        volume_claim_templates: template.volume_claim_templates.clone(),
+        service: template.service,
+        ..SandboxSpec::default()
+    }
+}
+
+fn blueprint_hash(template: &SandboxTemplateSpec) -> Result<String> {
+    Ok(keys::name_hash(&serde_json::to_string(&blueprint(
+        template,
+    ))?))
+}
+
+/// Writes the status where it has changed, and not too often: while claims come in, the numbers
+/// change all the time. Returns when to try again, if it was too early.
+async fn write_status(
+    context: &Arc<Context>,
+    pool: &SandboxWarmPool,
+    members: &[Member],
+    failure: Option<&Error>,
+) -> Result<Option<Duration>> {
+    let new = status(pool, members, failure, Timestamp::now());
+    let Some(patch) = patch::status(pool.status.as_ref(), &new)? else {
+        return Ok(None);
+    };
+    let key = Key::of(pool);
+    let interval = context.options.pool_status_interval;
+    {
+        let mut written = context
+            .pool_written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let last = written.get(&key).map(Instant::elapsed);
+        if let Some(left) = last.and_then(|last| interval.checked_sub(last)) {
+            return Ok(Some(left));
+        }
+        written.insert(key.clone(), Instant::now());
+    }
+    let ready = |conditions: &[Condition]| condition::find(conditions, READY).cloned();
+    let old = pool.status.as_ref().and_then(|s| ready(&s.conditions));
+    if let Some(new) = ready(&new.conditions)
+        && (failure.is_some() || new.reason == "Unschedulable")
+        && old.is_none_or(|old| old.reason != new.reason || old.message != new.message)
+    {
+        let reason = if failure.is_some() {
+            new.reason.as_str()
+        } else {
+            "WarmPoolNotProgressing"
+        };
+        context.tell(pool, EventType::Warning, reason, new.message.clone());
+    }
+    context
+        .patch_status::<SandboxWarmPool>(&key, &patch)
+        .await?;
+    Ok(None)
+}
+
+fn status(
+    pool: &SandboxWarmPool,
+    members: &[Member],
+    failure: Option<&Error>,
+    now: Timestamp,
+) -> SandboxWarmPoolStatus {
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    let ready = members.iter().filter(|m| m.is_ready).count();
+    let desired = desired(pool);
+    let generation = pool.metadata.generation;
+    let unschedulable = members.iter().find_map(|m| m.unschedulable.as_deref());
+    let (is, reason, message) = match (failure, unschedulable) {
+        (Some(e @ Error::TemplateNotFound(_)), _) => (Is::False, "TemplateNotFound", e.to_string()),
+        (Some(e), _) => (Is::False, "SandboxCreateFailed", e.to_string()),
+        (None, _) if ready >= desired => (
+            Is::True,
+            "PoolReady",
+            format!("{ready} of {desired} Sandboxes are ready"),
+        ),
+        (None, Some(why)) => (Is::False, "Unschedulable", why.to_owned()),
+        (None, None) => (
+            Is::False,
+            "Warming",
+            format!("{ready} of {desired} Sandboxes are ready"),
+        ),
+    };
+    let mut conditions = pool
+        .status
+        .as_ref()
+        .map(|s| s.conditions.clone())
+        .unwrap_or_default();
+    condition::set(
+        &mut conditions,
+        condition(READY, is, reason, message, generation),
+        now,
+    );
+    SandboxWarmPoolStatus {
+        replicas: count(members.len()),
+        ready_replicas: count(ready),
+        selector: Some(format!(
+            "{}={}",
+            keys::WARM_POOL,
+            keys::name_hash(&pool.name_any())
+        )),
+        observed_generation: generation,
+        conditions,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn options() -> Options {
+        crate::args::Args::defaults().options().unwrap()
+    }
+
+    fn template(image: &str) -> SandboxTemplate {
+        serde_json::from_value(json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxTemplate",
+            "metadata": {"name": "t", "namespace": "ns", "uid": "u"},
+            "spec": {"podTemplate": {"spec": {"containers": [{"name": "c", "image": image}]}}},
+        }))
+        .unwrap()
+    }
+
+    fn pool(name: &str) -> SandboxWarmPool {
+        serde_json::from_value(json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
+            "metadata": {"name": name, "namespace": "ns", "uid": "p", "generation": 3},
+            "spec": {"replicas": 2, "sandboxTemplateRef": {"name": "t"}},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn members_are_marked_as_upstream_marks_them() {
+        let source = Source::new(&pool("p"), &template("i"), &options()).unwrap();
+        let sandbox = source.sandbox();
+        let name = sandbox.name_any();
+        assert!(name.starts_with("p-") && name.len() == 7, "{name}");
+        assert_eq!(sandbox.annotations()[keys::POD_NAME], name);
+        assert_eq!(sandbox.labels()[keys::WARM_POOL], keys::name_hash("p"));
+        assert_eq!(
+            sandbox.labels()[keys::TEMPLATE_REF_HASH],
+            keys::name_hash("t")
+        );
+        let pod = &sandbox.spec.pod_template;
+        assert_eq!(
+            pod.metadata.annotations.as_ref().unwrap()[keys::SAFE_TO_EVICT],
+            "true"
+        );
+        assert_eq!(pod.spec.automount_service_account_token, Some(false));
+        let long = Source::new(&pool(&"x".repeat(200)), &template("i"), &options()).unwrap();
+        assert_eq!(long.sandbox().name_any().len(), LONGEST_NAME);
+    }
+
+    #[test]
+    fn a_changed_template_makes_members_stale_and_another_hash_of_the_same_does_not() {
+        let old = Source::new(&pool("p"), &template("old"), &options()).unwrap();
+        let new = Source::new(&pool("p"), &template("new"), &options()).unwrap();
+        let mut sandbox = old.sandbox();
+        assert!(!old.is_stale(&sandbox));
+        assert!(new.is_stale(&sandbox));
+        sandbox
+            .labels_mut()
+            .insert(keys::TEMPLATE_HASH.to_owned(), "else".to_owned());
+        assert!(!old.is_stale(&sandbox));
+    }
+
+    #[test]
+    fn the_status_says_why_a_pool_is_not_ready() {
+        let now = Timestamp::from_str("2026-01-01T00:00:00Z").unwrap();
+        let member = |is_ready, why: Option<&str>| Member {
+            name: "m".to_owned(),
+            age: Duration::ZERO,
+            is_ready,
+            is_stale: false,
+            is_over: false,
+            unschedulable: why.map(str::to_owned),
+        };
+        let missing = Error::TemplateNotFound("t".to_owned());
+        let cases = [
+            (
+                vec![member(true, None), member(true, None)],
+                None,
+                "True PoolReady: 2 of 2 Sandboxes are ready",
+            ),
+            (
+                vec![member(false, None)],
+                None,
+                "False Warming: 0 of 2 Sandboxes are ready",
+            ),
+            (
+                vec![member(false, Some("no node"))],
+                None,
+                "False Unschedulable: no node",
+            ),
+            (
+                vec![],
+                Some(&missing),
+                "False TemplateNotFound: SandboxTemplate \"t\" not found",
+            ),
+        ];
+        for (members, failure, expected) in cases {
+            let status = status(&pool("p"), &members, failure, now);
+            let c = &status.conditions[0];
+            assert_eq!(
+                format!("{} {}: {}", c.status, c.reason, c.message),
+                expected
+            );
+            assert_eq!(status.observed_generation, Some(3));
+        }
+    }
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What a pool does next: which Sandboxes go, and how many are made.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kiln_crds::Sandbox;
+use kube::{Resource, ResourceExt};
+
+use crate::condition::{self, FINISHED, POD_SCHEDULED, READY};
+
+/// Least age at which a Sandbox that has come to its end is replaced: one that ends at once must
+/// not make the pool spin.
+const LEAST_LIFE: Duration = Duration::from_secs(10);
+
+/// One Sandbox of a pool.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) age: Duration,
+    pub(crate) is_ready: bool,
+    /// Made from another template than the pool's, or from an earlier state of it.
+    pub(crate) is_stale: bool,
+    /// Its Pod has ended.
+    pub(crate) is_over: bool,
+    /// Why no node takes its Pod.
+    pub(crate) unschedulable: Option<String>,
+}
+
+impl Member {
+    pub(crate) fn of(sandbox: &Sandbox, is_stale: bool, now: Timestamp) -> Self {
+        let conditions: &[Condition] = sandbox.status.as_ref().map_or(&[], |s| &s.conditions);
+        let scheduled = condition::find(conditions, POD_SCHEDULED);
+        let unschedulable =
+            scheduled.filter(|c| c.status == "False" && c.reason == "Unschedulable");
+        Self {
+            name: sandbox.name_any(),
+            age: age(sandbox, now),
+            is_ready: condition::is_true(conditions, READY),
+            is_stale,
+            is_over: condition::is_true(conditions, FINISHED),
+            unschedulable: unschedulable.map(|c| c.message.clone()),
+        }
+    }
+}
+
+/// How long ago an object was made.
+pub(crate) fn age<K: Resource>(object: &K, now: Timestamp) -> Duration {
+    let made = object.meta().creation_timestamp.as_ref();
+    let age = made.and_then(|made| Duration::try_from(now.duration_since(made.0)).ok());
+    age.unwrap_or_default()
+}
+
+/// What to do.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) make: usize,
+    pub(crate) delete: Vec<String>,
+    /// When something else will be to do, if nothing changes.
+    pub(crate) again: Option<Duration>,
+}
+
+/// Decides. `replaces_stale` is the pool's strategy, `grace` the time that a Sandbox has to
+/// become ready; one that no node takes is kept, because another would fare no better.
+pub(crate) fn plan(
+    desired: usize,
+    members: &[Member],
+    replaces_stale: bool,
+    can_make: bool,
+    grace: Duration,
+) -> Plan {
+    let mut plan = Plan::default();
+    let mut kept = Vec::new();
+    for member in members {
+        let limit = if member.is_over {
+            Some(LEAST_LIFE)
+        } else if member.is_ready || member.unschedulable.is_some() {
+            None
+        } else {
+            Some(grace)
+        };
+        let left = limit.map(|limit| limit.saturating_sub(member.age));
+        if can_make && ((member.is_stale && replaces_stale) || left == Some(Duration::ZERO)) {
+            plan.delete.push(member.name.clone());
+            continue;
+        }
+        plan.again = plan.again.into_iter().chain(left).min();
+        kept.push(member);
+    }
+    if kept.len() > desired {
+        // The first to go are of no use yet, or of the old template, or the youngest.
+        kept.sort_by_key(|m| (m.is_ready, !m.is_stale, m.age));
+        let excess = kept.len() - desired;
+        plan.delete
+            .extend(kept[..excess].iter().map(|m| m.name.clone()));
+    } else if can_make {
+        plan.make = desired - kept.len();
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(300);
+
+    fn member(name: &str) -> Member {
+        Member {
+            name: name.to_owned(),
+            age: Duration::from_secs(60),
+            is_ready: true,
+            is_stale: false,
+            is_over: false,
+            unschedulable: None,
+        }
+    }
+
+    fn names(plan: &Plan) -> Vec<&str> {
+        plan.delete.iter().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_pool_makes_what_it_lacks_and_drops_what_it_has_too_much() {
+        let members = [member("a"), member("b")];
+        let of = |desired| plan(desired, &members, false, true, GRACE);
+        assert_eq!(of(5).make, 3);
+        assert_eq!(of(2), Plan::default());
+        assert_eq!(of(0).delete.len(), 2);
+    }
+
+    #[test]
+    fn the_unready_go_first_then_the_stale_then_the_young() {
+        let starting = Member {
+            is_ready: false,
+            ..member("starting")
+        };
+        let stale = Member {
+            is_stale: true,
+            ..member("stale")
+        };
+        let young = Member {
+            age: Duration::from_secs(1),
+            ..member("young")
+        };
+        let members = [member("old"), young, stale, starting];
+        for (desired, gone) in [
+            (3, vec!["starting"]),
+            (2, vec!["starting", "stale"]),
+            (1, vec!["starting", "stale", "young"]),
+        ] {
+            assert_eq!(names(&plan(desired, &members, false, true, GRACE)), gone);
+        }
+    }
+
+    #[test]
+    fn what_is_broken_is_replaced_in_its_time() {
+        let over = |age| Member {
+            is_ready: false,
+            is_over: true,
+            age: Duration::from_secs(age),
+            ..member("over")
+        };
+        let soon = plan(1, &[over(4)], false, true, GRACE);
+        assert_eq!(
+            (soon.make, soon.delete.len(), soon.again),
+            (0, 0, Some(Duration::from_secs(6)))
+        );
+        let now = plan(1, &[over(10)], false, true, GRACE);
+        assert_eq!((now.make, names(&now)), (1, vec!["over"]));
+        let slow = Member {
+            is_ready: false,
+            age: GRACE,
+            ..member("slow")
+        };
+        assert_eq!(
+            names(&plan(1, std::slice::from_ref(&slow), false, true, GRACE)),
+            ["slow"]
+        );
+        let homeless = Member {
+            unschedulable: Some("no room".into()),
+            ..slow
+        };
+        assert_eq!(plan(1, &[homeless], false, true, GRACE), Plan::default());
+    }
+
+    #[test]
+    fn stale_ones_stay_unless_the_pool_replaces_them() {
+        let stale = Member {
+            is_stale: true,
+            ..member("stale")
+        };
+        assert_eq!(
+            plan(1, std::slice::from_ref(&stale), false, true, GRACE),
+            Plan::default()
+        );
+        let replaced = plan(1, std::slice::from_ref(&stale), true, true, GRACE);
+        assert_eq!((replaced.make, names(&replaced)), (1, vec!["stale"]));
+    }
+
+    #[test]
+    fn without_a_template_nothing_is_made_and_nothing_taken_for_broken() {
+        let over = Member {
+            is_over: true,
+            age: GRACE,
+            ..member("over")
+        };
+        assert_eq!(plan(3, &[over], true, false, GRACE).make, 0);
+    }
+}

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What is to be looked at next.
+//!
+//! An object is in the queue once, and is never worked on twice at the same time. Claims go
+//! first: somebody waits for them, while nobody waits for what refills a pool.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use crate::cache::Key;
+
+/// First pause after a failure; it doubles with each one.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause after a failure.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How many of a class may be worked on while claims wait.
+const BESIDE_CLAIMS: usize = 2;
+
+/// The kinds of work, the most urgent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Class {
+    Claim,
+    Sandbox,
+    Pool,
+    Template,
+}
+
+const CLASSES: [Class; 4] = [Class::Claim, Class::Sandbox, Class::Pool, Class::Template];
+
+/// An object to look at.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Work {
+    pub(crate) class: Class,
+    pub(crate) key: Key,
+}
+
+impl Work {
+    pub(crate) fn new(class: Class, key: Key) -> Self {
+        Self { class, key }
+    }
+}
+
+/// How many of each class are worked on at the same time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) claims: usize,
+    pub(crate) sandboxes: usize,
+    pub(crate) pools: usize,
+    pub(crate) templates: usize,
+}
+
+impl Limits {
+    fn of(&self, class: Class) -> usize {
+        match class {
+            Class::Claim => self.claims,
+            Class::Sandbox => self.sandboxes,
+            Class::Pool => self.pools,
+            Class::Template => self.templates,
+        }
+    }
+}
+
+/// The queue.
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    changed: Notify,
+    limits: Limits,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: HashMap<Class, VecDeque<Key>>,
+    queued: HashSet<Work>,
+    running: HashSet<Work>,
+    running_of: HashMap<Class, usize>,
+    /// To be looked at again after the run that is under way.
+    again: HashSet<Work>,
+    /// To be looked at when its time comes.
+    later: HashMap<Work, Instant>,
+    failures: HashMap<Work, u32>,
+}
+
+impl Queue {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Notify::new(),
+            limits,
+        }
+    }
+
+    /// Has `work` looked at soon.
+    pub(crate) fn add(&self, work: Work) {
+        self.state().add(work);
+        self.changed.notify_one();
+    }
+
+    /// Has `work` looked at after `pause`, if not before.
+    pub(crate) fn add_after(&self, work: Work, pause: Duration) {
+        self.state().add_at(work, Instant::now() + pause);
+        self.changed.notify_one();
+    }
+
+    /// Waits for the next thing to do. It counts as under way until [`Queue::done`]. For one
+    /// caller at a time.
+    pub(crate) async fn next(&self) -> Work {
+        loop {
+            let changed = self.changed.notified();
+            let due = {
+                let mut state = self.state();
+                let due = state.wake(Instant::now());
+                if let Some(work) = state.pick(&self.limits) {
+                    return work;
+                }
+                due
+            };
+            match due {
+                Some(due) => {
+                    tokio::select! {
+                        () = changed => {}
+                        () = tokio::time::sleep_until(due) => {}
+                    }
+                }
+                None => changed.await,
+            }
+        }
+    }
+
+    /// Ends a run: `again` is when to look again, if ever.
+    pub(crate) fn done(&self, work: &Work, outcome: Outcome) {
+        let mut state = self.state();
+        state.running.remove(work);
+        if let Some(n) = state.running_of.get_mut(&work.class) {
+            *n = n.saturating_sub(1);
+        }
+        match outcome {
+            Outcome::Done => {
+                state.failures.remove(work);
+            }
+            Outcome::Again(pause) => {
+                state.failures.remove(work);
+                state.add_at(work.clone(), Instant::now() + pause);
+            }
+            Outcome::Failed => {
+                let failures = state.failures.entry(work.clone()).or_default();
+                let pause = FIRST_PAUSE
+                    .saturating_mul(2_u32.saturating_pow(*failures))
+                    .min(LONGEST_PAUSE);
+                *failures += 1;
+                state.add_at(work.clone(), Instant::now() + pause);
+            }
+        }
+        if state.again.remove(work) {
+            state.add(work.clone());
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// How much waits or is under way.
+    pub(crate) fn len(&self) -> usize {
+        let state = self.state();
+        state.queued.len() + state.running.len()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics with the lock held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a run has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Nothing to do until something changes.
+    Done,
+    /// To be looked at after this time.
+    Again(Duration),
+    /// To be tried again, after a pause that grows.
+    Failed,
+}
+
+impl State {
+    fn add(&mut self, work: Work) {
+        if self.running.contains(&work) {
+            self.again.insert(work);
+        } else if self.queued.insert(work.clone()) {
+            self.waiting
+                .entry(work.class)
+                .or_default()
+                .push_back(work.key);
+        }
+    }
+
+    fn add_at(&mut self, work: Work, due: Instant) {
+        let known = self.later.entry(work).or_insert(due);
+        *known = due.min(*known);
+    }
+
+    /// Queues what is due, and returns when something will be.
+    fn wake(&mut self, now: Instant) -> Option<Instant> {
+        let due: Vec<Work> = self
+            .later
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(work, _)| work.clone())
+            .collect();
+        for work in due {
+            self.later.remove(&work);
+            self.add(work);
+        }
+        self.later.values().min().copied()
+    }
+
+    fn pick(&mut self, limits: &Limits) -> Option<Work> {
+        let claims = self
+            .waiting
+            .get(&Class::Claim)
+            .is_some_and(|q| !q.is_empty())
+            || self.running_of.get(&Class::Claim).is_some_and(|n| *n > 0);
+        for class in CLASSES {
+            let running = self.running_of.entry(class).or_default();
+            let limit = match class {
+                Class::Claim => limits.of(class),
+                _ if claims => limits.of(class).min(BESIDE_CLAIMS),
+                _ => limits.of(class),
+            };
+            if *running >= limit {
+                continue;
+            }
+            let Some(key) = self.waiting.entry(class).or_default().pop_front() else {
+                continue;
+            };
+            *running += 1;
+            let work = Work::new(class, key);
+            self.queued.remove(&work);
+            self.running.insert(work.clone());
+            return Some(work);
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        claims: 8,
+        sandboxes: 8,
+        pools: 8,
+        templates: 1,
+    };
+
+    fn work(class: Class, name: &str) -> Work {
+        Work::new(class, Key::new("ns", name))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn claims_go_first_and_leave_a_little_for_the_rest() {
+        let queue = Queue::new(LIMITS);
+        for name in ["a", "b", "c"] {
+            queue.add(work(Class::Sandbox, name));
+        }
+        queue.add(work(Class::Claim, "x"));
+        assert_eq!(queue.next().await, work(Class::Claim, "x"));
+        assert_eq!(queue.next().await, work(Class::Sandbox, "a"));
+        assert_eq!(queue.next().await, work(Class::Sandbox, "b"));
+        let blocked = tokio::time::timeout(Duration::from_secs(1), queue.next()).await;
+        assert!(blocked.is_err());
+        queue.done(&work(Class::Claim, "x"), Outcome::Done);
+        assert_eq!(queue.next().await, work(Class::Sandbox, "c"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_worked_on_twice_at_the_same_time() {
+        let queue = Queue::new(LIMITS);
+        let claim = work(Class::Claim, "x");
+        queue.add(claim.clone());
+        queue.add(claim.clone());
+        assert_eq!(queue.next().await, claim);
+        queue.add(claim.clone());
+        let early = tokio::time::timeout(Duration::from_secs(1), queue.next()).await;
+        assert!(early.is_err());
+        queue.done(&claim, Outcome::Done);
+        assert_eq!(queue.next().await, claim);
+        queue.done(&claim, Outcome::Done);
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_waits_longer_each_time_and_starts_over_after_a_success() {
+        let queue = Queue::new(LIMITS);
+        let pool = work(Class::Pool, "p");
+        queue.add(pool.clone());
+        let mut pauses = Vec::new();
+        for outcome in [
+            Outcome::Failed,
+            Outcome::Failed,
+            Outcome::Again(Duration::ZERO),
+            Outcome::Failed,
+        ] {
+            let start = Instant::now();
+            assert_eq!(queue.next().await, pool);
+            pauses.push(start.elapsed().as_millis());
+            queue.done(&pool, outcome);
+        }
+        let start = Instant::now();
+        queue.next().await;
+        pauses.push(start.elapsed().as_millis());
+        assert_eq!(pauses, [0, 50, 100, 0, 50]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_time_counts() {
+        let queue = Queue::new(LIMITS);
+        let pool = work(Class::Pool, "p");
+        queue.add_after(pool.clone(), Duration::from_secs(9));
+        queue.add_after(pool.clone(), Duration::from_secs(3));
+        let start = Instant::now();
+        assert_eq!(queue.next().await, pool);
+        assert_eq!(start.elapsed().as_secs(), 3);
+        queue.done(&pool, Outcome::Done);
+        let quiet = tokio::time::timeout(Duration::from_secs(60), queue.next()).await;
+        assert!(quiet.is_err());
+    }
+}

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A Sandbox: its Pod, its Service, its volume claims, its time.
+
+mod pod;
+mod service;
+mod status;
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{PersistentVolumeClaim, Pod, Service},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kiln_crds::{Sandbox, ShutdownPolicy, VolumeClaimTemplate, keys};
+use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
+use serde_json::json;
+
+use crate::{
+    cache::Key,
+    condition,
+    context::{Context, Kind},
+    error::{self, Error, Result},
+    owner::{self, Ownership},
+    patch,
+    queue::Outcome,
+};
+
+/// How often a Pod or Service is looked at that stands in the way and that no watch brings.
+const FOREIGN: Duration = Duration::from_secs(5);
+
+/// Makes a Sandbox what its spec says, and its status what there is.
+pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outcome> {
+    let Some(sandbox) = context.sandboxes.get(key) else {
+        return Ok(Outcome::Done);
+    };
+    if sandbox.meta().deletion_timestamp.is_some() {
+        return Ok(Outcome::Done);
+    }
+    let now = Timestamp::now();
+    let left = sandbox
+        .spec
+        .shutdown_time
+        .as_ref()
+        .map(|time| time.0.duration_since(now));
+    if left.is_some_and(|left| left.as_nanos() <= 0) {
+        return expire(context, &sandbox, now).await;
+    }
+    let children = Children::reconcile(context, &sandbox).await;
+    let new = status::compute(
+        &sandbox,
+        &children.seen(),
+        &context.options.cluster_domain,
+        now,
+    );
+    tell_what_is_wrong(context, &sandbox, &new, &children.errors);
+    write_status(context, &sandbox, &new).await?;
+    if children
+        .errors
+        .iter()
+        .any(|e| !matches!(e, Error::MultiplePods(_)))
+    {
+        return Ok(Outcome::Failed);
+    }
+    let over = left.and_then(|left| Duration::try_from(left).ok());
+    let foreign = children.foreign.then_some(FOREIGN);
+    Ok(over
+        .into_iter()
+        .chain(foreign)
+        .min()
+        .map_or(Outcome::Done, Outcome::Again))
+}
+
+/// Events come with the change of the condition, not with each try.
+fn tell_what_is_wrong(
+    context: &Arc<Context>,
+    sandbox: &Sandbox,
+    new: &kiln_crds::SandboxStatus,
+    errors: &[Error],
+) {
+    let Some(ready) = condition::find(&new.conditions, condition::READY) else {
+        return;
+    };
+    let old = sandbox.status.as_ref();
+    let old = old.and_then(|s| condition::find(&s.conditions, condition::READY));
+    if !errors.is_empty() && old.is_none_or(|old| old.message != ready.message) {
+        context.tell(
+            sandbox,
+            EventType::Warning,
+            &ready.reason,
+            ready.message.clone(),
+        );
+    }
+}
+
+async fn write_status(
+    context: &Context,
+    sandbox: &Sandbox,
+    new: &kiln_crds::SandboxStatus,
+) -> Result<()> {
+    let old = sandbox.status.clone().unwrap_or_default();
+    let is_ready = condition::is_true(&new.conditions, condition::READY);
+    // Where a Pod was put comes seconds before it runs: one write can tell both.
+    let mut same_node = new.clone();
+    same_node.node_name.clone_from(&old.node_name);
+    for c in &mut same_node.conditions {
+        if c.type_ == condition::POD_SCHEDULED
+            && c.status == "True"
+            && let Some(old) = condition::find(&old.conditions, &c.type_)
+        {
+            *c = old.clone();
+        }
+    }
+    if same_node == old && !is_ready {
+        return Ok(());
+    }
+    match patch::status(sandbox.status.as_ref(), new)? {
+        Some(patch) => {
+            context
+                .patch_status::<Sandbox>(&Key::of(sandbox), &patch)
+                .await
+        }
+        None => Ok(()),
+    }
+}
+
+/// First the word that it is over, then the deed: who waits for the Sandbox learns why it went.
+async fn expire(context: &Context, sandbox: &Sandbox, now: Timestamp) -> Result<Outcome> {
+    if !status::is_marked_expired(sandbox) {
+        write_status(context, sandbox, &status::expired(sandbox, false, now)).await?;
+        return Ok(Outcome::Again(Duration::ZERO));
+    }
+    let uid = sandbox.uid().unwrap_or_default();
+    for pod in context.owned::<Pod>(&uid) {
+        if pod.meta().deletion_timestamp.is_none() {
+            context.delete(&*pod, DeleteParams::default()).await?;
+        }
+    }
+    if let Some(service) = context.services.get(&Key::of(sandbox))
+        && owner::controls(sandbox, &*service)
+    {
+        context.delete(&*service, DeleteParams::default()).await?;
+    }
+    if sandbox.spec.shutdown_policy == Some(ShutdownPolicy::Delete) {
+        context.delete(sandbox, DeleteParams::default()).await?;
+        return Ok(Outcome::Done);
+    }
+    write_status(context, sandbox, &status::expired(sandbox, true, now)).await?;
+    Ok(Outcome::Done)
+}
+
+/// What belongs to a Sandbox, after it was put right.
+#[derive(Default)]
+struct Children {
+    pod: Option<Arc<Pod>>,
+    pod_is_known: bool,
+    service: Option<Arc<Service>>,
+    errors: Vec<Error>,
+    /// Whether something of somebody else's stands in the way.
+    foreign: bool,
+}
+
+impl Children {
+    async fn reconcile(context: &Context, sandbox: &Sandbox) -> Self {
+        let mut children = Self {
+            pod_is_known: true,
+            ..Self::default()
+        };
+        if let Err(e) = volume_claims(context, sandbox).await {
+            children.errors.push(e);
+        }
+        match reconcile_pod(context, sandbox).await {
+            Ok(pod) => {
+                children.foreign = pod
+                    .as_ref()
+                    .is_some_and(|p| !owner::controls(sandbox, &**p));
+                children.pod = pod;
+            }
+            Err(e) => {
+                children.pod_is_known = false;
+                children.errors.push(e);
+            }
+        }
+        // With two Pods, a Service would lead to either.
+        if !children
+            .errors
+            .iter()
+            .any(|e| matches!(e, Error::MultiplePods(_)))
+        {
+            match reconcile_service(context, sandbox).await {
+                Ok(service) => children.service = service,
+                Err(e) => children.errors.push(e),
+            }
+        }
+        children
+    }
+
+    fn seen(&self) -> status::Seen<'_> {
+        status::Seen {
+            pod: self.pod.as_deref(),
+            pod_is_known: self.pod_is_known,
+            service: self.service.as_deref(),
+            errors: &self.errors,
+        }
+    }
+}
+
+/// Whether a Sandbox may take over an object that nobody owns.
+fn is_adoptable<K: ResourceExt>(object: &K, sandbox: &Sandbox) -> bool {
+    let label = |key: &str| object.labels().get(key).map(String::as_str);
+    label(keys::ADOPTABLE) == Some("true")
+        || label(keys::SANDBOX_NAME_HASH) == Some(&keys::name_hash(&sandbox.name_any()))
+}
+
+/// Refuses what is not the Sandbox's and cannot become it.
+fn check_owner<K: ResourceExt>(kind: &'static str, object: &K, sandbox: &Sandbox) -> Result<()> {
+    let name = object.name_any();
+    match owner::of(object, sandbox) {
+        Ownership::Ours => Ok(()),
+        Ownership::Nobodys if is_adoptable(object, sandbox) => Ok(()),
+        Ownership::Nobodys => Err(Error::NotAdoptable { kind, name }),
+        Ownership::Theirs => {
+            let owner = owner::controller(object)
+                .map(|r| format!("{}/{} (UID: {})", r.kind, r.name, r.uid));
+            Err(Error::OwnedByOther {
+                kind,
+                name,
+                owner: owner.unwrap_or_default(),
+                sandbox: sandbox.name_any(),
+            })
+        }
+    }
+}
+
+/// What `create` would make, or what is already there under its name.
+async fn create_or_find<K: Kind>(context: &Context, wanted: &K) -> Result<(Arc<K>, bool)> {
+    match context.create(wanted).await {
+        Ok(made) => Ok((made, true)),
+        Err(e) if error::is_conflict(&e) => match context.fetch(&Key::of(wanted)).await? {
+            Some(found) => Ok((found, false)),
+            // It went just now: the next try makes it.
+            None => Err(e.into()),
+        },
+        Err(e) => Err(e.into()),
+    }
+}
+
+async fn volume_claims(context: &Context, sandbox: &Sandbox) -> Result<()> {
+    for template in sandbox.spec.volume_claim_templates.iter().flatten() {
+        let wanted = volume_claim(sandbox, template);
+        let found = match context.volume_claims.get(&Key::of(&wanted)) {
+            Some(found) => found,
+            None => match create_or_find(context, &wanted).await? {
+                (_, true) => continue,
+                (found, false) => found,
+            },
+        };
+        check_owner("PVC", &*found, sandbox)?;
+        if owner::of(&*found, sandbox) == Ownership::Nobodys {
+            let adopt = json!({"metadata": {"ownerReferences": [owner::reference(sandbox)]}});
+            context
+                .patch::<PersistentVolumeClaim>(&Key::of(&*found), &adopt)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+fn volume_claim(sandbox: &Sandbox, template: &VolumeClaimTemplate) -> PersistentVolumeClaim {
+    let volume = template.metadata.name.as_deref().unwrap_or_default();
+    let mut labels = template.metadata.labels.clone().unwrap_or_default();
+    labels.insert(
+        keys::SANDBOX_NAME_HASH.to_owned(),
+        keys::name_hash(&sandbox.name_any()),
+    );
+    PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(pod::claim_name(volume, &sandbox.name_any())),
+            namespace: sandbox.namespace(),
+            labels: Some(labels),
+            annotations: template.metadata.annotations.clone(),
+            owner_references: Some(vec![owner::reference(sandbox)]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(template.spec.clone()),
+        status: None,
+    }
+}
+
+async fn reconcile_pod(context: &Context, sandbox: &Sandbox) -> Result<Option<Arc<Pod>>> {
+    let found = find_pod(context, sandbox).await?;
+    if sandbox.spec.is_suspended() {
+        if let Some(pod) = &found
+            && owner::controls(sandbox, &**pod)
+        {
+            if pod.meta().deletion_timestamp.is_none() {
+                context.delete(&**pod, DeleteParams::default()).await?;
+            }
+            return Ok(found);
+        }
+        note_pod(context, sandbox, None).await?;
+        return Ok(found);
+    }
+    let found = match found {
+        Some(found) => found,
+        None => {
+            let (pod, made) = create_or_find(context, &pod::desired(sandbox)).await?;
+            if made {
+                note_pod(context, sandbox, Some(&pod.name_any())).await?;
+                return Ok(Some(pod));
+            }
+            pod
+        }
+    };
+    check_owner("pod", &*found, sandbox)?;
+    let pod = match pod::metadata_patch(&found, sandbox) {
+        Some(patch) => context.patch::<Pod>(&Key::of(&*found), &patch).await?,
+        None => found,
+    };
+    note_pod(context, sandbox, Some(&pod.name_any())).await?;
+    Ok(Some(pod))
+}
+
+/// The Pod that a Sandbox owns, else one of the name that it is to have.
+async fn find_pod(context: &Context, sandbox: &Sandbox) -> Result<Option<Arc<Pod>>> {
+    let mut owned = context.owned::<Pod>(&sandbox.uid().unwrap_or_default());
+    if owned.len() > 1 {
+        return Err(Error::MultiplePods(owned.len()));
+    }
+    if let Some(pod) = owned.pop() {
+        return Ok(Some(pod));
+    }
+    let noted = sandbox.annotations().get(keys::POD_NAME);
+    let name = noted.cloned().unwrap_or_else(|| sandbox.name_any());
+    let key = Key::new(&sandbox.namespace().unwrap_or_default(), &name);
+    if let Some(pod) = context.pods.get(&key) {
+        return Ok(Some(pod));
+    }
+    // Pods without our label are in no cache. One in the way shows itself when ours is made; a
+    // Sandbox that makes none, or looks for another name, has to ask.
+    let is_known_to_be_gone = sandbox.status.as_ref().is_some_and(|s| {
+        condition::find(&s.conditions, condition::SUSPENDED).is_some_and(|c| {
+            c.status == "True" && c.observed_generation == sandbox.metadata.generation
+        })
+    });
+    if (sandbox.spec.is_suspended() && !is_known_to_be_gone) || name != sandbox.name_any() {
+        return context.fetch(&key).await;
+    }
+    Ok(None)
+}
+
+/// Writes down which Pod a Sandbox has, for clients that look there.
+async fn note_pod(context: &Context, sandbox: &Sandbox, name: Option<&str>) -> Result<()> {
+    if sandbox
+        .annotations()
+        .get(keys::POD_NAME)
+        .map(String::as_str)
+        == name
+    {
+        return Ok(());
+    }
+    let note = json!({"metadata": {"annotations": {keys::POD_NAME: name}}});
+    match context.patch::<Sandbox>(&Key::of(sandbox), &note).await {
+        Err(e) if !error::is_not_found(&e) => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+async fn reconcile_service(context: &Context, sandbox: &Sandbox) -> Result<Option<Arc<Service>>> {
+    let key = Key::of(sandbox);
+    let known = context.services.get(&key);
+    let (service, made) = match (sandbox.spec.service, known) {
+        (Some(false), Some(service)) => {
+            if owner::controls(sandbox, &*service) {
+                context.delete(&*service, DeleteParams::default()).await?;
+            }
+            return Ok(None);
+        }
+        (Some(false) | None, None) => return Ok(None),
+        (None, Some(service)) if owner::controller(&*service).is_none() => return Ok(None),
+        (_, Some(service)) => (service, false),
+        (Some(true), None) => create_or_find(context, &service::desired(sandbox)).await?,
+    };
+    if made {
+        return Ok(Some(service));
+    }
+    check_owner("service", &*service, sandbox)?;
+    let cluster_ip = service
+        .spec
+        .as_ref()
+        .and_then(|s| s.cluster_ip.clone())
+        .unwrap_or_default();
+    if !owner::controls(sandbox, &*service) && !matches!(cluster_ip.as_str(), "" | "None") {
+        return Err(Error::NotHeadless {
+            name: service.name_any(),
+            cluster_ip,
+        });
+    }
+    match service::drift(&service, sandbox) {
+        Some(patch) => Ok(Some(context.patch::<Service>(&key, &patch).await?)),
+        None => Ok(Some(service)),
+    }
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The Pod of a Sandbox: how it is made, and which labels and annotations it keeps having.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{PersistentVolumeClaimVolumeSource, Pod, Volume},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kiln_crds::{Sandbox, SandboxClaim, SandboxWarmPool, keys};
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use crate::{owner, patch};
+
+/// Who may be named in [`keys::CREATED_BY`] of a Pod; others are `unknown`.
+const CREATORS: [&str; 3] = ["go-client", "python-client", "controller"];
+
+/// Labels of a Pod that follow from who owns its Sandbox.
+const OF_OWNER: [&str; 3] = [keys::WARM_POOL, keys::TEMPLATE_REF_HASH, keys::CLAIM_UID];
+
+/// The Pod that a Sandbox runs.
+pub(super) fn desired(sandbox: &Sandbox) -> Pod {
+    let Metadata {
+        labels,
+        annotations,
+    } = Metadata::of(sandbox);
+    let mut spec = sandbox.spec.pod_template.spec.clone();
+    let claims = sandbox.spec.volume_claim_templates.iter().flatten();
+    let claimed: Vec<Volume> = claims
+        .filter_map(|template| template.metadata.name.as_deref())
+        .map(|name| claim_volume(name, &sandbox.name_any()))
+        .collect();
+    if !claimed.is_empty() {
+        let volumes = spec.volumes.get_or_insert_default();
+        volumes.retain(|v| claimed.iter().all(|c| c.name != v.name));
+        volumes.extend(claimed);
+    }
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(sandbox.name_any()),
+            namespace: sandbox.namespace(),
+            labels: Some(labels),
+            annotations: (!annotations.is_empty()).then_some(annotations),
+            owner_references: Some(vec![owner::reference(sandbox)]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec),
+        status: None,
+    }
+}
+
+/// Name of the volume claim that is made from the template called `volume`.
+pub(super) fn claim_name(volume: &str, sandbox: &str) -> String {
+    format!("{volume}-{sandbox}")
+}
+
+fn claim_volume(volume: &str, sandbox: &str) -> Volume {
+    Volume {
+        name: volume.to_owned(),
+        persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+            claim_name: claim_name(volume, sandbox),
+            read_only: None,
+        }),
+        ..Volume::default()
+    }
+}
+
+/// Labels and annotations that a Pod has from its Sandbox.
+struct Metadata {
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+}
+
+impl Metadata {
+    /// What a user's template says, without the system's own keys: with those it could take over
+    /// the traffic or the policies of others.
+    fn of(sandbox: &Sandbox) -> Self {
+        let template = &sandbox.spec.pod_template.metadata;
+        let users = |map: &Option<BTreeMap<String, String>>| -> BTreeMap<String, String> {
+            let entries = map.iter().flatten().filter(|(key, _)| !is_reserved(key));
+            entries.map(|(k, v)| (k.clone(), v.clone())).collect()
+        };
+        let mut labels = users(&template.labels);
+        let mut annotations = users(&template.annotations);
+        let keys_of = |map: &BTreeMap<String, String>| {
+            map.keys().map(String::as_str).collect::<Vec<_>>().join(",")
+        };
+        for (annotation, keys) in [
+            (keys::PROPAGATED_LABELS, keys_of(&labels)),
+            (keys::PROPAGATED_ANNOTATIONS, keys_of(&annotations)),
+        ] {
+            if !keys.is_empty() {
+                annotations.insert(annotation.to_owned(), keys);
+            }
+        }
+        labels.extend(of_owner(sandbox));
+        if let Some(creator) = created_by(sandbox) {
+            labels.insert(keys::CREATED_BY.to_owned(), creator.to_owned());
+        }
+        labels.insert(
+            keys::SANDBOX_NAME_HASH.to_owned(),
+            keys::name_hash(&sandbox.name_any()),
+        );
+        Self {
+            labels,
+            annotations,
+        }
+    }
+}
+
+/// Keys that a user's template cannot set.
+fn is_reserved(key: &str) -> bool {
+    key.starts_with("agents.x-k8s.io/")
+        || key.starts_with("extensions.agents.x-k8s.io/")
+        || key == keys::TRACE_CONTEXT
+}
+
+/// Labels that only an owner of ours brings: a Sandbox of its own could else name any pool or
+/// template in them.
+fn of_owner(sandbox: &Sandbox) -> BTreeMap<String, String> {
+    let Some(controller) = owner::controller(sandbox) else {
+        return BTreeMap::new();
+    };
+    let is_pools = owner::is_kind::<SandboxWarmPool>(controller);
+    let is_claims = owner::is_kind::<SandboxClaim>(controller);
+    let label = |key: &str, applies: bool| {
+        let value = sandbox
+            .labels()
+            .get(key)
+            .filter(|v| applies && !v.is_empty())?;
+        Some((key.to_owned(), value.clone()))
+    };
+    let mut labels: BTreeMap<String, String> = [
+        label(keys::WARM_POOL, is_pools),
+        label(keys::TEMPLATE_REF_HASH, is_pools || is_claims),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if is_claims {
+        labels.insert(keys::CLAIM_UID.to_owned(), controller.uid.clone());
+    }
+    labels
+}
+
+fn created_by(sandbox: &Sandbox) -> Option<&'static str> {
+    let creator = sandbox
+        .labels()
+        .get(keys::CREATED_BY)
+        .filter(|c| !c.is_empty())?;
+    let known = CREATORS.into_iter().find(|known| known == creator);
+    Some(known.unwrap_or("unknown"))
+}
+
+/// The patch that gives an existing Pod the labels, annotations and owner that it should have;
+/// `None` where it has them. What the Sandbox once set and no longer does is taken away, and what
+/// anybody else has set stays.
+pub(super) fn metadata_patch(pod: &Pod, sandbox: &Sandbox) -> Option<Value> {
+    let wanted = Metadata::of(sandbox);
+    let mut labels = pod.labels().clone();
+    let mut annotations = pod.annotations().clone();
+    for key in propagated(pod, keys::PROPAGATED_LABELS) {
+        labels.remove(&key);
+    }
+    for key in propagated(pod, keys::PROPAGATED_ANNOTATIONS) {
+        annotations.remove(&key);
+    }
+    for key in OF_OWNER.into_iter().chain([keys::CREATED_BY]) {
+        labels.remove(key);
+    }
+    annotations.remove(keys::PROPAGATED_LABELS);
+    annotations.remove(keys::PROPAGATED_ANNOTATIONS);
+    labels.extend(wanted.labels);
+    annotations.extend(wanted.annotations);
+    let old = json!({"labels": pod.labels(), "annotations": pod.annotations()});
+    let mut patch = patch::diff(&old, &json!({"labels": labels, "annotations": annotations}));
+    if owner::of(pod, sandbox) != owner::Ownership::Ours {
+        let owners = json!([owner::reference(sandbox)]);
+        patch.get_or_insert_with(|| json!({}))["ownerReferences"] = owners;
+    }
+    patch.map(|metadata| json!({ "metadata": metadata }))
+}
+
+fn propagated(pod: &Pod, annotation: &str) -> Vec<String> {
+    let list = pod.annotations().get(annotation);
+    let keys = list.into_iter().flat_map(|list| list.split(','));
+    keys.filter(|key| !key.is_empty() && *key != keys::SANDBOX_NAME_HASH)
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sandbox(value: &Value) -> Sandbox {
+        let mut whole = json!({
+            "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
+            "metadata": {"name": "box", "namespace": "ns", "uid": "u1"},
+            "spec": {"podTemplate": {"spec": {"containers": [{"name": "c", "image": "i"}]}}},
+        });
+        merge(&mut whole, value);
+        serde_json::from_value(whole).unwrap()
+    }
+
+    fn merge(into: &mut Value, from: &Value) {
+        match (into, from) {
+            (Value::Object(into), Value::Object(from)) => {
+                for (key, value) in from {
+                    merge(into.entry(key.clone()).or_insert(Value::Null), value);
+                }
+            }
+            (into, from) => *into = from.clone(),
+        }
+    }
+
+    #[test]
+    fn a_template_cannot_set_the_systems_labels() {
+        let sandbox = sandbox(&json!({
+            "metadata": {"labels": {keys::WARM_POOL: "stolen", keys::CREATED_BY: "me"}},
+            "spec": {"podTemplate": {"metadata": {
+                "labels": {"app": "x", keys::SANDBOX_NAME_HASH: "victim", keys::CLAIM_UID: "victim"},
+                "annotations": {"note": "y", keys::TRACE_CONTEXT: "z"},
+            }}},
+        }));
+        let pod = desired(&sandbox);
+        let hash = keys::name_hash("box");
+        assert_eq!(
+            serde_json::to_value(pod.labels()).unwrap(),
+            json!({"app": "x", keys::SANDBOX_NAME_HASH: hash, keys::CREATED_BY: "unknown"})
+        );
+        assert_eq!(
+            serde_json::to_value(pod.annotations()).unwrap(),
+            json!({"note": "y", keys::PROPAGATED_LABELS: "app", keys::PROPAGATED_ANNOTATIONS: "note"})
+        );
+    }
+
+    #[test]
+    fn volume_claims_take_the_place_of_volumes_of_their_name() {
+        let sandbox = sandbox(&json!({"spec": {
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}],
+            "podTemplate": {"spec": {"volumes": [{"name": "data", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]}},
+        }}));
+        let volumes = desired(&sandbox).spec.unwrap().volumes.unwrap();
+        let names: Vec<_> = volumes.iter().map(|v| v.name.as_str()).collect();
+        assert_eq!(names, ["tmp", "data"]);
+        let claim = volumes[1].persistent_volume_claim.as_ref().unwrap();
+        assert_eq!(claim.claim_name, "data-box");
+    }
+
+    #[test]
+    fn an_adopted_pod_loses_its_pools_marks_and_gets_its_claims() {
+        let pooled = sandbox(&json!({
+            "metadata": {
+                "labels": {keys::WARM_POOL: "p", keys::TEMPLATE_REF_HASH: "t"},
+                "ownerReferences": [{"apiVersion": "extensions.agents.x-k8s.io/v1alpha1", "kind": "SandboxWarmPool", "name": "p", "uid": "p1", "controller": true}],
+            },
+            "spec": {"podTemplate": {"metadata": {"annotations": {keys::SAFE_TO_EVICT: "true"}}}},
+        }));
+        let mut pod = desired(&pooled);
+        assert!(metadata_patch(&pod, &pooled).is_none());
+        pod.labels_mut().insert("operators".into(), "own".into());
+        let claimed = sandbox(&json!({"metadata": {
+            "labels": {keys::TEMPLATE_REF_HASH: "t"},
+            "ownerReferences": [{"apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim", "name": "c", "uid": "c1", "controller": true}],
+        }}));
+        assert_eq!(
+            metadata_patch(&pod, &claimed).unwrap(),
+            json!({"metadata": {
+                "labels": {keys::WARM_POOL: null, keys::CLAIM_UID: "c1"},
+                "annotations": {keys::SAFE_TO_EVICT: null, keys::PROPAGATED_ANNOTATIONS: null},
+            }})
+        );
+    }
+}

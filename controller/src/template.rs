@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A template: the NetworkPolicy that its Sandboxes share, and the defaults that make them safe.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use k8s_openapi::{
+    api::{
+        core::v1::{PodDNSConfig, PodSpec},
+        networking::v1::{
+            IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule,
+            NetworkPolicyPeer, NetworkPolicySpec,
+        },
+    },
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
+};
+use kiln_crds::{NetworkPolicyManagement, SandboxTemplate, SandboxTemplateSpec, keys};
+use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
+use serde_json::json;
+
+use crate::{
+    cache::Key,
+    context::Context,
+    error::{Error, Result},
+    owner,
+    queue::Outcome,
+};
+
+/// Where the sandbox router runs.
+const ROUTER_NAMESPACE: &str = "agent-sandbox-system";
+const ROUTER_APP: &str = "sandbox-router";
+/// Networks that are no part of the Internet: private ones, and the link's own with its metadata
+/// servers (RFC 1918, 3927, 4193, 4291).
+const NOT_PUBLIC_V4: [&str; 4] = [
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "169.254.0.0/16",
+];
+const NOT_PUBLIC_V6: [&str; 2] = ["fc00::/7", "fe80::/10"];
+
+/// Makes the NetworkPolicy of a template what it says.
+pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outcome> {
+    let Some(template) = context.templates.get(key) else {
+        return Ok(Outcome::Done);
+    };
+    if template.meta().deletion_timestamp.is_some() {
+        return Ok(Outcome::Done);
+    }
+    label(context, &template).await?;
+    let wanted = policy(&template);
+    let policy_key = Key::of(&wanted);
+    let found = match context.policies.get(&policy_key) {
+        Some(found) => Some(found),
+        None => context.fetch(&policy_key).await?,
+    };
+    let is_ours = found
+        .as_ref()
+        .is_none_or(|p| owner::controls(&*template, &**p));
+    if !is_managed(&template.spec) {
+        if let Some(policy) = found.filter(|_| is_ours) {
+            context.delete(&*policy, DeleteParams::default()).await?;
+        }
+        return Ok(Outcome::Done);
+    }
+    if !is_ours {
+        let e = Error::ForeignPolicy {
+            name: wanted.name_any(),
+            template: template.name_any(),
+        };
+        context.tell(
+            &*template,
+            EventType::Warning,
+            "NetworkPolicyConflict",
+            e.to_string(),
+        );
+        return Err(e);
+    }
+    if found.is_none_or(|found| found.spec != wanted.spec) {
+        context.apply(&wanted).await?;
+    }
+    Ok(Outcome::Done)
+}
+
+async fn label(context: &Context, template: &SandboxTemplate) -> Result<()> {
+    let hash = keys::name_hash(&template.name_any());
+    if template.labels().get(keys::TEMPLATE_REF_HASH) == Some(&hash) {
+        return Ok(());
+    }
+    let patch = json!({"metadata": {"labels": {keys::TEMPLATE_REF_HASH: hash}}});
+    context
+        .patch::<SandboxTemplate>(&Key::of(template), &patch)
+        .await?;
+    Ok(())
+}
+
+fn is_managed(template: &SandboxTemplateSpec) -> bool {
+    template.network_policy_management.unwrap_or_default() == NetworkPolicyManagement::Managed
+}
+
+fn policy(template: &SandboxTemplate) -> NetworkPolicy {
+    let (ingress, egress) = match &template.spec.network_policy {
+        Some(rules) => (rules.ingress.clone(), rules.egress.clone()),
+        None => (Some(vec![from_router()]), Some(vec![to_internet()])),
+    };
+    let hash = keys::name_hash(&template.name_any());
+    NetworkPolicy {
+        metadata: ObjectMeta {
+            name: Some(format!("{}-network-policy", template.name_any())),
+            namespace: template.namespace(),
+            owner_references: Some(vec![owner::reference(template)]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(labels(keys::TEMPLATE_REF_HASH, &hash)),
+            policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
+            // The apiserver keeps no empty lists.
+            ingress: ingress.filter(|rules| !rules.is_empty()),
+            egress: egress.filter(|rules| !rules.is_empty()),
+        }),
+    }
+}
+
+fn labels(key: &str, value: &str) -> LabelSelector {
+    LabelSelector {
+        match_labels: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
+        match_expressions: None,
+    }
+}
+
+fn from_router() -> NetworkPolicyIngressRule {
+    NetworkPolicyIngressRule {
+        from: Some(vec![NetworkPolicyPeer {
+            namespace_selector: Some(labels("kubernetes.io/metadata.name", ROUTER_NAMESPACE)),
+            pod_selector: Some(labels("app", ROUTER_APP)),
+            ip_block: None,
+        }]),
+        ports: None,
+    }
+}
+
+fn to_internet() -> NetworkPolicyEgressRule {
+    let block = |cidr: &str, except: &[&str]| NetworkPolicyPeer {
+        ip_block: Some(IPBlock {
+            cidr: cidr.to_owned(),
+            except: Some(except.iter().map(|&net| net.to_owned()).collect()),
+        }),
+        ..NetworkPolicyPeer::default()
+    };
+    NetworkPolicyEgressRule {
+        to: Some(vec![
+            block("0.0.0.0/0", &NOT_PUBLIC_V4),
+            block("::/0", &NOT_PUBLIC_V6),
+        ]),
+        ports: None,
+    }
+}
+
+/// Gives a Pod of a template what is safe where the template says nothing: no service account
+/// token, and under the default policy, which cuts it off from the cluster's DNS, other servers.
+pub(crate) fn secure(pod: &mut PodSpec, template: &SandboxTemplateSpec, dns_servers: &[IpAddr]) {
+    pod.automount_service_account_token.get_or_insert(false);
+    let is_default_policy = is_managed(template) && template.network_policy.is_none();
+    if is_default_policy && pod.dns_policy.is_none() && !dns_servers.is_empty() {
+        pod.dns_policy = Some("None".to_owned());
+        pod.dns_config = Some(PodDNSConfig {
+            nameservers: Some(dns_servers.iter().map(IpAddr::to_string).collect()),
+            ..PodDNSConfig::default()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn template(spec: &Value) -> SandboxTemplate {
+        let mut all = json!({"podTemplate": {"spec": {"containers": []}}});
+        all.as_object_mut()
+            .unwrap()
+            .extend(spec.as_object().unwrap().clone());
+        serde_json::from_value(json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxTemplate",
+            "metadata": {"name": "t", "namespace": "ns", "uid": "u"}, "spec": all,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn without_rules_only_the_router_comes_in_and_only_the_internet_is_reached() {
+        let spec = serde_json::to_value(policy(&template(&json!({}))).spec).unwrap();
+        assert_eq!(
+            spec,
+            json!({
+                "podSelector": {"matchLabels": {keys::TEMPLATE_REF_HASH: keys::name_hash("t")}},
+                "policyTypes": ["Ingress", "Egress"],
+                "ingress": [{"from": [{
+                    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "agent-sandbox-system"}},
+                    "podSelector": {"matchLabels": {"app": "sandbox-router"}},
+                }]}],
+                "egress": [{"to": [
+                    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"]}},
+                    {"ipBlock": {"cidr": "::/0", "except": ["fc00::/7", "fe80::/10"]}},
+                ]}],
+            })
+        );
+    }
+
+    #[test]
+    fn a_template_without_rules_in_its_policy_denies_all() {
+        let spec = policy(&template(&json!({"networkPolicy": {"ingress": []}})))
+            .spec
+            .unwrap();
+        assert!(spec.ingress.is_none() && spec.egress.is_none());
+        assert_eq!(spec.policy_types.unwrap().len(), 2);
+    }
+
+    #[test]
+    fn defaults_are_safe_and_give_way_to_what_is_said() {
+        let servers = ["9.9.9.9".parse().unwrap()];
+        let secured = |template_spec: &Value, pod: &Value, servers: &[IpAddr]| {
+            let mut pod: PodSpec = serde_json::from_value(pod.clone()).unwrap();
+            secure(&mut pod, &template(template_spec).spec, servers);
+            (pod.automount_service_account_token, pod.dns_policy)
+        };
+        let none = Some("None".to_owned());
+        let plain = json!({"containers": []});
+        assert_eq!(secured(&json!({}), &plain, &servers), (Some(false), none));
+        assert_eq!(secured(&json!({}), &plain, &[]), (Some(false), None));
+        let unmanaged = json!({"networkPolicyManagement": "Unmanaged"});
+        assert_eq!(secured(&unmanaged, &plain, &servers), (Some(false), None));
+        let said =
+            json!({"containers": [], "automountServiceAccountToken": true, "dnsPolicy": "Default"});
+        assert_eq!(
+            secured(&json!({}), &said, &servers),
+            (Some(true), Some("Default".to_owned()))
+        );
+    }
+}

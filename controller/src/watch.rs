@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Watches: they fill the caches, and put into the queue what a change is about.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use k8s_openapi::api::{
+    core::v1::{PersistentVolumeClaim, Pod, Service},
+    networking::v1::NetworkPolicy,
+};
+use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool, keys};
+use kube::{
+    Api, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{WatchStreamExt, watcher},
+};
+use tokio::sync::Notify;
+use tracing::warn;
+
+use crate::{
+    cache::Key,
+    condition::{self, READY},
+    context::{Context, Kind, pool_word, template_word},
+    owner,
+    queue::{Class, Work},
+};
+
+/// How long changes of a pool's Sandboxes are gathered before the pool is looked at.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How many watches have brought their first list.
+#[derive(Default)]
+pub(crate) struct Synced {
+    started: AtomicUsize,
+    done: AtomicUsize,
+    changed: Notify,
+}
+
+impl Synced {
+    pub(crate) fn is_complete(&self) -> bool {
+        let started = self.started.load(Ordering::Relaxed);
+        started > 0 && self.done.load(Ordering::Relaxed) >= started
+    }
+
+    /// Waits until all caches are filled. For one caller.
+    pub(crate) async fn complete(&self) {
+        while !self.is_complete() {
+            self.changed.notified().await;
+        }
+    }
+
+    fn one_more(&self) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+}
+
+/// Starts all watches; without `extensions` those of Sandboxes alone.
+pub(crate) fn start(context: &Arc<Context>, synced: &Arc<Synced>, extensions: bool) {
+    let ours = watcher::Config::default().labels(keys::SANDBOX_NAME_HASH);
+    let all = watcher::Config::default;
+    spawn::<Sandbox>(context, synced, all(), sandbox_changed);
+    spawn::<Pod>(context, synced, ours.clone(), pod_changed);
+    spawn::<Service>(context, synced, ours.clone(), child_changed);
+    spawn::<PersistentVolumeClaim>(context, synced, ours, child_changed);
+    if extensions {
+        spawn::<SandboxClaim>(context, synced, all(), claim_changed);
+        spawn::<SandboxWarmPool>(context, synced, all(), pool_changed);
+        spawn::<SandboxTemplate>(context, synced, all(), template_changed);
+        spawn::<NetworkPolicy>(context, synced, all(), policy_changed);
+    }
+}
+
+/// What a change of `new`, which was `old`, is about.
+type Changed<K> = fn(context: &Context, new: &K, old: Option<&K>);
+
+fn spawn<K: Kind>(
+    context: &Arc<Context>,
+    synced: &Arc<Synced>,
+    config: watcher::Config,
+    changed: Changed<K>,
+) {
+    synced.started.fetch_add(1, Ordering::Relaxed);
+    tokio::spawn(follow(
+        Arc::clone(context),
+        Arc::clone(synced),
+        config,
+        changed,
+    ));
+}
+
+/// Follows one watch for ever; the watcher itself begins anew after errors, with pauses.
+async fn follow<K: Kind>(
+    context: Arc<Context>,
+    synced: Arc<Synced>,
+    config: watcher::Config,
+    changed: Changed<K>,
+) {
+    let cache = K::cache(&context);
+    // One object that cannot be read must not hide all others: the schema lets some through, such
+    // as a number that is too large for its field.
+    let api: Api<DeserializeGuard<K>> = Api::all(context.client.clone());
+    let mut events = pin!(watcher(api, config).default_backoff());
+    let mut is_first = true;
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(watcher::Event::Init) => cache.begin_list(),
+            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
+                match object.0 {
+                    Ok(object) => keep(&context, object, changed),
+                    Err(invalid) => context.tell_invalid::<K>(&invalid),
+                }
+            }
+            Ok(watcher::Event::InitDone) => {
+                for gone in cache.end_list() {
+                    changed(&context, &gone, Some(&gone));
+                }
+                if std::mem::take(&mut is_first) {
+                    synced.one_more();
+                }
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                if let Ok(object) = object.0 {
+                    cache.remove(&object);
+                    changed(&context, &object, Some(&object));
+                }
+            }
+            Err(e) => warn!("watch {}: {e}", K::plural(&())),
+        }
+    }
+}
+
+fn keep<K: Kind>(context: &Context, mut object: K, changed: Changed<K>) {
+    object.trim();
+    let key = Key::of(&object);
+    let cache = K::cache(context);
+    let old = cache.put(object);
+    if let Some(new) = cache.get(&key) {
+        changed(context, &new, old.as_deref());
+    }
+}
+
+fn sandbox_changed(context: &Context, new: &Sandbox, old: Option<&Sandbox>) {
+    context.add(Class::Sandbox, Key::of(new));
+    for sandbox in [Some(new), old].into_iter().flatten() {
+        let Some(owner) = owner::controller(sandbox) else {
+            continue;
+        };
+        let key = Key::new(&sandbox.namespace().unwrap_or_default(), &owner.name);
+        if owner::is_kind::<SandboxClaim>(owner) {
+            context.add(Class::Claim, key);
+        } else if owner::is_kind::<SandboxWarmPool>(owner) {
+            context.queue.add_after(Work::new(Class::Pool, key), GATHER);
+        }
+    }
+}
+
+fn pod_changed(context: &Context, new: &Pod, old: Option<&Pod>) {
+    // One that nobody owns may be in the way of the Sandbox of its name.
+    if owner::controller(new).is_none() {
+        context.add(Class::Sandbox, Key::of(new));
+    }
+    child_changed(context, new, old);
+}
+
+fn child_changed<K: ResourceExt>(context: &Context, new: &K, _old: Option<&K>) {
+    if let Some(owner) = owner::controller(new)
+        && owner::is_kind::<Sandbox>(owner)
+    {
+        let key = Key::new(&new.namespace().unwrap_or_default(), &owner.name);
+        context.add(Class::Sandbox, key);
+    }
+}
+
+/// Whether an object is as the controller itself has written it.
+fn is_known<K: ResourceExt>(new: &K, old: Option<&K>) -> bool {
+    old.is_some_and(|old| {
+        old.resource_version() == new.resource_version() && new.meta().deletion_timestamp.is_none()
+    })
+}
+
+fn claim_changed(context: &Context, new: &SandboxClaim, old: Option<&SandboxClaim>) {
+    // Nobody but the one that works on a claim writes it, and he knows what he wrote.
+    if !is_known(new, old) {
+        context.add(Class::Claim, Key::of(new));
+    }
+}
+
+fn pool_changed(context: &Context, new: &SandboxWarmPool, old: Option<&SandboxWarmPool>) {
+    if is_known(new, old) {
+        return;
+    }
+    context.add(Class::Pool, Key::of(new));
+    let namespace = new.namespace().unwrap_or_default();
+    if old.is_none() {
+        wake_claims(context, &pool_word(&namespace, &new.name_any()));
+    }
+}
+
+fn template_changed(context: &Context, new: &SandboxTemplate, old: Option<&SandboxTemplate>) {
+    let namespace = new.namespace().unwrap_or_default();
+    context.add(Class::Template, Key::of(new));
+    let word = template_word(&namespace, &new.name_any());
+    for pool in context.pools.find(&word) {
+        context.add(Class::Pool, Key::of(&*pool));
+        if old.is_none() {
+            wake_claims(context, &pool_word(&namespace, &pool.name_any()));
+        }
+    }
+    wake_claims(context, &word);
+}
+
+fn policy_changed(context: &Context, new: &NetworkPolicy, _old: Option<&NetworkPolicy>) {
+    if let Some(owner) = owner::controller(new)
+        && owner::is_kind::<SandboxTemplate>(owner)
+    {
+        let key = Key::new(&new.namespace().unwrap_or_default(), &owner.name);
+        context.add(Class::Template, key);
+    }
+}
+
+/// Has the claims looked at that may have waited for what is there now.
+fn wake_claims(context: &Context, word: &str) {
+    for claim in context.claims.find(word) {
+        let conditions = claim.status.as_ref().map(|s| s.conditions.as_slice());
+        if !conditions.is_some_and(|all| condition::is_true(all, READY)) {
+            context.add(Class::Claim, Key::of(&*claim));
+        }
+    }
+}

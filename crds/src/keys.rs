@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Labels and annotations, as upstream has them (its `api/v1beta1/sandbox_types.go` and
+//! `extensions/api/v1beta1`).
+
+/// Label of a Pod, a Service's selector and a volume claim: [`name_hash`] of the Sandbox.
+pub const SANDBOX_NAME_HASH: &str = "agents.x-k8s.io/sandbox-name-hash";
+/// Annotation of a Sandbox: the name of its Pod.
+pub const POD_NAME: &str = "agents.x-k8s.io/pod-name";
+/// Label of a pool's Sandbox: [`name_hash`] of the pool. It goes when a claim adopts it.
+pub const WARM_POOL: &str = "agents.x-k8s.io/warm-pool-sandbox";
+/// Label of a template, of the Sandboxes made from it and of their Pods: [`name_hash`] of the
+/// template.
+pub const TEMPLATE_REF_HASH: &str = "agents.x-k8s.io/sandbox-template-ref-hash";
+/// Label of a pool's Sandbox: hash of what its template said when it was made.
+pub const TEMPLATE_HASH: &str = "agents.x-k8s.io/sandbox-template-hash";
+/// Annotation of a Sandbox: the name of its template.
+pub const TEMPLATE_REF: &str = "agents.x-k8s.io/sandbox-template-ref";
+/// Label of a claimed Sandbox and its Pod: the claim's uid.
+pub const CLAIM_UID: &str = "agents.x-k8s.io/claim-uid";
+/// Label of a claimed Sandbox: [`WARM`] or [`COLD`].
+pub const LAUNCH_TYPE: &str = "agents.x-k8s.io/launch-type";
+/// [`LAUNCH_TYPE`] of a Sandbox that a pool had ready.
+pub const WARM: &str = "warm";
+/// [`LAUNCH_TYPE`] of a Sandbox that was made for its claim.
+pub const COLD: &str = "cold";
+/// Label of a claim or Sandbox: who made it.
+pub const CREATED_BY: &str = "agents.x-k8s.io/created-by";
+/// Label of a Pod or volume claim without an owner: `true` lets a Sandbox adopt it.
+pub const ADOPTABLE: &str = "agents.x-k8s.io/adoptable";
+/// Annotation of a Pod: which of its labels come from its Sandbox, separated by commas.
+pub const PROPAGATED_LABELS: &str = "agents.x-k8s.io/propagated-labels";
+/// Annotation of a Pod: which of its annotations come from its Sandbox, separated by commas.
+pub const PROPAGATED_ANNOTATIONS: &str = "agents.x-k8s.io/propagated-annotations";
+/// Annotation of a claim: the Sandbox chosen for it, written before that is adopted. Early
+/// versions had it as a label.
+pub const ASSIGNED_SANDBOX: &str = "agents.x-k8s.io/sandbox-name";
+/// Annotation of a claim: when its client asked, in RFC 3339 with nanoseconds.
+pub const CLIENT_REQUESTED_AT: &str = "agents.x-k8s.io/client-first-requested-at";
+/// Annotation of a claim: when the controller saw it first.
+pub const CONTROLLER_OBSERVED_AT: &str = "agents.x-k8s.io/controller-first-observed-at";
+/// Annotation of a claim: when it was ready for the first time.
+pub const CLAIM_READY_AT: &str = "agents.x-k8s.io/claim-first-ready-at";
+/// Annotation of an object: a W3C trace context as JSON, handed on from claim to Pod.
+pub const TRACE_CONTEXT: &str = "opentelemetry.io/trace-context";
+/// Annotation of a pool's Pod, which cluster-autoscaler may evict while nobody has claimed it.
+pub const SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict";
+
+/// The hash by which upstream puts names into labels: FNV-1a of 32 bits as 8 hexadecimal digits.
+#[must_use]
+pub fn name_hash(name: &str) -> String {
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("{hash:08x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_hash_as_fnv_1a_has_it() {
+        // Test vectors of draft-eastlake-fnv, appendix C.
+        for (name, hash) in [("", "811c9dc5"), ("a", "e40c292c"), ("foobar", "bf9cf968")] {
+            assert_eq!(name_hash(name), hash);
+        }
+    }
+}

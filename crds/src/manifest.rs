@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! CustomResourceDefinitions.
+
+use kube::Resource;
+use schemars::JsonSchema;
+use serde_json::{Value, json};
+
+use crate::{
+    Sandbox, SandboxClaim, SandboxClaimSpec, SandboxClaimStatus, SandboxNode, SandboxNodeSpec,
+    SandboxNodeStatus, SandboxSpec, SandboxStatus, SandboxTemplate, SandboxTemplateSpec,
+    SandboxWarmPool, SandboxWarmPoolSpec, SandboxWarmPoolStatus, schema,
+};
+
+/// Volume claims stay what they were when the Sandbox was made, since theirs are made just then.
+const IMMUTABLE_CLAIMS: &str = "has(self.volumeClaimTemplates) == has(oldSelf.volumeClaimTemplates) && (!has(self.volumeClaimTemplates) || self.volumeClaimTemplates == oldSelf.volumeClaimTemplates)";
+
+/// Where a claim's Sandbox comes from is said in the words of one version.
+const ONE_SOURCE: &str = "has(self.warmPoolRef) != has(self.sandboxTemplateRef)";
+
+/// A definition, and the name of the file that it is kept in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Manifest {
+    /// `<group>_<plural>.yaml`.
+    pub file: String,
+    /// The CustomResourceDefinition.
+    pub definition: Value,
+}
+
+/// All definitions.
+#[must_use]
+pub fn manifests() -> Vec<Manifest> {
+    vec![sandbox(), template(), warm_pool(), claim(), node()]
+}
+
+/// One version of a kind.
+struct Version {
+    name: &'static str,
+    is_stored: bool,
+    spec: Value,
+    status: Option<Value>,
+    columns: Value,
+    has_scale: bool,
+}
+
+/// Both of upstream's versions, with the same schema but for what `differ` changes in the spec of
+/// each.
+fn two_versions<Spec: JsonSchema>(
+    status: Option<&Value>,
+    columns: &Value,
+    has_scale: bool,
+    differ: impl Fn(&mut Value, bool),
+) -> Vec<Version> {
+    [("v1beta1", true), ("v1alpha1", false)]
+        .into_iter()
+        .map(|(name, is_stored)| {
+            let mut spec = schema::of::<Spec>();
+            differ(&mut spec, is_stored);
+            Version {
+                name,
+                is_stored,
+                spec,
+                status: status.cloned(),
+                columns: columns.clone(),
+                has_scale,
+            }
+        })
+        .collect()
+}
+
+fn column(name: &str, kind: &str, path: &str) -> Value {
+    json!({"name": name, "type": kind, "jsonPath": path})
+}
+
+fn ready(field: &str) -> String {
+    format!(".status.conditions[?(@.type=='Ready')].{field}")
+}
+
+fn age() -> Value {
+    column("Age", "date", ".metadata.creationTimestamp")
+}
+
+fn sandbox() -> Manifest {
+    let columns = json!([
+        column("Ready", "string", &ready("status")),
+        column("Reason", "string", &ready("reason")),
+        age(),
+    ]);
+    let status = schema::of::<SandboxStatus>();
+    let versions =
+        two_versions::<SandboxSpec>(Some(&status), &columns, true, |spec, is_v1beta1| {
+            let fields = &mut spec["properties"];
+            fields["replicas"]["minimum"] = json!(0);
+            fields["replicas"]["maximum"] = json!(1);
+            fields["shutdownPolicy"]["default"] = json!("Retain");
+            if is_v1beta1 {
+                fields["operatingMode"]["default"] = json!("Running");
+                rule(spec, IMMUTABLE_CLAIMS, "volumeClaimTemplates is immutable");
+            } else {
+                fields["replicas"]["default"] = json!(1);
+            }
+        });
+    manifest::<Sandbox>(&["sandbox"], "Namespaced", versions)
+}
+
+fn template() -> Manifest {
+    let versions = two_versions::<SandboxTemplateSpec>(None, &json!([age()]), false, |spec, _| {
+        let fields = &mut spec["properties"];
+        fields["networkPolicyManagement"]["default"] = json!("Managed");
+        fields["envVarsInjectionPolicy"]["default"] = json!("Disallowed");
+        fields["volumeClaimTemplatesPolicy"]["default"] = json!("Disallowed");
+    });
+    manifest::<SandboxTemplate>(&["sandboxtemplate"], "Namespaced", versions)
+}
+
+fn warm_pool() -> Manifest {
+    let columns = json!([
+        column("Ready", "integer", ".status.readyReplicas"),
+        column("Desired", "integer", ".spec.replicas"),
+        column("Reason", "string", &ready("reason")),
+        age(),
+    ]);
+    let status = schema::of::<SandboxWarmPoolStatus>();
+    let versions = two_versions::<SandboxWarmPoolSpec>(Some(&status), &columns, true, |spec, _| {
+        let fields = &mut spec["properties"];
+        fields["replicas"]["minimum"] = json!(0);
+        fields["replicas"]["default"] = json!(1);
+        fields["updateStrategy"]["properties"]["type"]["default"] = json!("OnReplenish");
+    });
+    manifest::<SandboxWarmPool>(&["swp"], "Namespaced", versions)
+}
+
+fn claim() -> Manifest {
+    let columns = json!([
+        column("Ready", "string", &ready("status")),
+        column("Sandbox", "string", ".status.sandbox.name"),
+        column("Reason", "string", &ready("reason")),
+        age(),
+    ]);
+    let status = schema::of::<SandboxClaimStatus>();
+    let versions = two_versions::<SandboxClaimSpec>(Some(&status), &columns, false, |spec, _| {
+        let lifecycle = &mut spec["properties"]["lifecycle"]["properties"];
+        lifecycle["shutdownPolicy"]["default"] = json!("Retain");
+        lifecycle["ttlSecondsAfterFinished"]["minimum"] = json!(0);
+        rule(
+            spec,
+            ONE_SOURCE,
+            "exactly one of warmPoolRef and sandboxTemplateRef must be set",
+        );
+    });
+    manifest::<SandboxClaim>(&["sandboxclaim"], "Namespaced", versions)
+}
+
+fn node() -> Manifest {
+    let mut spec = schema::of::<SandboxNodeSpec>();
+    let class = &mut spec["properties"]["classes"]["items"]["properties"];
+    for field in ["memoryBytes", "cpuMilli", "warm"] {
+        class[field]["minimum"] = json!(0);
+    }
+    // A class is held in several shapes.
+    class["memoryBytes"]["default"] = json!(0);
+    class["cpuMilli"]["default"] = json!(0);
+    spec["properties"]["classes"]["x-kubernetes-list-map-keys"] =
+        json!(["class", "memoryBytes", "cpuMilli"]);
+    let classes = |field: &str| format!(".status.classes[*].{field}");
+    let version = Version {
+        name: "v1alpha1",
+        is_stored: true,
+        spec,
+        status: Some(schema::of::<SandboxNodeStatus>()),
+        columns: json!([
+            column("Class", "string", &classes("class")),
+            column("Warm", "string", &classes("ready")),
+            column("Warming", "string", &classes("warming")),
+            column("Adopted", "string", &classes("adopted")),
+            column("Missed", "string", &classes("missed")),
+            column("Ready", "string", &ready("status")),
+            column("Heartbeat", "date", ".status.heartbeat"),
+        ]),
+        has_scale: false,
+    };
+    manifest::<SandboxNode>(&["sbn"], "Cluster", vec![version])
+}
+
+fn rule(spec: &mut Value, rule: &str, message: &str) {
+    spec["x-kubernetes-validations"] = json!([{"rule": rule, "message": message}]);
+}
+
+fn manifest<K>(short_names: &[&str], scope: &str, versions: Vec<Version>) -> Manifest
+where
+    K: Resource<DynamicType = ()>,
+{
+    let (group, kind, plural) = (K::group(&()), K::kind(&()), K::plural(&()));
+    let versions: Vec<Value> = versions.into_iter().map(Version::into_json).collect();
+    let name = format!("{plural}.{group}");
+    Manifest {
+        file: format!("{group}_{plural}.yaml"),
+        definition: json!({
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": name},
+            "spec": {
+                "group": group,
+                "names": {
+                    "kind": kind,
+                    "listKind": format!("{kind}List"),
+                    "plural": plural,
+                    "singular": kind.to_lowercase(),
+                    "shortNames": short_names,
+                },
+                "scope": scope,
+                "conversion": {"strategy": "None"},
+                "preserveUnknownFields": false,
+                "versions": versions,
+            },
+        }),
+    }
+}
+
+impl Version {
+    fn into_json(self) -> Value {
+        let description = self.spec["description"].clone();
+        let mut fields = json!({
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": self.spec,
+        });
+        let mut subresources = json!({});
+        if let Some(status) = self.status {
+            fields["status"] = status;
+            subresources["status"] = json!({});
+        }
+        if self.has_scale {
+            subresources["scale"] = json!({
+                "specReplicasPath": ".spec.replicas",
+                "statusReplicasPath": ".status.replicas",
+                "labelSelectorPath": ".status.selector",
+            });
+        }
+        json!({
+            "name": self.name,
+            "served": true,
+            "storage": self.is_stored,
+            "subresources": subresources,
+            "additionalPrinterColumns": self.columns,
+            "schema": {"openAPIV3Schema": {
+                "type": "object",
+                "description": description,
+                "required": ["spec"],
+                "properties": fields,
+            }},
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_fit_into_a_request_with_room_to_spare() {
+        for manifest in manifests() {
+            let size = manifest.definition.to_string().len();
+            assert!(size < 400 << 10, "{}: {size} bytes", manifest.file);
+        }
+    }
+
+    #[test]
+    fn one_version_of_each_kind_is_stored() {
+        for manifest in manifests() {
+            let versions = manifest.definition["spec"]["versions"].as_array().unwrap();
+            let stored = versions.iter().filter(|v| v["storage"] == true).count();
+            assert_eq!(stored, 1, "{}", manifest.file);
+        }
+    }
+}
