@@ -58,12 +58,17 @@ test-node: deps build guest ## Suites against real containerd, runsc and runc
 	$(CARGO) build -p kiln-shim
 	$(CARGO) test -p kiln-tests
 
+.PHONY: test-controller
+test-controller: deps ## The controller on a real etcd and kube-apiserver
+	$(CARGO) build -p kiln-controller
+	$(CARGO) test -p kiln-cluster
+
 .PHONY: critest
 critest: deps build guest ## The CRI conformance suite with our handler: tests/critest.md
 	$(CARGO) run -q -p kiln-tests --bin kiln-critest -- --handler gvisor
 
 .PHONY: test
-test: check test-unit test-node critest ## Everything above
+test: check test-unit test-controller test-node critest ## Everything above
 
 .PHONY: bench-node
 bench-node: deps build guest ## Ours, gVisor's Go shim and runc side by side: target/bench/node.json

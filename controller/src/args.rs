@@ -21,7 +21,7 @@ const LABEL_DOMAINS: &str = "/etc/sandbox-config/allowed-label-domains";
 
 /// Controller of Sandbox, SandboxTemplate, SandboxWarmPool and SandboxClaim.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "kiln-controller", version)]
+#[command(name = "kiln-controller", version, args_override_self = true)]
 pub(crate) struct Args {
     /// Whether templates, pools and claims are served, and not Sandboxes alone.
     #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]

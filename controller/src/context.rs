@@ -260,6 +260,9 @@ impl Context {
 
     fn keep<K: Kind>(&self, mut object: K) -> Arc<K> {
         object.trim();
+        if !object.is_watched() {
+            return Arc::new(object);
+        }
         let key = Key::of(&object);
         let kept = object.clone();
         K::cache(self).put(object);
@@ -323,6 +326,11 @@ pub(crate) trait Kind:
 {
     fn cache(context: &Context) -> &Cache<Self>;
 
+    /// Whether a watch would bring it; what none brings grows old in a cache.
+    fn is_watched(&self) -> bool {
+        true
+    }
+
     /// Drops what the controller never reads.
     fn trim(&mut self) {
         self.meta_mut().managed_fields = None;
@@ -330,11 +338,15 @@ pub(crate) trait Kind:
 }
 
 macro_rules! kinds {
-    ($($kind:ty: $cache:ident),+ $(,)?) => {
+    ($($kind:ty: $cache:ident $(($watched:expr))?),+ $(,)?) => {
         $(impl Kind for $kind {
             fn cache(context: &Context) -> &Cache<Self> {
                 &context.$cache
             }
+
+            $(fn is_watched(&self) -> bool {
+                $watched(self)
+            })?
         })+
     };
 }
@@ -344,14 +356,18 @@ kinds!(
     SandboxClaim: claims,
     SandboxWarmPool: pools,
     SandboxTemplate: templates,
-    Service: services,
-    PersistentVolumeClaim: volume_claims,
+    Service: services(is_tracked),
+    PersistentVolumeClaim: volume_claims(is_tracked),
     NetworkPolicy: policies,
 );
 
 impl Kind for Pod {
     fn cache(context: &Context) -> &Cache<Self> {
         &context.pods
+    }
+
+    fn is_watched(&self) -> bool {
+        is_tracked(self)
     }
 
     fn trim(&mut self) {
@@ -365,6 +381,11 @@ impl Kind for Pod {
             status.init_container_statuses = None;
         }
     }
+}
+
+/// Whether an object bears the label that its kind is watched by.
+fn is_tracked<K: ResourceExt>(object: &K) -> bool {
+    object.labels().contains_key(keys::SANDBOX_NAME_HASH)
 }
 
 fn owner_word<K: ResourceExt>(object: &K) -> Option<String> {

@@ -266,6 +266,11 @@ pub struct Background {
 }
 
 impl Background {
+    /// Its process id, unless it has ended and was waited for.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// What it has written so far.
     pub fn text(&self) -> String {
         fs::read(&self.log)

@@ -95,7 +95,7 @@ impl<F: Fixture> Cases<F> {
     }
 
     /// Runs the cases that the command line asks for on the fixture that `start` makes.
-    pub fn run<S: Future<Output = Result<F>> + Send + 'static>(
+    pub fn run<S: Future<Output = Result<F>> + 'static>(
         self,
         start: impl Fn() -> S + Send + Sync + 'static,
     ) -> ExitCode {

@@ -56,15 +56,12 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     );
     tell_what_is_wrong(context, &sandbox, &new, &children.errors);
     write_status(context, &sandbox, &new).await?;
-    if children
-        .errors
-        .iter()
-        .any(|e| !matches!(e, Error::MultiplePods(_)))
-    {
+    if children.errors.iter().any(|e| !e.is_final()) {
         return Ok(Outcome::Failed);
     }
     let over = left.and_then(|left| Duration::try_from(left).ok());
-    let foreign = children.foreign.then_some(FOREIGN);
+    let is_in_the_way = children.foreign || !children.errors.is_empty();
+    let foreign = is_in_the_way.then_some(FOREIGN);
     Ok(over
         .into_iter()
         .chain(foreign)

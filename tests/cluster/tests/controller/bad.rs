@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What users and attackers get wrong: they read what, and nobody else notices.
+
+use anyhow::{Result, ensure};
+use k8s_openapi::api::{
+    core::v1::{Pod, ResourceQuota},
+    networking::v1::NetworkPolicy,
+};
+use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool, keys};
+use kube::ResourceExt;
+use serde_json::json;
+
+use crate::env::{Env, controller_of, same};
+
+pub(crate) async fn a_pod_that_is_refused_is_explained(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let class = json!({"podTemplate": {"spec": {"runtimeClassName": "nowhere"}}});
+    ns.sandbox("class", class.clone()).await?;
+    let is = "False ReconcilerError: Error seen: ";
+    let sandbox: Sandbox = ns.until_condition("class", "Ready", is).await?;
+    let message = &sandbox
+        .status
+        .unwrap()
+        .conditions
+        .iter()
+        .find(|c| c.type_ == "Ready")
+        .unwrap()
+        .message
+        .clone();
+    ensure!(
+        message.contains("RuntimeClass \"nowhere\" not found"),
+        "{message}"
+    );
+    ns.until_warned("class", "RuntimeClass \"nowhere\" not found")
+        .await?;
+    let twice =
+        json!({"podTemplate": {"spec": {"volumes": [{"name": "Not A Name", "emptyDir": {}}]}}});
+    ns.sandbox("name", twice).await?;
+    ns.until_warned("name", "spec.volumes[0].name").await?;
+    // Those who wait for it learn of it, too.
+    ns.template("t", class).await?;
+    ns.claim_with("c", json!({"sandboxTemplateRef": {"name": "t"}}))
+        .await?;
+    ns.until_condition::<SandboxClaim>("c", "Ready", is).await?;
+    Ok(())
+}
+
+pub(crate) async fn a_quota_is_explained_and_recovered_from(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.make::<ResourceQuota>("q", json!({"spec": {"hard": {"pods": "1"}}}))
+        .await?;
+    ns.until("q", "the quota to count", |q: &ResourceQuota| {
+        q.status.as_ref()?.used.as_ref().map(|_| ())
+    })
+    .await?;
+    ns.sandbox("first", json!({})).await?;
+    ns.until_condition::<Sandbox>("first", "Ready", "True")
+        .await?;
+    ns.sandbox("second", json!({})).await?;
+    ns.until_warned("second", "exceeded quota").await?;
+    ns.delete::<Sandbox>("first").await?;
+    ns.until_condition::<Sandbox>("second", "Ready", "True")
+        .await?;
+    Ok(())
+}
+
+pub(crate) async fn an_object_that_cannot_be_read_hides_no_other(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    // Where a schema has no rules, its int32 is a hint to clients, and any number goes through.
+    let yaml = json!({
+        "apiVersion": "extensions.agents.x-k8s.io/v1beta1",
+        "kind": "SandboxTemplate",
+        "metadata": {"name": "huge", "namespace": ns.name},
+        "spec": {"podTemplate": {"spec": {"containers": [
+            {"name": "c", "image": "i", "ports": [{"containerPort": 99_999_999_999_i64}]},
+        ]}}},
+    });
+    let create = ["create", "-f", "-"];
+    env.plane.kubectl_with(&create, &yaml.to_string()).await?;
+    ns.until_warned("huge", "").await?;
+    ns.template("fine", json!({})).await?;
+    ns.pool("p", "fine", 1).await?;
+    let delete = ["delete", "sandboxtemplate/huge", "-n", &ns.name];
+    env.plane.kubectl(&delete).await?;
+    Ok(())
+}
+
+pub(crate) async fn a_forged_member_is_given_to_nobody(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.template("t", json!({})).await?;
+    let pool: SandboxWarmPool = ns.pool("p", "t", 1).await?;
+    let owner = json!([{
+        "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
+        "name": "p", "uid": pool.uid(), "controller": true,
+    }]);
+    let spec =
+        json!({"podTemplate": {"spec": {"containers": [{"name": "evil", "image": "evil"}]}}});
+    // By its owner alone, or by its labels alone.
+    let by_owner = json!({"metadata": {"ownerReferences": owner}, "spec": spec});
+    ns.make::<Sandbox>("a-forged", by_owner).await?;
+    let labels = json!({keys::WARM_POOL: keys::name_hash("p"), keys::TEMPLATE_REF_HASH: keys::name_hash("t")});
+    let by_labels = json!({"metadata": {"labels": labels, "annotations": {keys::TEMPLATE_REF: "t"}}, "spec": spec});
+    ns.make::<Sandbox>("b-forged", by_labels).await?;
+    ns.until_condition::<Sandbox>("b-forged", "Ready", "True")
+        .await?;
+    for n in 0..3 {
+        ns.claim(&format!("c{n}"), "p").await?;
+        let sandbox = ns.claimed(&format!("c{n}")).await?;
+        let image = sandbox.spec.pod_template.spec.containers[0].image.clone();
+        same("image", &image.as_deref(), &Some("pause"))?;
+    }
+    // A Sandbox that only says that it is a pool's does not get the pool's labels onto its Pod.
+    let pod: Pod = ns.get("b-forged").await?;
+    ensure!(
+        !pod.labels().contains_key(keys::WARM_POOL),
+        "{:?}",
+        pod.labels()
+    );
+    ensure!(!pod.labels().contains_key(keys::TEMPLATE_REF_HASH));
+    Ok(())
+}
+
+pub(crate) async fn metadata_of_the_system_is_refused(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.template("t", json!({})).await?;
+    ns.pool("p", "t", 1).await?;
+    for (name, metadata) in [
+        ("router", json!({"labels": {"app": "sandbox-router"}})),
+        ("victim", json!({"labels": {keys::SANDBOX_NAME_HASH: "0"}})),
+        (
+            "system",
+            json!({"annotations": {"container.apparmor.security.beta.kubernetes.io/main": "unconfined"}}),
+        ),
+    ] {
+        let spec = json!({"warmPoolRef": {"name": "p"}, "additionalPodMetadata": metadata});
+        ns.claim_with(name, spec).await?;
+        ns.until_condition::<SandboxClaim>(name, "Ready", "False InvalidMetadata")
+            .await?;
+    }
+    same(
+        "the pool",
+        &ns.until_ready("p", 1).await?.status.unwrap().replicas,
+        &1,
+    )
+}
+
+pub(crate) async fn a_strangers_network_policy_is_not_touched(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let theirs = json!({"spec": {"podSelector": {"matchLabels": {"a": "b"}}}});
+    ns.make::<NetworkPolicy>("t-network-policy", theirs).await?;
+    ns.template("t", json!({})).await?;
+    ns.until_warned("t", "not controlled by SandboxTemplate")
+        .await?;
+    let policy: NetworkPolicy = ns.get("t-network-policy").await?;
+    ensure!(controller_of(&policy).is_none());
+    let selector = policy
+        .spec
+        .unwrap()
+        .pod_selector
+        .unwrap()
+        .match_labels
+        .unwrap();
+    same("selector", &selector["a"].as_str(), &"b")?;
+    ns.delete::<SandboxTemplate>("t").await
+}
+
+pub(crate) async fn a_claim_has_one_source(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    for spec in [
+        json!({}),
+        json!({"warmPoolRef": {"name": "p"}, "sandboxTemplateRef": {"name": "t"}}),
+    ] {
+        let refused = ns.claim_with("c", spec).await.unwrap_err();
+        let text = format!("{refused:#}");
+        ensure!(
+            text.contains("exactly one of warmPoolRef and sandboxTemplateRef"),
+            "{text}"
+        );
+    }
+    Ok(())
+}

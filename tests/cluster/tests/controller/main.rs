@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The controller on a real etcd and kube-apiserver. A stand-in makes Pods ready, so that what is
+//! tested is the controller; each case has a namespace of its own.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod bad;
+mod claim;
+mod env;
+mod faults;
+mod pool;
+mod sandbox;
+
+use std::process::ExitCode;
+
+use kiln_tests::suite::Cases;
+
+use env::Env;
+
+macro_rules! cases {
+    ($cases:ident, $add:ident: $($module:ident :: $case:ident),+ $(,)?) => {
+        $($cases.$add(
+            concat!(stringify!($module), "::", stringify!($case)),
+            async move |env: &Env| $module::$case(env).await,
+        );)+
+    };
+}
+
+fn main() -> ExitCode {
+    let mut cases = Cases::new();
+    cases!(
+        cases, add:
+        sandbox::one_gets_its_pod_its_service_and_its_whole_status,
+        sandbox::one_is_suspended_and_resumed_in_the_words_of_either_version,
+        sandbox::a_pod_that_is_deleted_comes_back,
+        sandbox::a_strangers_pod_is_left_alone,
+        sandbox::one_ends_at_its_time,
+        sandbox::one_that_is_retained_keeps_that_it_has_finished,
+        sandbox::volume_claims_are_made_and_immutable,
+        sandbox::metadata_of_the_template_reaches_the_pod,
+        pool::one_holds_what_its_spec_says,
+        pool::one_follows_its_scale,
+        pool::what_has_ended_is_replaced,
+        pool::a_changed_template_replaces_or_waits,
+        pool::another_template_is_followed_and_other_pools_are_left_alone,
+        pool::one_says_why_it_is_not_ready,
+        pool::a_template_has_its_network_policy,
+        claim::a_running_sandbox_changes_hands,
+        claim::the_words_of_v1alpha1_mean_what_they_meant,
+        claim::ten_at_once_get_ten,
+        claim::two_race_for_the_last,
+        claim::env_and_volumes_follow_the_policy,
+        claim::one_ends_as_its_policy_has_it,
+        claim::a_finished_one_goes_after_its_time,
+        claim::a_pod_that_goes_is_seen_in_the_claim,
+        claim::one_waits_for_its_pool_and_its_template,
+        claim::times_are_noted_for_clients_that_note_theirs,
+        claim::warm_starts_take_few_writes,
+        bad::a_pod_that_is_refused_is_explained,
+        bad::a_quota_is_explained_and_recovered_from,
+        bad::an_object_that_cannot_be_read_hides_no_other,
+        bad::a_forged_member_is_given_to_nobody,
+        bad::metadata_of_the_system_is_refused,
+        bad::a_strangers_network_policy_is_not_touched,
+        bad::a_claim_has_one_source,
+    );
+    cases!(
+        cases, add_alone:
+        faults::a_controller_that_is_killed_loses_and_doubles_nothing,
+        faults::an_apiserver_that_restarts_is_waited_for,
+        faults::two_controllers_take_turns,
+    );
+    cases.run(Env::start)
+}

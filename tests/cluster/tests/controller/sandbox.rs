@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Sandboxes.
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+use kiln_cluster::standin::FATE;
+use kiln_crds::{Sandbox, keys};
+use kube::ResourceExt;
+use serde_json::json;
+
+use crate::env::{Env, controller_of, line, same};
+
+const V1BETA1: &str = "agents.x-k8s.io/v1beta1";
+
+pub(crate) async fn one_gets_its_pod_its_service_and_its_whole_status(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let spec = json!({"service": true, "podTemplate": {"spec": {"containers": [{"name": "main", "image": "pause", "ports": [{"containerPort": 80}]}]}}});
+    ns.sandbox("box", spec).await?;
+    let sandbox: Sandbox = ns.until_condition("box", "Ready", "True").await?;
+    let status = sandbox.status.clone().context("no status")?;
+    let ready = line(&status.conditions, "Ready");
+    same(
+        "Ready",
+        &ready,
+        &Some("True DependenciesReady: Pod is Ready; Service Exists".to_owned()),
+    )?;
+    let suspended = line(&status.conditions, "Suspended");
+    same(
+        "Suspended",
+        &suspended,
+        &Some("False NotSuspended: Sandbox is not suspended".to_owned()),
+    )?;
+    let scheduled = line(&status.conditions, "PodScheduled");
+    same(
+        "PodScheduled",
+        &scheduled,
+        &Some("True PodScheduled: ".to_owned()),
+    )?;
+    ensure!(
+        status
+            .conditions
+            .iter()
+            .all(|c| c.observed_generation == Some(1))
+    );
+    same("service", &status.service, &Some("box".to_owned()))?;
+    same(
+        "FQDN",
+        &status.service_fqdn,
+        &Some(format!("box.{}.svc.cluster.local", ns.name)),
+    )?;
+
+    let hash = keys::name_hash("box");
+    same(
+        "selector",
+        &status.selector,
+        &Some(format!("{}={hash}", keys::SANDBOX_NAME_HASH)),
+    )?;
+    let owner = Some((V1BETA1.to_owned(), "Sandbox".to_owned(), "box".to_owned()));
+    let pod: Pod = ns.get("box").await?;
+    same("the Pod's owner", &controller_of(&pod), &owner)?;
+    same(
+        "the Pod's hash",
+        &pod.labels().get(keys::SANDBOX_NAME_HASH),
+        &Some(&hash),
+    )?;
+    let node = pod.spec.and_then(|s| s.node_name);
+    same("node", &status.node_name, &node)?;
+    let ips = pod.status.and_then(|s| s.pod_ip).map(|ip| vec![ip]);
+    same("addresses", &status.pod_ips, &ips)?;
+    same(
+        "noted Pod",
+        &sandbox
+            .annotations()
+            .get(keys::POD_NAME)
+            .map(String::as_str),
+        &Some("box"),
+    )?;
+
+    let service: Service = ns.get("box").await?;
+    same("the Service's owner", &controller_of(&service), &owner)?;
+    let spec = service.spec.context("no spec")?;
+    same(
+        "cluster address",
+        &spec.cluster_ip.as_deref(),
+        &Some("None"),
+    )?;
+    same(
+        "selected",
+        &spec
+            .selector
+            .and_then(|s| s.get(keys::SANDBOX_NAME_HASH).cloned()),
+        &Some(hash),
+    )?;
+    same(
+        "port",
+        &spec.ports.and_then(|p| p[0].name.clone()).as_deref(),
+        &Some("p-80-tcp"),
+    )?;
+
+    ns.patch::<Sandbox>("box", json!({"spec": {"service": false}}))
+        .await?;
+    ns.until_gone::<Service>("box").await?;
+    ns.delete::<Sandbox>("box").await?;
+    ns.until_gone::<Pod>("box").await
+}
+
+pub(crate) async fn one_is_suspended_and_resumed_in_the_words_of_either_version(
+    env: &Env,
+) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.sandbox("box", json!({})).await?;
+    ns.until_condition::<Sandbox>("box", "Ready", "True")
+        .await?;
+    for (suspend, resume) in [
+        (
+            json!({"operatingMode": "Suspended"}),
+            json!({"operatingMode": "Running"}),
+        ),
+        (json!({"replicas": 0}), json!({"replicas": 1})),
+    ] {
+        let old: Pod = ns.get("box").await?;
+        ns.patch::<Sandbox>("box", json!({ "spec": suspend }))
+            .await?;
+        let is = "True PodTerminated: Pod has been terminated. Sandbox is suspended";
+        let sandbox: Sandbox = ns.until_condition("box", "Suspended", is).await?;
+        let ready = line(&sandbox.status.context("no status")?.conditions, "Ready");
+        same(
+            "Ready",
+            &ready,
+            &Some("False SandboxSuspended: Sandbox is suspended".to_owned()),
+        )?;
+        ns.until_gone::<Pod>("box").await?;
+        ns.patch::<Sandbox>("box", json!({ "spec": resume }))
+            .await?;
+        ns.until_condition::<Sandbox>("box", "Ready", "True")
+            .await?;
+        let new: Pod = ns.get("box").await?;
+        ensure!(old.uid() != new.uid());
+    }
+    // The scale subresource of v1alpha1, as an autoscaler uses it.
+    let scale = [
+        "scale",
+        "--replicas=0",
+        "sandboxes.v1alpha1.agents.x-k8s.io/box",
+        "-n",
+        &ns.name,
+    ];
+    env.plane.kubectl(&scale).await?;
+    ns.until_condition::<Sandbox>("box", "Suspended", "True")
+        .await?;
+    Ok(())
+}
+
+pub(crate) async fn a_pod_that_is_deleted_comes_back(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.sandbox("box", json!({})).await?;
+    ns.until_condition::<Sandbox>("box", "Ready", "True")
+        .await?;
+    let old: Pod = ns.get("box").await?;
+    ns.delete::<Pod>("box").await?;
+    ns.until("box", "another Pod", |pod: &Pod| {
+        (pod.uid() != old.uid()).then_some(())
+    })
+    .await?;
+    let sandbox: Sandbox = ns.until_condition("box", "Ready", "True").await?;
+    let suspended = line(
+        &sandbox.status.context("no status")?.conditions,
+        "Suspended",
+    );
+    ensure!(suspended.is_some_and(|s| s.starts_with("False NotSuspended")));
+    Ok(())
+}
+
+pub(crate) async fn a_strangers_pod_is_left_alone(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let stranger: Pod = ns
+        .make(
+            "box",
+            json!({"spec": {"containers": [{"name": "x", "image": "x"}]}}),
+        )
+        .await?;
+    ns.sandbox("box", json!({})).await?;
+    let is = "False ReconcilerError: Error seen: cannot adopt unowned pod \"box\"";
+    ns.until_condition::<Sandbox>("box", "Ready", is).await?;
+    ns.until_warned("box", "cannot adopt unowned pod").await?;
+    ns.patch::<Sandbox>("box", json!({"spec": {"operatingMode": "Suspended"}}))
+        .await?;
+    ns.until_condition::<Sandbox>("box", "Suspended", "False PodNotOwned")
+        .await?;
+    let still: Pod = ns.get("box").await?;
+    same("the stranger", &still.uid(), &stranger.uid())?;
+    // With leave it is taken over.
+    ns.patch::<Sandbox>("box", json!({"spec": {"operatingMode": "Running"}}))
+        .await?;
+    ns.patch::<Pod>(
+        "box",
+        json!({"metadata": {"labels": {keys::ADOPTABLE: "true"}}}),
+    )
+    .await?;
+    ns.until_condition::<Sandbox>("box", "Ready", "True")
+        .await?;
+    let adopted: Pod = ns.get("box").await?;
+    same("the stranger", &adopted.uid(), &stranger.uid())?;
+    ensure!(controller_of(&adopted).is_some_and(|(_, kind, _)| kind == "Sandbox"));
+    Ok(())
+}
+
+pub(crate) async fn one_ends_at_its_time(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let soon = (std::time::SystemTime::now() + std::time::Duration::from_secs(4))
+        .duration_since(std::time::UNIX_EPOCH)?;
+    let soon = rfc3339(soon.as_secs());
+    let ends = json!({"service": true, "shutdownTime": soon});
+    ns.sandbox("stays", ends.clone()).await?;
+    let mut goes = ends;
+    goes["shutdownPolicy"] = json!("Delete");
+    ns.sandbox("goes", goes).await?;
+    ns.until_condition::<Sandbox>("stays", "Ready", "True")
+        .await?;
+    let stays: Sandbox = ns
+        .until_condition(
+            "stays",
+            "Ready",
+            "False SandboxExpired: Sandbox has expired",
+        )
+        .await?;
+    ensure!(stays.metadata.deletion_timestamp.is_none());
+    ns.until_gone::<Pod>("stays").await?;
+    ns.until_gone::<Service>("stays").await?;
+    ns.until_gone::<Sandbox>("goes").await?;
+    ns.until_gone::<Pod>("goes").await
+}
+
+/// Seconds since 1970 as the API writes a time.
+fn rfc3339(seconds: u64) -> String {
+    let time = k8s_openapi::jiff::Timestamp::from_second(i64::try_from(seconds).unwrap()).unwrap();
+    time.to_string()
+}
+
+pub(crate) async fn one_that_is_retained_keeps_that_it_has_finished(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let template = json!({"podTemplate": {"metadata": {"annotations": {FATE: "succeeded"}}}});
+    ns.sandbox("box", template).await?;
+    ns.until_condition::<Sandbox>(
+        "box",
+        "Finished",
+        "True PodSucceeded: Pod completed successfully",
+    )
+    .await?;
+    ns.patch::<Sandbox>(
+        "box",
+        json!({"spec": {"shutdownTime": "2020-01-01T00:00:00Z"}}),
+    )
+    .await?;
+    ns.until_gone::<Pod>("box").await?;
+    let sandbox: Sandbox = ns
+        .until_condition("box", "Ready", "False SandboxExpired")
+        .await?;
+    let conditions = sandbox.status.context("no status")?.conditions;
+    ensure!(line(&conditions, "Finished").is_some_and(|l| l.starts_with("True PodSucceeded")));
+    ensure!(line(&conditions, "PodScheduled").is_none());
+    Ok(())
+}
+
+pub(crate) async fn volume_claims_are_made_and_immutable(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let template = |name: &str| json!([{"metadata": {"name": name, "labels": {"a": "b"}}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]);
+    ns.sandbox("box", json!({"volumeClaimTemplates": template("data")}))
+        .await?;
+    let pod: Pod = ns
+        .until("box", "a Pod", |pod: &Pod| Some(pod.clone()))
+        .await?;
+    let volumes = pod.spec.and_then(|s| s.volumes).unwrap_or_default();
+    let claim = volumes
+        .iter()
+        .find_map(|v| v.persistent_volume_claim.as_ref());
+    same(
+        "claim",
+        &claim.map(|c| c.claim_name.as_str()),
+        &Some("data-box"),
+    )?;
+    let claim: PersistentVolumeClaim = ns.get("data-box").await?;
+    ensure!(controller_of(&claim).is_some_and(|(_, kind, _)| kind == "Sandbox"));
+    same(
+        "label",
+        &claim.labels().get(keys::SANDBOX_NAME_HASH),
+        &Some(&keys::name_hash("box")),
+    )?;
+    ns.sandbox("plain", json!({})).await?;
+    for (name, change) in [
+        ("box", json!({"volumeClaimTemplates": template("other")})),
+        ("box", json!({"volumeClaimTemplates": null})),
+        ("plain", json!({"volumeClaimTemplates": template("new")})),
+    ] {
+        let refused = ns
+            .patch::<Sandbox>(name, json!({ "spec": change }))
+            .await
+            .unwrap_err();
+        ensure!(
+            format!("{refused:#}").contains("volumeClaimTemplates is immutable"),
+            "{refused:#}"
+        );
+    }
+    Ok(())
+}
+
+pub(crate) async fn metadata_of_the_template_reaches_the_pod(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let metadata = |label: &str| json!({"podTemplate": {"metadata": {"labels": {"team": label}, "annotations": {"note": label}}}});
+    ns.sandbox("box", metadata("a")).await?;
+    let labelled = |team: &'static str| {
+        move |pod: &Pod| {
+            let is = pod.labels().get("team").map(String::as_str) == Some(team)
+                && pod.annotations().get("note").map(String::as_str) == Some(team);
+            is.then_some(())
+        }
+    };
+    ns.until("box", "labels", labelled("a")).await?;
+    ns.patch::<Sandbox>("box", json!({ "spec": metadata("b") }))
+        .await?;
+    ns.until("box", "new labels", labelled("b")).await?;
+    let none = json!({"podTemplate": {"metadata": {"labels": null, "annotations": null}}});
+    ns.patch::<Sandbox>("box", json!({ "spec": none })).await?;
+    ns.until("box", "no labels", |pod: &Pod| {
+        (!pod.labels().contains_key("team") && !pod.annotations().contains_key("note"))
+            .then_some(())
+    })
+    .await
+}
