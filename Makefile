@@ -32,6 +32,14 @@ demo-node: deps build guest ## Run Pods in gVisor on a private containerd, and s
 .PHONY: demo
 demo: demo-node ## The same
 
+.PHONY: cluster-up
+cluster-up: deps build guest ## A whole Kubernetes of one node with Kiln in it, until make cluster-down
+	@$(CARGO) run -q -p kiln-cluster --bin kiln-cluster -- up
+
+.PHONY: cluster-down
+cluster-down: ## End that cluster and take all of it away
+	@$(CARGO) run -q -p kiln-cluster --bin kiln-cluster -- down
+
 .PHONY: manifests
 manifests: ## The CustomResourceDefinitions in deploy/crds, from the types in crds/
 	$(CARGO) run -q -p kiln-crds -- deploy/crds
@@ -61,21 +69,30 @@ test-node: deps build guest ## Suites against real containerd, runsc and runc
 .PHONY: test-controller
 test-controller: deps ## The controller on a real etcd and kube-apiserver
 	$(CARGO) build -p kiln-controller
-	$(CARGO) test -p kiln-cluster
+	$(CARGO) test -p kiln-cluster --lib --test controller
+
+.PHONY: test-cluster
+test-cluster: deps build guest ## What kubectl does to Pods in gVisor, on a whole cluster
+	$(CARGO) test -p kiln-cluster --test cluster
 
 .PHONY: critest
 critest: deps build guest ## The CRI conformance suite with our handler: tests/critest.md
 	$(CARGO) run -q -p kiln-tests --bin kiln-critest -- --handler gvisor
 
 .PHONY: test
-test: check test-unit test-controller test-node critest ## Everything above
+test: check test-unit test-controller test-node test-cluster critest ## Everything above
 
 .PHONY: bench-node
 bench-node: deps build guest ## Ours, gVisor's Go shim and runc side by side: target/bench/node.json
 	$(CARGO) run -q --release -p kiln-tests --bin kiln-bench
 
+.PHONY: bench-claims
+bench-claims: deps ## Claims against a pool, and what they cost: target/bench/claims.json
+	$(CARGO) build --release -p kiln-controller -p kiln-cluster
+	KILN_CONTROLLER=$(CURDIR)/target/release/kiln-controller target/release/kiln-bench-claims
+
 .PHONY: bench
-bench: bench-node ## All benchmarks
+bench: bench-node bench-claims ## All benchmarks
 
 .PHONY: clean
 clean: ## Remove what was built here; the cache stays

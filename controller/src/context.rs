@@ -272,9 +272,8 @@ impl Context {
     /// Takes a Sandbox for one claim, until the result is dropped; `None` when another has it.
     pub(crate) fn reserve(&self, sandbox: &Sandbox) -> Option<Reservation<'_>> {
         let uid = sandbox.uid()?;
-        self.reservations()
-            .insert(uid.clone())
-            .then_some(Reservation { context: self, uid })
+        let is_new = self.reservations().insert(uid.clone());
+        is_new.then(|| Reservation { context: self, uid })
     }
 
     pub(crate) fn is_reserved(&self, sandbox: &Sandbox) -> bool {

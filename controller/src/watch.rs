@@ -105,8 +105,8 @@ async fn follow<K: Kind>(
     changed: Changed<K>,
 ) {
     let cache = K::cache(&context);
-    // One object that cannot be read must not hide all others: the schema lets some through, such
-    // as a number that is too large for its field.
+    // One object that cannot be read must not hide all others: a schema need not be as strict as
+    // a type in all things.
     let api: Api<DeserializeGuard<K>> = Api::all(context.client.clone());
     let mut events = pin!(watcher(api, config).default_backoff());
     let mut is_first = true;

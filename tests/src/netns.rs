@@ -6,7 +6,8 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
     sync::Arc,
     thread,
 };
@@ -14,6 +15,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use nix::{
     errno::Errno,
+    mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
@@ -38,6 +40,27 @@ impl Netns {
         on_a_thread(make)
             .context("make a network namespace")
             .map(|fd| Self(Arc::new(fd)))
+    }
+
+    /// The namespace that was kept at `path`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        Ok(Self(Arc::new(file.into())))
+    }
+
+    /// Mounts it at `path`, which keeps it until that is unmounted.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn keep_at(&self, path: &Path) -> Result<()> {
+        File::create(path).with_context(|| format!("make {}", path.display()))?;
+        let from = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let none = None::<&str>;
+        mount(Some(from.as_str()), path, none, MsFlags::MS_BIND, none)
+            .with_context(|| format!("mount the network namespace at {}", path.display()))
     }
 
     /// Runs `work` in the namespace. Sockets that it makes stay in it.
@@ -93,13 +116,7 @@ fn loopback_up() -> io::Result<()> {
     }
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: SIOCSIFFLAGS reads the ifreq that the pointer is valid for (netdevice(7)).
-    let rc = unsafe {
-        libc::ioctl(
-            std::os::fd::AsRawFd::as_raw_fd(&socket),
-            libc::SIOCSIFFLAGS,
-            &raw const request,
-        )
-    };
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     Errno::result(rc).map(drop)?;
     Ok(())
 }

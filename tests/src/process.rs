@@ -145,6 +145,32 @@ impl Cmd {
         })
     }
 
+    /// Starts it in the background in a session of its own, where it outlives its caller, with
+    /// both of its streams appended to the file `log`. Returns its pid.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn detached(self, log: &Path) -> Result<u32> {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("open {}", log.display()))?;
+        let mut command = self.prepared()?;
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        // SAFETY: between fork and exec the child only calls setsid(2), a bare system call.
+        unsafe {
+            command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
+        }
+        let child = command
+            .spawn()
+            .with_context(|| format!("run {}", self.words()))?;
+        child.id().context("a child without a pid")
+    }
+
     /// Runs it, and returns what it left, however it ended.
     ///
     /// # Errors
@@ -438,6 +464,15 @@ impl Proc {
             parent,
             argv: argv.join(" "),
         })
+    }
+
+    /// When it was started, in ticks since the machine was: with its pid, this is one process for
+    /// good.
+    pub fn started(&self) -> Option<u64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        // Field 22 of proc_pid_stat(5); the first after the name is field 3.
+        let fields = stat.rsplit_once(')')?.1;
+        fields.split_whitespace().nth(19)?.parse().ok()
     }
 
     /// All processes of the machine that have arguments.

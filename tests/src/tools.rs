@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 /// The cache that `tests/deps/install.sh` fills: `$KILN_CACHE`, else `kiln` in the user's cache.
-pub(crate) fn cache() -> Result<PathBuf> {
+///
+/// # Errors
+/// When neither is known.
+pub fn cache() -> Result<PathBuf> {
     if let Some(cache) = env::var_os("KILN_CACHE") {
         return Ok(cache.into());
     }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Private Kubernetes control planes for tests.
+//! Private Kubernetes for tests: control planes alone, with a stand-in for nodes, and a whole
+//! cluster of one node.
 
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod control_plane;
 pub mod controller;
 pub mod pki;

@@ -125,18 +125,20 @@ pub(crate) async fn the_words_of_v1alpha1_mean_what_they_meant(env: &Env) -> Res
     )
 }
 
-pub(crate) async fn ten_at_once_get_ten(env: &Env) -> Result<()> {
+pub(crate) async fn a_hundred_at_once_get_a_hundred(env: &Env) -> Result<()> {
+    const CLAIMS: usize = 100;
+    const POOL: i32 = 20;
     let ns = env.namespace().await?;
     ns.template("t", json!({})).await?;
-    ns.pool("p", "t", 6).await?;
-    let names: Vec<String> = (0..10).map(|n| format!("c{n}")).collect();
+    ns.pool("p", "t", POOL).await?;
+    let names: Vec<String> = (0..CLAIMS).map(|n| format!("c{n}")).collect();
     try_join_all(names.iter().map(|name| ns.claim(name, "p"))).await?;
     let sandboxes = try_join_all(names.iter().map(|name| ns.claimed(name))).await?;
     let distinct: BTreeSet<_> = sandboxes.iter().filter_map(ResourceExt::uid).collect();
-    same("Sandboxes", &distinct.len(), &10)?;
+    same("Sandboxes", &distinct.len(), &CLAIMS)?;
     let warm = sandboxes.iter().filter(|s| launch(s) == "warm").count();
-    ensure!(warm >= 6, "{warm} of 6 were used");
-    ns.until_ready("p", 6).await?;
+    ensure!(warm >= usize::try_from(POOL)?, "{warm} of {POOL} were used");
+    ns.until_ready("p", POOL).await?;
     Ok(())
 }
 

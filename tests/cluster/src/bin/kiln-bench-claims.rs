@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! How fast claims get their Sandboxes, and what that costs.
+//!
+//! One apiserver for all; Pods are ready at once, so that the controller is what is measured.
+//! With `$KILN_UPSTREAM_CONTROLLER`, upstream's controller takes turns with ours. The medians go
+//! to `target/bench/claims.json`.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    collections::HashMap,
+    io::Write as _,
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use kiln_cluster::{control_plane::ControlPlane, controller::Controller, standin::Standin};
+use kiln_crds::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
+use kiln_tests::wait;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt, watcher},
+};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+/// Claims one after the other, and at once.
+const SINGLE: usize = 100;
+const BURST: usize = 200;
+/// Sandboxes at which memory is read.
+const MANY: i32 = 1_000;
+/// Rounds of each controller.
+const ROUNDS: usize = 3;
+/// Clients that make a burst.
+const CLIENTS: usize = 32;
+/// How long a pool may take to fill.
+const FILLS: Duration = Duration::from_secs(180);
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let upstream = std::env::var_os("KILN_UPSTREAM_CONTROLLER").map(PathBuf::from);
+    let mut ours = Vec::new();
+    let mut theirs = Vec::new();
+    for round in 1..=ROUNDS {
+        progress(&format!("round {round} of {ROUNDS}"));
+        ours.push(measure(None).await?);
+        if let Some(program) = &upstream {
+            theirs.push(measure(Some(program)).await?);
+        }
+    }
+    report(&ours, &theirs)
+}
+
+/// The figures of one run, by name, with their units.
+type Figures = Vec<(&'static str, &'static str, f64)>;
+
+async fn measure(program: Option<&Path>) -> Result<Figures> {
+    let plane = ControlPlane::start().await?;
+    let _standin = Standin::start(plane.client());
+    let controller = match program {
+        Some(program) => Controller::start_program(&plane, program, &[]).await?,
+        None => Controller::start(&plane, &[]).await?,
+    };
+    let namespace = plane.namespace("bench").await?;
+    let bench = Bench::new(plane.client(), &namespace);
+    bench.pool(20).await?;
+    let writes = writes(&controller).await?;
+    let mut single = bench.one_by_one().await?;
+    bench.filled(20).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let writes = self::writes(&controller).await? - writes;
+    single.sort_by(f64::total_cmp);
+
+    let size = i32::try_from(BURST)?;
+    bench.scale(size).await?;
+    let burst = bench.burst().await?;
+    let start = Instant::now();
+    bench.filled(size).await?;
+    let refill = start.elapsed();
+    bench.scale(MANY - size - i32::try_from(SINGLE)?).await?;
+    let memory = controller.memory()?;
+    let figures = vec![
+        ("claim_ready_p50_ms", "ms", percentile(&single, 50)),
+        ("claim_ready_p99_ms", "ms", percentile(&single, 99)),
+        ("claims_per_s", "1/s", count(BURST) / burst.as_secs_f64()),
+        ("replenish_ms", "ms", refill.as_secs_f64() * 1e3),
+        (
+            "controller_rss_mb",
+            "MB",
+            count(usize::try_from(memory >> 10)?) / 1024.0,
+        ),
+        ("requests_per_claim", "", writes / count(SINGLE)),
+    ];
+    plane.stop()?;
+    Ok(figures)
+}
+
+/// Writes of our controller so far; 0 for another, which does not count them.
+async fn writes(controller: &Controller) -> Result<f64> {
+    let text = controller.metrics().await?;
+    let lines = text
+        .lines()
+        .filter(|l| l.starts_with("kiln_controller_writes_total{"));
+    Ok(lines
+        .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum())
+}
+
+struct Bench {
+    claims: Api<SandboxClaim>,
+    pools: Api<SandboxWarmPool>,
+    templates: Api<SandboxTemplate>,
+    /// When a claim was seen to be ready.
+    ready: Arc<Mutex<HashMap<String, Instant>>>,
+    watch: JoinHandle<()>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
+}
+
+impl Bench {
+    fn new(client: Client, namespace: &str) -> Self {
+        let claims: Api<SandboxClaim> = Api::namespaced(client.clone(), namespace);
+        let ready = Arc::default();
+        Self {
+            watch: tokio::spawn(follow(claims.clone(), Arc::clone(&ready))),
+            claims,
+            pools: Api::namespaced(client.clone(), namespace),
+            templates: Api::namespaced(client, namespace),
+            ready,
+        }
+    }
+
+    async fn pool(&self, replicas: i32) -> Result<()> {
+        let template = json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxTemplate",
+            "metadata": {"name": "t"},
+            "spec": {"podTemplate": {"spec": {"containers": [{"name": "main", "image": "pause"}]}}},
+        });
+        let pool = json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
+            "metadata": {"name": "p"},
+            "spec": {"replicas": replicas, "sandboxTemplateRef": {"name": "t"}},
+        });
+        let params = PostParams::default();
+        self.templates
+            .create(&params, &serde_json::from_value(template)?)
+            .await?;
+        self.pools
+            .create(&params, &serde_json::from_value(pool)?)
+            .await?;
+        self.filled(replicas).await
+    }
+
+    async fn scale(&self, replicas: i32) -> Result<()> {
+        let patch = json!({"spec": {"replicas": replicas}});
+        self.pools
+            .patch("p", &PatchParams::default(), &Patch::Merge(patch))
+            .await?;
+        self.filled(replicas).await
+    }
+
+    async fn filled(&self, replicas: i32) -> Result<()> {
+        wait::until("a full pool", FILLS, async || {
+            let status = self.pools.get("p").await.ok()?.status?;
+            (status.ready_replicas == replicas && status.replicas == replicas).then_some(())
+        })
+        .await
+    }
+
+    async fn claim(&self, name: &str) -> Result<()> {
+        let claim: SandboxClaim = serde_json::from_value(json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim",
+            "metadata": {"name": name}, "spec": {"warmPoolRef": {"name": "p"}},
+        }))?;
+        self.claims.create(&PostParams::default(), &claim).await?;
+        Ok(())
+    }
+
+    async fn ready_at(&self, name: &str) -> Result<Instant> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let ready = self
+                .ready
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(name)
+                .copied();
+            if let Some(at) = ready {
+                return Ok(at);
+            }
+            anyhow::ensure!(Instant::now() < deadline, "claim {name} is not ready");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Milliseconds from the request to readiness, of claims that come with pauses.
+    async fn one_by_one(&self) -> Result<Vec<f64>> {
+        let mut times = Vec::new();
+        for n in 0..SINGLE {
+            let name = format!("single-{n}");
+            let start = Instant::now();
+            self.claim(&name).await?;
+            let ready = self.ready_at(&name).await?;
+            times.push(ready.duration_since(start).as_secs_f64() * 1e3);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // The pool must not run out, and the cluster not fill up.
+            if n % 10 == 9 {
+                self.filled(20).await?;
+            }
+        }
+        Ok(times)
+    }
+
+    /// Time from the first request to the last readiness.
+    async fn burst(&self) -> Result<Duration> {
+        let start = Instant::now();
+        let names: Vec<String> = (0..BURST).map(|n| format!("burst-{n}")).collect();
+        let made = stream::iter(&names)
+            .map(|name| self.claim(name))
+            .buffer_unordered(CLIENTS);
+        made.try_collect::<Vec<()>>().await?;
+        let mut last = start;
+        for name in &names {
+            last = last.max(self.ready_at(name).await?);
+        }
+        let took = last.duration_since(start);
+        for name in &names {
+            self.claims
+                .delete(name, &DeleteParams::default())
+                .await
+                .ok();
+        }
+        Ok(took)
+    }
+}
+
+async fn follow(claims: Api<SandboxClaim>, ready: Arc<Mutex<HashMap<String, Instant>>>) {
+    let mut events = pin!(watcher(claims, watcher::Config::default()).default_backoff());
+    while let Some(event) = events.next().await {
+        let Ok(watcher::Event::Apply(claim) | watcher::Event::InitApply(claim)) = event else {
+            continue;
+        };
+        let conditions = claim
+            .status
+            .as_ref()
+            .map(|s| s.conditions.as_slice())
+            .unwrap_or_default();
+        if conditions
+            .iter()
+            .any(|c| c.type_ == "Ready" && c.status == "True")
+        {
+            let mut ready = ready.lock().unwrap_or_else(PoisonError::into_inner);
+            ready.entry(claim.name_any()).or_insert_with(Instant::now);
+        }
+    }
+}
+
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let last = sorted.len().saturating_sub(1);
+    sorted
+        .get((last * percent).div_ceil(100))
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
+fn median(runs: &[Figures], index: usize) -> Option<f64> {
+    let mut values: Vec<f64> = runs
+        .iter()
+        .filter_map(|run| Some(run.get(index)?.2))
+        .collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a bench are small")]
+fn count(n: usize) -> f64 {
+    n as f64
+}
+
+fn report(ours: &[Figures], theirs: &[Figures]) -> Result<()> {
+    let first = ours.first().context("no runs")?;
+    let mut rows = Vec::new();
+    let mut table = format!(
+        "{:<22}{:>10}{:>10}{:>8}\n",
+        "figure", "ours", "upstream", "ratio"
+    );
+    for (index, (figure, unit, _)) in first.iter().enumerate() {
+        let (our, their) = (median(ours, index), median(theirs, index));
+        let ratio = our.zip(their).filter(|(_, t)| *t > 0.0).map(|(o, t)| o / t);
+        let text = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
+        table += &format!(
+            "{figure:<22}{:>10}{:>10}{:>8}\n",
+            text(our),
+            text(their),
+            text(ratio)
+        );
+        rows.push(json!({
+            "figure": figure, "unit": unit, "ours": our, "upstream": their, "ratio": ratio,
+        }));
+    }
+    let dir = Path::new("target/bench");
+    std::fs::create_dir_all(dir)?;
+    std::fs::write(
+        dir.join("claims.json"),
+        serde_json::to_string_pretty(&Value::Array(rows))?,
+    )?;
+    std::io::stdout().write_all(table.as_bytes())?;
+    Ok(())
+}
+
+fn progress(text: &str) {
+    // The bench goes on without a terminal to tell it to.
+    writeln!(std::io::stderr(), "{text}").ok();
+}

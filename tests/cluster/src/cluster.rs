@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A whole Kubernetes of one node: etcd, the control plane, containerd with our handler, kubelet
+//! and kube-proxy.
+//!
+//! It outlives the program that starts it. All of it is in one directory, one cgroup and one
+//! network namespace, which a pair of links joins to the host's:
+//!
+//! ```text
+//! pki/  etc/            certificates with kubeconfigs; the configuration of every program
+//! log/                  a log of each
+//! bin/                  our shim and runsc, as they are installed on a node
+//! netns                 the network namespace
+//! state.json            what runs, and what is to be put back at the end
+//! etcd/ containerd/ …   data
+//! ```
+//!
+//! Users are told apart as in any cluster: Node and RBAC authorization, and NodeRestriction.
+//!
+//! - [`layout`](self::layout) says where things are;
+//! - [`network`](self::network) makes the network;
+//! - [`config`](self::config) writes the files, [`programs`](self::programs) the command lines;
+//! - [`state`](self::state) remembers;
+//! - [`host`](self::host) is what of the host is changed, and put back.
+
+mod config;
+mod host;
+mod layout;
+mod network;
+mod programs;
+mod ready;
+mod state;
+
+use std::{
+    fs::{self, DirBuilder, File},
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use kiln_tests::{cgroup::Cgroup, mounts, netns::Netns, process::Cmd};
+use kube::Client;
+use nix::fcntl::{Flock, FlockArg};
+
+pub use self::state::Process;
+use self::{
+    layout::{Layout, NODE},
+    network::Network,
+    programs::Program,
+    state::State,
+};
+use crate::{
+    control_plane,
+    pki::{Pki, Subject},
+};
+
+/// Longest path of a cluster's directory: sockets in it end at 107 bytes, with a container's id.
+const LONGEST: usize = 36;
+
+/// How long the apiserver of a running cluster may take to answer.
+const ANSWERS: Duration = Duration::from_secs(2);
+
+/// What goes into a cluster that is not in the cache of third-party programs.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The shim behind handler `gvisor`; it is copied.
+    pub shim: PathBuf,
+    /// The runtime that the shim drives.
+    pub runsc: PathBuf,
+    /// The program inside the test images.
+    pub guest: PathBuf,
+    /// A program that serves the test images when its arguments are `serve-images --guest GUEST`
+    /// and `--listen ADDRESS`.
+    pub images: PathBuf,
+}
+
+/// What [`Cluster::up`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Up {
+    /// It ran already, and nothing was changed.
+    Already,
+    /// It was started.
+    Started,
+}
+
+/// A cluster, running or not.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    layout: Layout,
+}
+
+impl Cluster {
+    /// The cluster in `dir`, with the cgroup `cgroup` below the root.
+    ///
+    /// # Errors
+    /// When the path is not absolute or too long.
+    pub fn new(dir: &Path, cgroup: &str) -> Result<Self> {
+        ensure!(dir.is_absolute(), "{} is not absolute", dir.display());
+        let length = dir.as_os_str().len();
+        ensure!(
+            length <= LONGEST,
+            "{}: longer than {LONGEST} characters, too long for the sockets in it",
+            dir.display()
+        );
+        Ok(Self {
+            layout: Layout::new(dir, cgroup),
+        })
+    }
+
+    /// Where everything of it is.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.layout.dir
+    }
+
+    /// The kubeconfig of a user with all rights.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.layout.pki().join("admin.conf")
+    }
+
+    /// The name of its node.
+    #[must_use]
+    pub fn node(&self) -> &'static str {
+        NODE
+    }
+
+    /// Its cgroup.
+    #[must_use]
+    pub fn cgroup(&self) -> Cgroup {
+        Cgroup::existing(&self.layout.cgroup)
+    }
+
+    /// A client with all rights.
+    ///
+    /// # Errors
+    /// When the cluster has never been up.
+    pub async fn client(&self) -> Result<Client> {
+        control_plane::client(&self.kubeconfig()).await
+    }
+
+    /// The network namespace of its node.
+    ///
+    /// # Errors
+    /// When the cluster is not up.
+    pub fn netns(&self) -> Result<Netns> {
+        Netns::open(&self.layout.netns())
+    }
+
+    /// Its programs as they were started, also those that have ended since; empty when it is down.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Process> {
+        State::load(&self.layout).processes
+    }
+
+    /// Whether all of its programs run and the apiserver answers.
+    pub async fn is_up(&self) -> bool {
+        let state = State::load(&self.layout);
+        if !state.is_complete || state.processes.iter().any(|p| !p.is_running()) {
+            return false;
+        }
+        let Ok(client) = self.client().await else {
+            return false;
+        };
+        let answer = tokio::time::timeout(ANSWERS, ready::is_serving(&client)).await;
+        answer.unwrap_or(false)
+    }
+
+    /// Starts it, unless it runs; what is left of one that does not run as a whole is taken away
+    /// first. `tell` hears of every step when it is done.
+    ///
+    /// # Errors
+    /// When something does not come up, with the end of its log. What was started is left to be
+    /// looked at, for [`Cluster::down`] to take away.
+    pub async fn up(&self, parts: &Parts, tell: &mut dyn FnMut(&str)) -> Result<Up> {
+        let _lock = self.lock()?;
+        if self.is_up().await {
+            return Ok(Up::Already);
+        }
+        self.take_away().await.context("take the last one away")?;
+        let mut start = Start::new(&self.layout, parts)?;
+        start.all(tell).await.with_context(|| {
+            let logs = self.layout.at("log");
+            format!(
+                "the cluster does not come up; logs are in {}",
+                logs.display()
+            )
+        })?;
+        Ok(Up::Started)
+    }
+
+    /// Ends it and takes all of it away. One that is not there is fine.
+    ///
+    /// # Errors
+    /// What stays; the rest is taken away all the same.
+    pub async fn down(&self) -> Result<()> {
+        if !self.dir().exists() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        self.take_away().await?;
+        fs::remove_dir(self.dir()).with_context(|| format!("remove {}", self.dir().display()))
+    }
+
+    /// Held while a cluster is changed.
+    fn lock(&self) -> Result<Flock<File>> {
+        let dir = self.dir();
+        let what = dir.display();
+        fs::create_dir_all(dir).with_context(|| format!("make {what}"))?;
+        let file = File::open(dir).with_context(|| format!("open {what}"))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, e)| e)
+            .with_context(|| format!("another program starts or ends the cluster in {what}"))?;
+        let is_there = dir.metadata().is_ok_and(|m| {
+            lock.metadata()
+                .is_ok_and(|l| (l.dev(), l.ino()) == (m.dev(), m.ino()))
+        });
+        ensure!(is_there, "{what} was taken away at this moment: try again");
+        Ok(lock)
+    }
+
+    /// Ends everything and empties the directory. Goes on after a failure.
+    async fn take_away(&self) -> Result<()> {
+        let mut entries = fs::read_dir(self.dir()).context("read the directory")?;
+        if entries.next().is_none() {
+            return Ok(());
+        }
+        ensure!(
+            self.layout.state().exists(),
+            "{} has files of others: name an empty directory",
+            self.dir().display()
+        );
+        let state = State::load(&self.layout);
+        let killed = state.kill().and(self.cgroup().destroy());
+        let mut failures = Failures::default();
+        failures.note(killed);
+        failures.note(network::remove(state.link.as_deref()).await);
+        failures.note(host::restore(&self.layout, &state));
+        failures.note(mounts::unmount_below(self.dir()));
+        failures.all()?;
+        self.empty()
+    }
+
+    /// Removes what is in the directory; the file that says whose it is, last.
+    fn empty(&self) -> Result<()> {
+        let state = self.layout.state();
+        let entries = fs::read_dir(self.dir())?;
+        for path in entries.flatten().map(|e| e.path()).filter(|p| *p != state) {
+            let removed = if path.is_dir() && !path.is_symlink() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            removed.with_context(|| format!("remove {}", path.display()))?;
+        }
+        fs::remove_file(&state).with_context(|| format!("remove {}", state.display()))
+    }
+}
+
+/// Errors of steps that do not depend on each other.
+#[derive(Default)]
+struct Failures(Vec<String>);
+
+impl Failures {
+    fn note(&mut self, result: Result<()>) {
+        self.0.extend(result.err().map(|e| format!("{e:#}")));
+    }
+
+    fn all(self) -> Result<()> {
+        if !self.0.is_empty() {
+            bail!("{}", self.0.join("; "));
+        }
+        Ok(())
+    }
+}
+
+/// A start under way.
+struct Start<'a> {
+    layout: &'a Layout,
+    parts: &'a Parts,
+    cgroup: Cgroup,
+    state: State,
+}
+
+impl<'a> Start<'a> {
+    fn new(layout: &'a Layout, parts: &'a Parts) -> Result<Self> {
+        let state = State::new(layout)?;
+        mounts::make_shared(&layout.dir)?;
+        for dir in layout.dirs() {
+            DirBuilder::new()
+                .mode(0o711)
+                .create(&dir)
+                .with_context(|| format!("make {}", dir.display()))?;
+        }
+        host::enable_controllers(&layout.cgroup)?;
+        Ok(Self {
+            layout,
+            parts,
+            cgroup: Cgroup::new(&layout.cgroup)?,
+            state,
+        })
+    }
+
+    async fn all(&mut self, tell: &mut dyn FnMut(&str)) -> Result<()> {
+        let network = network::make(self.layout, &mut self.state).await?;
+        tell("network");
+        certify(self.layout, &network)?;
+        config::write(self.layout, self.parts)?;
+        tell("certificates and configuration");
+
+        let programs = programs::Lines::new(self.layout, &network, self.parts)?;
+        for program in [
+            programs.etcd(),
+            programs.apiserver(),
+            programs.images(),
+            programs.containerd(),
+        ] {
+            self.start(&network.netns, &program)?;
+        }
+        let client = control_plane::client(&self.layout.pki().join("admin.conf")).await?;
+        self.until("kube-apiserver", async || ready::is_serving(&client).await)
+            .await?;
+        tell("etcd, kube-apiserver");
+        self.until("test images", async || {
+            ready::has_listener(&network.netns, programs::REGISTRY)
+        })
+        .await?;
+        let socket = self.layout.containerd_socket();
+        self.until("containerd", async || ready::listens(&socket))
+            .await?;
+        tell("containerd, test images");
+
+        host::note(&mut self.state);
+        self.state.save(self.layout)?;
+        for program in [
+            programs.controller_manager(),
+            programs.scheduler(),
+            programs.kubelet(),
+            programs.proxy(),
+        ] {
+            self.start(&network.netns, &program)?;
+        }
+        ready::apply_runtime_class(&client).await?;
+        self.until("node", async || ready::has_node(&client).await)
+            .await?;
+        tell("kube-controller-manager, kube-scheduler, kubelet, kube-proxy: node is Ready");
+        self.until("scheduling", async || ready::takes_pods(&client).await)
+            .await?;
+        tell("Pods can be scheduled");
+        self.state.is_complete = true;
+        self.state.save(self.layout)
+    }
+
+    fn start(&mut self, netns: &Netns, program: &Program) -> Result<()> {
+        let log = self.layout.log(program.name);
+        let mut command = Cmd::new(&program.path)
+            .args(&program.args)
+            .netns(netns)
+            .cgroup(&self.cgroup)
+            .dir(&self.layout.dir);
+        for (key, value) in &program.envs {
+            command = command.env(key, value);
+        }
+        let pid = command.detached(&log)?;
+        self.state.add(program.name, pid);
+        self.state.save(self.layout)
+    }
+
+    /// Waits until `probe` holds, as long as all that was started runs.
+    async fn until(&self, what: &str, probe: impl AsyncFnMut() -> bool) -> Result<()> {
+        ready::until(what, probe, || self.state.expect_running(self.layout)).await
+    }
+}
+
+/// Certificates and kubeconfigs of all that takes part.
+fn certify(layout: &Layout, network: &Network) -> Result<()> {
+    let dir = layout.pki();
+    DirBuilder::new().mode(0o700).create(&dir)?;
+    let pki = Pki::new(&dir)?;
+    let server = network.server();
+    pki.certify(
+        "apiserver",
+        Subject {
+            name: "kube-apiserver",
+            group: "kiln",
+            dns: &[
+                "localhost",
+                "kubernetes",
+                "kubernetes.default",
+                "kubernetes.default.svc",
+            ],
+            ips: &[
+                network.node.into(),
+                layout::FIRST_SERVICE.into(),
+                std::net::Ipv4Addr::LOCALHOST.into(),
+            ],
+        },
+    )?;
+    let user = |name, group| Subject {
+        name,
+        group,
+        ..Subject::default()
+    };
+    pki.certify(
+        "apiserver-kubelet",
+        user("kube-apiserver-kubelet-client", "system:masters"),
+    )?;
+    for (file, name, group) in [
+        ("admin", "admin", "system:masters"),
+        (
+            "controller-manager",
+            "system:kube-controller-manager",
+            "kiln",
+        ),
+        ("scheduler", "system:kube-scheduler", "kiln"),
+        ("proxy", "system:kube-proxy", "kiln"),
+    ] {
+        pki.kubeconfig(file, user(name, group), &server)?;
+    }
+    let kubelet = Subject {
+        name: &format!("system:node:{NODE}"),
+        group: "system:nodes",
+        dns: &[NODE],
+        ips: &[network.node.into()],
+    };
+    pki.kubeconfig("kubelet", kubelet, &server)?;
+    Ok(())
+}

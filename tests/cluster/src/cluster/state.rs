@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What is known of a running cluster, in a file: written anew at every step, so that a start
+//! that was cut off can be taken away.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use kiln_tests::process::{Proc, signal_to, tail};
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::layout::Layout;
+
+/// A different one after every start of the machine: pids mean nothing across it.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The state.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct State {
+    boot: String,
+    /// Whether it has come up as a whole.
+    pub(super) is_complete: bool,
+    /// The host's end of the pair of links.
+    pub(super) link: Option<String>,
+    /// What these files in /proc/sys held before.
+    pub(super) sysctls: BTreeMap<String, String>,
+    /// Directories outside of the cluster's that were not there before.
+    pub(super) new_dirs: Vec<PathBuf>,
+    /// What was started.
+    pub(super) processes: Vec<Process>,
+}
+
+/// A program of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The program's name.
+    pub name: String,
+    /// Its pid.
+    pub pid: u32,
+    /// When it was started, in ticks: another process may get its pid later.
+    started: Option<u64>,
+}
+
+impl Process {
+    /// Whether it runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.started.is_some() && Proc::find(self.pid).and_then(|p| p.started()) == self.started
+    }
+}
+
+impl State {
+    /// That of a cluster of which nothing is there yet.
+    pub(super) fn new(layout: &Layout) -> Result<Self> {
+        let state = Self {
+            boot: boot(),
+            ..Self::default()
+        };
+        state.save(layout)?;
+        Ok(state)
+    }
+
+    /// What was saved; that of a cluster of which nothing runs when there is nothing, or when the
+    /// machine was started anew since.
+    pub(super) fn load(layout: &Layout) -> Self {
+        let saved = fs::read(layout.state()).ok();
+        let state: Option<Self> = saved.and_then(|text| serde_json::from_slice(&text).ok());
+        state.filter(|s| s.boot == boot()).unwrap_or_default()
+    }
+
+    pub(super) fn save(&self, layout: &Layout) -> Result<()> {
+        let (path, new) = (layout.state(), layout.at("state.json.new"));
+        fs::write(&new, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("write {}", new.display()))?;
+        fs::rename(&new, &path).with_context(|| format!("write {}", path.display()))
+    }
+
+    pub(super) fn add(&mut self, name: &str, pid: u32) {
+        let started = Proc::find(pid).and_then(|p| p.started());
+        self.processes.push(Process {
+            name: name.to_owned(),
+            pid,
+            started,
+        });
+    }
+
+    /// Fails when one has ended, with the end of its log.
+    pub(super) fn expect_running(&self, layout: &Layout) -> Result<()> {
+        match self.processes.iter().find(|p| !p.is_running()) {
+            Some(dead) => bail!(
+                "{} has ended:\n{}",
+                dead.name,
+                end_of(&layout.log(&dead.name))
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Kills all, the last first, so that none sees to what another has lost.
+    pub(super) fn kill(&self) -> Result<()> {
+        for process in self.processes.iter().rev().filter(|p| p.is_running()) {
+            signal_to(process.pid, Signal::SIGKILL)?;
+        }
+        Ok(())
+    }
+}
+
+fn boot() -> String {
+    fs::read_to_string(BOOT).unwrap_or_default()
+}
+
+/// The last lines of a log.
+fn end_of(log: &Path) -> String {
+    let text = tail(log);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A whole cluster with our handler behind RuntimeClass `gvisor`, as `kiln-cluster up` makes it:
+//! what users do with kubectl, done to Pods in gVisor. Each case has a namespace of its own.
+//!
+//! When the cases are through, the cluster is taken down, and nothing of it may be left.
+
+mod env;
+mod life;
+mod node;
+mod reach;
+mod session;
+mod volume;
+
+use std::process::ExitCode;
+
+use kiln_tests::suite::Cases;
+
+use env::Env;
+
+macro_rules! cases {
+    ($cases:ident, $add:ident: $($module:ident :: $case:ident),+ $(,)?) => {
+        $($cases.$add(
+            concat!(stringify!($module), "::", stringify!($case)),
+            async move |env: &Env| $module::$case(env).await,
+        );)+
+    };
+}
+
+fn main() -> ExitCode {
+    let mut cases = Cases::new();
+    cases!(
+        cases, add:
+        session::logs_and_exec_work,
+        session::a_terminal_is_one,
+        session::files_are_copied_both_ways,
+        reach::port_forward_reaches_either_runtime,
+        reach::a_service_is_reached_by_its_address,
+        reach::the_apiserver_takes_a_pods_token,
+        volume::two_containers_share_a_pod,
+        volume::a_daemon_set_writes_to_the_node,
+        life::a_failing_liveness_probe_restarts,
+        life::a_job_runs_to_its_end,
+        life::a_pod_leaves_nothing,
+        life::an_image_of_any_registry_is_pulled,
+        node::stats_have_cpu_and_memory,
+        node::a_second_up_changes_nothing,
+        node::others_may_not_use_its_place,
+    );
+    cases.run(Env::start)
+}
