@@ -11,9 +11,15 @@ use std::{
     fs,
     io::{self, Write as _},
     path::{Component, Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use crate::error::{Error, Result};
+
+/// How often, and with which pause, a cgroup is tried to be removed whose processes are dying.
+const REMOVE_TRIES: u32 = 50;
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where cgroup file systems are mounted.
 pub const MOUNT: &str = "/sys/fs/cgroup";
@@ -304,7 +310,8 @@ impl Cgroup {
         }
     }
 
-    /// Removes the empty directories of this cgroup; what is not there is fine.
+    /// Removes the empty directories of this cgroup; what is not there is fine. Waits a second at
+    /// most for processes that have been killed to be gone. Blocks.
     ///
     /// # Errors
     /// The last directory that is still in use.
@@ -320,9 +327,7 @@ impl Cgroup {
         dirs.dedup();
         let mut result = Ok(());
         for dir in dirs {
-            if let Err(e) = fs::remove_dir(&dir)
-                && e.kind() != io::ErrorKind::NotFound
-            {
+            if let Err(e) = remove_when_empty(&dir) {
                 result = Err(Error::io("remove cgroup", &dir)(e));
             }
         }
@@ -387,6 +392,18 @@ fn field(text: &str, name: &str) -> u64 {
     text.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
         .map_or(0, parse)
+}
+
+#[expect(clippy::disallowed_methods, reason = "for threads that may block")]
+fn remove_when_empty(dir: &Path) -> io::Result<()> {
+    for _ in 0..REMOVE_TRIES {
+        match fs::remove_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => thread::sleep(REMOVE_PAUSE),
+            done => return done,
+        }
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
 }
 
 #[cfg(test)]

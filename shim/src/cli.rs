@@ -340,12 +340,14 @@ async fn delete_recorded(
         }
         Err(e) => errors.push(e),
     }
+    if !record.cgroup.is_empty() {
+        let cgroup = Cgroup::new(Path::new(cgroup::MOUNT), &record.cgroup);
+        errors.extend(cgroup.and_then(|c| c.remove()).err());
+    }
     if record.sandbox != id.as_str() {
         return;
     }
     errors.extend(Scratch::remove_stale(id).err());
-    let cgroup = Cgroup::new(Path::new(cgroup::MOUNT), &record.cgroup);
-    errors.extend(cgroup.and_then(|c| c.remove()).err());
     let socket = address_in(bundle).unwrap_or_else(|| address_of(flags, None, id));
     if UnixStream::connect(socket_path(&socket)).is_err() {
         // Nobody serves it. That it is gone already is as good.

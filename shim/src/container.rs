@@ -26,6 +26,8 @@ pub(crate) struct Container {
     pub(crate) init: Process,
     /// The host cgroup that the container is charged to: its sandbox's, where it has one.
     pub(crate) cgroup: Cgroup,
+    /// The host cgroup that goes with the container, if one does.
+    pub(crate) own_cgroup: Option<Cgroup>,
     /// Processes can outlive the first one, because its pid namespace is not its own.
     pub(crate) shares_pids: bool,
     /// Checkpoint to start from.

@@ -188,7 +188,7 @@ pub(crate) struct Record {
     pub(crate) sandbox: String,
     /// The file of the node's configuration.
     pub(crate) config: Option<PathBuf>,
-    /// `cgroupsPath` of the sandbox, empty for a member.
+    /// `cgroupsPath` of the container, empty where it has no cgroup of its own.
     pub(crate) cgroup: String,
 }
 

@@ -155,10 +155,12 @@ impl Pod {
         bundle: PathBuf,
         request: CreateRequest,
     ) -> Result<Arc<Container>> {
-        let cgroup = match (&role, spec.cgroups_path()) {
-            (Role::Member(_), Some(path)) => Cgroup::new(&self.host.cgroups, path)?,
-            _ => sandbox.cgroup.clone(),
+        let own_cgroup = match (&role, spec.cgroups_path()) {
+            (Role::Member(_), Some(path)) => Some(Cgroup::new(&self.host.cgroups, path)?),
+            (Role::Member(_), None) => None,
+            (Role::Sandbox, _) => Some(sandbox.cgroup.clone()),
         };
+        let cgroup = own_cgroup.clone().unwrap_or_else(|| sandbox.cgroup.clone());
         let restore = restore_image(sandbox, &spec, &request.checkpoint)?;
         let limits = spec.limits();
         let shares_pids = spec.shares_pids();
@@ -173,12 +175,21 @@ impl Pod {
             user_log: None,
             log_dir,
         };
-        let made = match prepare(sandbox, &role, spec, &cgroup, &bundle, &request.rootfs).await {
+        let made = match prepare(
+            sandbox,
+            &role,
+            spec,
+            own_cgroup.as_ref(),
+            &bundle,
+            &request.rootfs,
+        )
+        .await
+        {
             Ok(()) => make(sandbox, &init, opts).await,
             Err(e) => Err(e),
         };
         if let Err(e) = made {
-            undo_create(sandbox, id, &role, &bundle, &e).await;
+            undo_create(sandbox, id, own_cgroup, &bundle, &e).await;
             return Err(e);
         }
         let charged = if sandbox.is_shared() {
@@ -195,6 +206,7 @@ impl Pod {
             bundle,
             init,
             cgroup: charged,
+            own_cgroup,
             shares_pids,
             restore,
             limits: Mutex::new(limits),
@@ -309,19 +321,16 @@ async fn prepare(
     sandbox: &Sandbox,
     role: &Role,
     mut spec: Spec,
-    cgroup: &Cgroup,
+    own_cgroup: Option<&Cgroup>,
     bundle: &Path,
     mounts: &[Mount],
 ) -> Result<()> {
     let boots = *role == Role::Sandbox && sandbox.is_shared();
     let limits = boots.then(|| sandbox.boot_limits(spec.limits()));
+    let cgroup = own_cgroup.unwrap_or(&sandbox.cgroup);
     spec.rewrite(sandbox.kind, cgroup, limits.as_ref());
-    let sandbox_cgroup = if *role == Role::Sandbox {
-        cgroup.spec_path()
-    } else {
-        String::new()
-    };
-    let record = Record::new(&sandbox.id, sandbox.config_file.clone(), sandbox_cgroup);
+    let own_cgroup = own_cgroup.map(Cgroup::spec_path).unwrap_or_default();
+    let record = Record::new(&sandbox.id, sandbox.config_file.clone(), own_cgroup);
     let (bundle, mounts, shared) = (bundle.to_owned(), mounts.to_vec(), sandbox.is_shared());
     blocking(move || {
         let rootfs = bundle.join("rootfs");
@@ -367,7 +376,7 @@ async fn make_with_terminal(
 async fn undo_create(
     sandbox: &Sandbox,
     id: &ContainerId,
-    role: &Role,
+    own_cgroup: Option<Cgroup>,
     bundle: &Path,
     error: &Error,
 ) {
@@ -376,7 +385,7 @@ async fn undo_create(
     if !theirs && let Err(e) = sandbox.runtime.delete(id, true).await {
         warn!("undo create {id}: {e}");
     }
-    let cgroup = (*role == Role::Sandbox && !theirs).then(|| sandbox.cgroup.clone());
+    let cgroup = own_cgroup.filter(|_| !theirs);
     if let Err(e) = clean_up(bundle.to_owned(), cgroup).await {
         warn!("undo create {id}: {e}");
     }

@@ -236,8 +236,7 @@ impl Pod {
         if let Some(io) = container.init.io() {
             io.finish().await;
         }
-        let cgroup = (container.role == Role::Sandbox).then(|| container.cgroup.clone());
-        if let Err(e) = clean_up(container.bundle.clone(), cgroup).await {
+        if let Err(e) = clean_up(container.bundle.clone(), container.own_cgroup.clone()).await {
             warn!("clean up {id}: {e}");
         }
         self.map().remove(id);
