@@ -19,7 +19,9 @@ deps: ## Install containerd, runsc and what else the demo and the tests run agai
 .PHONY: build
 build: ## The shim as it is installed: target/small/containerd-shim-kiln-v2, static and small
 	$(CARGO) rustc -p kiln-shim --bin containerd-shim-kiln-v2 $(STATIC)
-	mkdir -p target/small && cp target/$(TARGET)/small/containerd-shim-kiln-v2 target/small/
+	@# Renamed, because the last one may be running.
+	mkdir -p target/small && cp target/$(TARGET)/small/containerd-shim-kiln-v2 target/small/.shim
+	mv target/small/.shim target/small/containerd-shim-kiln-v2
 
 .PHONY: guest
 guest: ## Build the static program that test images are made of

@@ -213,7 +213,7 @@ host_programs() {
 go          -                   builds runsc, containerd and the rest
 git         git                 applies patches
 ip          iproute2            network namespaces and links of Pods
-iptables    iptables            the CNI plugins bridge and portmap, port-forward
+iptables    iptables            CNI plugins, port-forward, kube-proxy
 mount       mount               root filesystems, private mounts
 nsenter     util-linux          looking into Pods and nodes
 unshare     util-linux          private namespaces of tests

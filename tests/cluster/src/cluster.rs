@@ -17,43 +17,45 @@
 //!
 //! Users are told apart as in any cluster: Node and RBAC authorization, and NodeRestriction.
 //!
-//! - [`layout`](self::layout) says where things are;
-//! - [`network`](self::network) makes the network;
-//! - [`config`](self::config) writes the files, [`programs`](self::programs) the command lines;
-//! - [`state`](self::state) remembers;
-//! - [`host`](self::host) is what of the host is changed, and put back.
+//! - `layout` says where things are;
+//! - `start` is the order in which everything is started;
+//! - `network` makes the network;
+//! - `config` writes the files, `programs` the command lines;
+//! - `state` remembers;
+//! - `host` is what of the host is changed, and put back;
+//! - [`Private`] is a cluster for one test.
 
 mod config;
 mod host;
 mod layout;
 mod network;
+mod private;
 mod programs;
 mod ready;
+mod start;
 mod state;
 
 use std::{
-    fs::{self, DirBuilder, File},
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    env,
+    fs::{self, File},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use kiln_tests::{cgroup::Cgroup, mounts, netns::Netns, process::Cmd};
+use kiln_images::guest;
+use kiln_tests::{cgroup::Cgroup, mounts, netns::Netns, tools};
 use kube::Client;
 use nix::fcntl::{Flock, FlockArg};
 
-pub use self::state::Process;
 use self::{
     layout::{Layout, NODE},
-    network::Network,
-    programs::Program,
+    start::Start,
     state::State,
 };
-use crate::{
-    control_plane,
-    pki::{Pki, Subject},
-};
+pub use self::{private::Private, state::Process};
+use crate::control_plane;
 
 /// Longest path of a cluster's directory: sockets in it end at 107 bytes, with a container's id.
 const LONGEST: usize = 36;
@@ -73,6 +75,29 @@ pub struct Parts {
     /// A program that serves the test images when its arguments are `serve-images --guest GUEST`
     /// and `--listen ADDRESS`.
     pub images: PathBuf,
+}
+
+impl Parts {
+    /// What was built of this workspace, and the pinned runsc. `$KILN_SHIM`, `$KILN_RUNSC` and
+    /// `$KILN_GUEST` name others. `images` is the program `kiln-cluster`.
+    ///
+    /// # Errors
+    /// When something is not built.
+    pub async fn built(images: PathBuf) -> Result<Self> {
+        let guest = match env::var_os("KILN_GUEST") {
+            Some(path) => path.into(),
+            None => {
+                let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+                guest::build(&workspace).await?
+            }
+        };
+        Ok(Self {
+            shim: tools::installed_shim()?,
+            runsc: tools::runsc()?,
+            guest,
+            images,
+        })
+    }
 }
 
 /// What [`Cluster::up`] found.
@@ -273,157 +298,4 @@ impl Failures {
         }
         Ok(())
     }
-}
-
-/// A start under way.
-struct Start<'a> {
-    layout: &'a Layout,
-    parts: &'a Parts,
-    cgroup: Cgroup,
-    state: State,
-}
-
-impl<'a> Start<'a> {
-    fn new(layout: &'a Layout, parts: &'a Parts) -> Result<Self> {
-        let state = State::new(layout)?;
-        mounts::make_shared(&layout.dir)?;
-        for dir in layout.dirs() {
-            DirBuilder::new()
-                .mode(0o711)
-                .create(&dir)
-                .with_context(|| format!("make {}", dir.display()))?;
-        }
-        host::enable_controllers(&layout.cgroup)?;
-        Ok(Self {
-            layout,
-            parts,
-            cgroup: Cgroup::new(&layout.cgroup)?,
-            state,
-        })
-    }
-
-    async fn all(&mut self, tell: &mut dyn FnMut(&str)) -> Result<()> {
-        let network = network::make(self.layout, &mut self.state).await?;
-        tell("network");
-        certify(self.layout, &network)?;
-        config::write(self.layout, self.parts)?;
-        tell("certificates and configuration");
-
-        let programs = programs::Lines::new(self.layout, &network, self.parts)?;
-        for program in [
-            programs.etcd(),
-            programs.apiserver(),
-            programs.images(),
-            programs.containerd(),
-        ] {
-            self.start(&network.netns, &program)?;
-        }
-        let client = control_plane::client(&self.layout.pki().join("admin.conf")).await?;
-        self.until("kube-apiserver", async || ready::is_serving(&client).await)
-            .await?;
-        tell("etcd, kube-apiserver");
-        self.until("test images", async || {
-            ready::has_listener(&network.netns, programs::REGISTRY)
-        })
-        .await?;
-        let socket = self.layout.containerd_socket();
-        self.until("containerd", async || ready::listens(&socket))
-            .await?;
-        tell("containerd, test images");
-
-        host::note(&mut self.state);
-        self.state.save(self.layout)?;
-        for program in [
-            programs.controller_manager(),
-            programs.scheduler(),
-            programs.kubelet(),
-            programs.proxy(),
-        ] {
-            self.start(&network.netns, &program)?;
-        }
-        ready::apply_runtime_class(&client).await?;
-        self.until("node", async || ready::has_node(&client).await)
-            .await?;
-        tell("kube-controller-manager, kube-scheduler, kubelet, kube-proxy: node is Ready");
-        self.until("scheduling", async || ready::takes_pods(&client).await)
-            .await?;
-        tell("Pods can be scheduled");
-        self.state.is_complete = true;
-        self.state.save(self.layout)
-    }
-
-    fn start(&mut self, netns: &Netns, program: &Program) -> Result<()> {
-        let log = self.layout.log(program.name);
-        let mut command = Cmd::new(&program.path)
-            .args(&program.args)
-            .netns(netns)
-            .cgroup(&self.cgroup)
-            .dir(&self.layout.dir);
-        for (key, value) in &program.envs {
-            command = command.env(key, value);
-        }
-        let pid = command.detached(&log)?;
-        self.state.add(program.name, pid);
-        self.state.save(self.layout)
-    }
-
-    /// Waits until `probe` holds, as long as all that was started runs.
-    async fn until(&self, what: &str, probe: impl AsyncFnMut() -> bool) -> Result<()> {
-        ready::until(what, probe, || self.state.expect_running(self.layout)).await
-    }
-}
-
-/// Certificates and kubeconfigs of all that takes part.
-fn certify(layout: &Layout, network: &Network) -> Result<()> {
-    let dir = layout.pki();
-    DirBuilder::new().mode(0o700).create(&dir)?;
-    let pki = Pki::new(&dir)?;
-    let server = network.server();
-    pki.certify(
-        "apiserver",
-        Subject {
-            name: "kube-apiserver",
-            group: "kiln",
-            dns: &[
-                "localhost",
-                "kubernetes",
-                "kubernetes.default",
-                "kubernetes.default.svc",
-            ],
-            ips: &[
-                network.node.into(),
-                layout::FIRST_SERVICE.into(),
-                std::net::Ipv4Addr::LOCALHOST.into(),
-            ],
-        },
-    )?;
-    let user = |name, group| Subject {
-        name,
-        group,
-        ..Subject::default()
-    };
-    pki.certify(
-        "apiserver-kubelet",
-        user("kube-apiserver-kubelet-client", "system:masters"),
-    )?;
-    for (file, name, group) in [
-        ("admin", "admin", "system:masters"),
-        (
-            "controller-manager",
-            "system:kube-controller-manager",
-            "kiln",
-        ),
-        ("scheduler", "system:kube-scheduler", "kiln"),
-        ("proxy", "system:kube-proxy", "kiln"),
-    ] {
-        pki.kubeconfig(file, user(name, group), &server)?;
-    }
-    let kubelet = Subject {
-        name: &format!("system:node:{NODE}"),
-        group: "system:nodes",
-        dns: &[NODE],
-        ips: &[network.node.into()],
-    };
-    pki.kubeconfig("kubelet", kubelet, &server)?;
-    Ok(())
 }

@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use kiln_cluster::cluster::{Cluster, Parts, Up};
-use kiln_images::{Images, Sources, guest};
+use kiln_images::{Images, Sources};
 use kiln_tests::tools;
 use nix::unistd::Uid;
 use tokio::{
@@ -106,7 +106,8 @@ async fn up(cluster: &Cluster) -> Result<ExitCode> {
     let start = Instant::now();
     if !cluster.is_up().await {
         let mut steps = Steps::new();
-        let parts = parts().await?;
+        let this = env::current_exe().context("find this program")?;
+        let parts = Parts::built(this).await?;
         steps.done("programs");
         let found = cluster.up(&parts, &mut |what| steps.done(what)).await?;
         if found == Up::Started {
@@ -161,22 +162,6 @@ async fn status(cluster: &Cluster) -> Result<ExitCode> {
     };
     say(how)?;
     Ok(ExitCode::FAILURE)
-}
-
-async fn parts() -> Result<Parts> {
-    let guest = match env::var_os("KILN_GUEST") {
-        Some(path) => path.into(),
-        None => {
-            let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-            guest::build(&workspace).await?
-        }
-    };
-    Ok(Parts {
-        shim: tools::installed_shim()?,
-        runsc: tools::runsc()?,
-        guest,
-        images: env::current_exe().context("find this program")?,
-    })
 }
 
 /// Serves the test images until it is told to end.

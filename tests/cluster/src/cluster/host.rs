@@ -3,6 +3,7 @@
 //! What a cluster changes of the host that is not in its directory, cgroup or network namespace.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -33,15 +34,21 @@ const SCRATCH: &str = "/run/kiln";
 /// What kubelet wants of the cgroup that it is given, on a machine with cgroup v2 only.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "hugetlb", "memory", "pids"];
 
+/// Where the three things above are.
+pub(super) const DIRS: [&str; 3] = [LOG_LINKS, CNI_RESULTS, SCRATCH];
+
+/// What kubelet sets, as it is now.
+pub(super) fn sysctls() -> BTreeMap<String, String> {
+    let value = |name: &str| {
+        let text = fs::read_to_string(sysctl(name)).ok()?;
+        Some((name.to_owned(), text.trim().to_owned()))
+    };
+    SYSCTLS.into_iter().filter_map(value).collect()
+}
+
 /// Notes how things are.
 pub(super) fn note(state: &mut State) {
-    for name in SYSCTLS {
-        if let Ok(value) = fs::read_to_string(sysctl(name)) {
-            state
-                .sysctls
-                .insert(name.to_owned(), value.trim().to_owned());
-        }
-    }
+    state.sysctls = sysctls();
     if !Path::new(LOG_LINKS).exists() {
         state.new_dirs.push(LOG_LINKS.into());
     }
@@ -57,8 +64,9 @@ pub(super) fn restore(layout: &Layout, state: &State) -> Result<()> {
         }
     }
     remove_scratch(layout)?;
+    // With those that lead nowhere, which any kubelet removes.
     remove_in(LOG_LINKS, |path| {
-        fs::read_link(path).is_ok_and(|target| target.starts_with(&layout.dir))
+        fs::read_link(path).is_ok_and(|to| to.starts_with(&layout.dir) || !to.exists())
     })?;
     let network = layout.pod_network();
     remove_in(CNI_RESULTS, |path| {

@@ -120,3 +120,32 @@ fn end_of(log: &Path) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_that_another_process_has_got_is_not_ours() {
+        let mut state = State::default();
+        state.add("this test", std::process::id());
+        assert!(state.processes[0].is_running());
+        state.processes[0].started = state.processes[0].started.map(|t| t + 1);
+        assert!(!state.processes[0].is_running());
+    }
+
+    #[test]
+    fn nothing_runs_of_before_a_reboot() {
+        let dir = Path::new("/tmp").join(format!("kiln-state-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let layout = Layout::new(&dir, "c");
+        let mut state = State::new(&layout).unwrap();
+        state.add("this test", std::process::id());
+        state.save(&layout).unwrap();
+        assert_eq!(State::load(&layout).processes, state.processes);
+        state.boot = "an earlier one".to_owned();
+        state.save(&layout).unwrap();
+        assert_eq!(State::load(&layout).processes, []);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

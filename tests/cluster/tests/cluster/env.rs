@@ -3,89 +3,32 @@
 //! The cluster that cases share, and the words that they are written in.
 
 use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::Stdio,
+    path::Path,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use kiln_cluster::cluster::Cluster;
+use kiln_cluster::cluster::Private;
 use kiln_tests::{
-    mounts,
     netns::Netns,
-    place::Place,
-    process::{Background, Cmd, Output, Proc, tail},
+    process::{Background, Cmd, Output},
     suite::Fixture,
     tools, wait,
 };
 
-/// How long a start of the cluster may take.
-const UP: Duration = Duration::from_secs(300);
-
-/// What clusters change of the host for as long as they run.
-const HOST_DIRS: [&str; 3] = ["/var/log/containers", "/var/lib/cni/results", "/run/kiln"];
-
 pub(crate) struct Env {
-    pub(crate) cluster: Cluster,
-    cgroup: String,
-    sysctls: BTreeMap<&'static str, String>,
+    pub(crate) private: Private,
     next: AtomicU32,
-    /// Takes the cluster away when the test does not.
-    place: Place,
 }
 
 impl Env {
     pub(crate) async fn start() -> Result<Self> {
-        let place = Place::new()?;
-        let cgroup = format!("{}/cluster", place.name());
-        let env = Self {
-            cluster: Cluster::new(&place.dir().join("c"), &cgroup)?,
-            cgroup,
-            sysctls: sysctls()?,
+        let program = Path::new(env!("CARGO_BIN_EXE_kiln-cluster"));
+        Ok(Self {
+            private: Private::start(program).await?,
             next: AtomicU32::new(0),
-            place,
-        };
-        env.kiln_cluster("up").await?;
-        Ok(env)
-    }
-
-    /// Runs `kiln-cluster` on the cluster, and returns what it says.
-    pub(crate) async fn kiln_cluster(&self, command: &str) -> Result<String> {
-        self.kiln_cluster_in(self.cluster.dir(), command).await
-    }
-
-    pub(crate) async fn kiln_cluster_in(&self, dir: &Path, command: &str) -> Result<String> {
-        Cmd::new(Path::new(env!("CARGO_BIN_EXE_kiln-cluster")))
-            .args([command, "--cgroup", &self.cgroup])
-            .env("KILN_CLUSTER", dir)
-            .deadline(UP)
-            .run()
-            .await
-    }
-
-    /// The ids of what containerd keeps as the sandboxes of a namespace's Pods.
-    pub(crate) async fn sandboxes(&self, namespace: &Namespace<'_>) -> Result<Vec<String>> {
-        let socket = format!("unix://{}", self.cluster.dir().join("c.sock").display());
-        let ids = Cmd::new(&tools::program("crictl")?)
-            .args([
-                "-r",
-                &socket,
-                "pods",
-                "-q",
-                "--no-trunc",
-                "--namespace",
-                &namespace.name,
-            ])
-            .run()
-            .await?;
-        Ok(ids.lines().map(str::to_owned).collect())
-    }
-
-    pub(crate) fn place(&self) -> &Place {
-        &self.place
+        })
     }
 
     /// A namespace in which Pods can be made.
@@ -95,9 +38,8 @@ impl Env {
             env: self,
             name: format!("case-{number}"),
         };
-        self.kubectl()
-            .args(["create", "namespace", &namespace.name])
-            .run()
+        namespace
+            .kubectl(["create", "namespace", &namespace.name])
             .await?;
         let account = [
             "wait",
@@ -108,98 +50,27 @@ impl Env {
         namespace.kubectl(account).await?;
         Ok(namespace)
     }
-
-    fn kubectl(&self) -> Cmd {
-        // Without it, the error of the first run says what is missing.
-        let program = tools::program("kubectl").unwrap_or_else(|_| PathBuf::from("kubectl"));
-        Cmd::new(&program)
-            .env("KUBECONFIG", self.cluster.kubeconfig())
-            .env("HOME", self.place.dir())
-    }
-
-    fn expect_nothing_left(&self, netns: &Netns) -> Result<()> {
-        let dir = self.cluster.dir();
-        ensure!(!dir.exists(), "{} is left", dir.display());
-        let mounts = mounts::below(dir)?;
-        ensure!(mounts.is_empty(), "mounts are left: {mounts:?}");
-        let processes = Proc::with(&dir.display().to_string());
-        ensure!(processes.is_empty(), "processes are left: {processes:?}");
-        let cgroups = self.cluster.cgroup().dirs();
-        ensure!(cgroups.is_empty(), "cgroups are left: {cgroups:?}");
-        // Only this test's descriptor keeps the namespace.
-        let links = netns.links()?;
-        ensure!(
-            !links.contains(&"eth0".to_owned()),
-            "links are left: {links:?}"
-        );
-        let now = sysctls()?;
-        ensure!(now == self.sysctls, "{:?} became {now:?}", self.sysctls);
-        let network = self.cgroup.replace('/', "-");
-        for entry in HOST_DIRS.iter().flat_map(fs::read_dir).flatten().flatten() {
-            let path = entry.path();
-            let target = fs::read_link(&path).unwrap_or_default();
-            let is_ours = target.starts_with(dir) || path.to_string_lossy().contains(&network);
-            ensure!(!is_ours, "{} is left", path.display());
-        }
-        Ok(())
-    }
-}
-
-/// After a failure: the place would end the cluster, but not put sysctls back.
-impl Drop for Env {
-    #[expect(clippy::print_stderr, reason = "there is nobody to return an error to")]
-    fn drop(&mut self) {
-        let done = std::process::Command::new(env!("CARGO_BIN_EXE_kiln-cluster"))
-            .args(["down", "--cgroup", &self.cgroup])
-            .env("KILN_CLUSTER", self.cluster.dir())
-            .stdout(Stdio::null())
-            .status();
-        if let Err(e) = done {
-            eprintln!("kiln-cluster down: {e}");
-        }
-    }
 }
 
 impl Fixture for Env {
     async fn finish(self) -> Result<()> {
-        let netns = self.cluster.netns()?;
-        self.kiln_cluster("down").await?;
-        self.expect_nothing_left(&netns)?;
-        // A second time there is nothing to do.
-        self.kiln_cluster("down").await?;
-        self.place.destroy()
+        self.private.end().await
     }
 
     fn log(&self) -> String {
-        let logs = ["containerd", "kubelet"];
-        logs.map(|name| {
-            let log = self.cluster.dir().join(format!("log/{name}.log"));
-            format!("--- end of {name}'s log\n{}\n", tail(&log))
-        })
-        .concat()
+        self.private.log()
     }
-}
-
-/// What kubelet sets.
-fn sysctls() -> Result<BTreeMap<&'static str, String>> {
-    let names = [
-        "vm/overcommit_memory",
-        "kernel/panic",
-        "kernel/panic_on_oops",
-    ];
-    let read = |name| Ok((name, fs::read_to_string(Path::new("/proc/sys").join(name))?));
-    names.into_iter().map(read).collect()
 }
 
 /// A namespace of one case.
 pub(crate) struct Namespace<'a> {
     env: &'a Env,
-    name: String,
+    pub(crate) name: String,
 }
 
 impl Namespace<'_> {
-    fn command<'s>(&self, args: impl IntoIterator<Item = &'s str>) -> Cmd {
-        self.env.kubectl().args(["-n", &self.name]).args(args)
+    fn command<'s>(&self, args: impl IntoIterator<Item = &'s str>) -> Result<Cmd> {
+        Ok(self.env.private.kubectl(["-n", &self.name])?.args(args))
     }
 
     /// Runs kubectl, and returns what it says.
@@ -207,7 +78,7 @@ impl Namespace<'_> {
         &self,
         args: impl IntoIterator<Item = &'s str>,
     ) -> Result<String> {
-        self.command(args).run().await
+        self.command(args)?.run().await
     }
 
     /// Runs kubectl with something to read, and returns all of what it does.
@@ -216,7 +87,7 @@ impl Namespace<'_> {
         args: impl IntoIterator<Item = &'s str>,
         input: &str,
     ) -> Result<Output> {
-        self.command(args).input(input.as_bytes()).output().await
+        self.command(args)?.input(input.as_bytes()).output().await
     }
 
     /// Starts kubectl.
@@ -225,8 +96,8 @@ impl Namespace<'_> {
         args: impl IntoIterator<Item = &'s str>,
     ) -> Result<Background> {
         let number = self.env.next.fetch_add(1, Ordering::Relaxed);
-        let log = self.env.place.dir().join(format!("kubectl-{number}.log"));
-        self.command(args).background(&log)
+        let log = self.env.private.dir().join(format!("kubectl-{number}.log"));
+        self.command(args)?.background(&log)
     }
 
     /// kubectl's words on a terminal, which `script` makes.
@@ -235,7 +106,7 @@ impl Namespace<'_> {
         let words = format!("{} -n {} {args}", kubectl.display(), self.name);
         Cmd::new(&tools::program("script")?)
             .args(["-qec", &words, "/dev/null"])
-            .env("KUBECONFIG", self.env.cluster.kubeconfig())
+            .env("KUBECONFIG", self.env.private.cluster().kubeconfig())
             .run()
             .await
     }

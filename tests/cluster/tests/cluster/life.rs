@@ -55,12 +55,12 @@ pub(crate) async fn a_pod_leaves_nothing(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
     ns.pod("short", "gvisor", "sleep 1000000", "").await?;
     let uid = ns.field("pod/short", ".metadata.uid").await?;
-    let sandboxes = env.sandboxes(&ns).await?;
+    let sandboxes = env.private.sandboxes(&ns.name).await?;
     ensure!(sandboxes.len() == 1, "{sandboxes:?}");
     let processes = || Proc::with(&sandboxes[0]);
     ensure!(!processes().is_empty(), "no process of the Pod");
     let cgroups = || {
-        let dirs = env.cluster.cgroup().dirs().into_iter();
+        let dirs = env.private.cluster().cgroup().dirs().into_iter();
         dirs.filter(|d| d.to_string_lossy().contains(&uid)).count()
     };
     ensure!(cgroups() > 0, "no cgroup of the Pod");

@@ -23,7 +23,10 @@ pub(crate) async fn stats_have_cpu_and_memory(env: &Env) -> Result<()> {
     )
     .await?;
     let uid = ns.field("pod/busy", ".metadata.uid").await?;
-    let path = format!("/api/v1/nodes/{}/proxy/stats/summary", env.cluster.node());
+    let path = format!(
+        "/api/v1/nodes/{}/proxy/stats/summary",
+        env.private.cluster().node()
+    );
     let mut last = String::new();
     let found = wait::until(
         "statistics of the Pod",
@@ -46,15 +49,18 @@ pub(crate) async fn stats_have_cpu_and_memory(env: &Env) -> Result<()> {
 }
 
 pub(crate) async fn a_second_up_changes_nothing(env: &Env) -> Result<()> {
-    let before = env.cluster.processes();
+    let before = env.private.cluster().processes();
     let start = Instant::now();
-    let said = env.kiln_cluster("up").await?;
+    let said = env.private.run("up").await?;
     let took = start.elapsed();
     ensure!(took < Duration::from_secs(2), "{took:?}");
     ensure!(said.contains("runs already"), "{said}");
     ensure!(said.contains("export KUBECONFIG="), "{said}");
-    ensure!(env.cluster.processes() == before, "other processes");
-    let status = env.kiln_cluster("status").await?;
+    ensure!(
+        env.private.cluster().processes() == before,
+        "other processes"
+    );
+    let status = env.private.run("status").await?;
     ensure!(
         status.contains("kubelet") && status.contains("up, in "),
         "{status}"
@@ -63,11 +69,11 @@ pub(crate) async fn a_second_up_changes_nothing(env: &Env) -> Result<()> {
 }
 
 pub(crate) async fn others_may_not_use_its_place(env: &Env) -> Result<()> {
-    let dir = env.place().dir().join("o");
+    let dir = env.private.dir().join("o");
     fs::create_dir(&dir)?;
     fs::write(dir.join("precious"), "")?;
     for command in ["up", "down"] {
-        let Err(e) = env.kiln_cluster_in(&dir, command).await else {
+        let Err(e) = env.private.run_in(&dir, command).await else {
             anyhow::bail!("{command} took a directory of others");
         };
         ensure!(e.to_string().contains("files of others"), "{e:#}");

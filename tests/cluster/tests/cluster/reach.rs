@@ -49,7 +49,7 @@ pub(crate) async fn a_service_is_reached_by_its_address(env: &Env) -> Result<()>
         );
         let answer = ns.shell("client", &ask).await?;
         ensure!(answer == "behind-a-service", "Pod to {address}: {answer:?}");
-        let answer = get(Some(&env.cluster.netns()?), &address).await?;
+        let answer = get(Some(&env.private.cluster().netns()?), &address).await?;
         ensure!(
             answer == "behind-a-service",
             "node to {address}: {answer:?}"
@@ -77,7 +77,7 @@ pub(crate) async fn the_apiserver_takes_a_pods_token(env: &Env) -> Result<()> {
     let server = ns
         .kubectl(["config", "view", "-ojsonpath={.clusters[0].cluster.server}"])
         .await?;
-    let ca = env.cluster.dir().join("pki/ca.crt");
+    let ca = env.private.cluster().dir().join("pki/ca.crt");
     let args = [
         "--kubeconfig=/dev/null",
         &format!("--server={server}"),

@@ -40,8 +40,8 @@ pub(crate) async fn files_are_copied_both_ways(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
     ns.pod("idle", "gvisor", "sleep 1000000", "").await?;
     let (from, to) = (
-        env.place().dir().join("cp-from"),
-        env.place().dir().join("cp-to"),
+        env.private.dir().join("cp-from"),
+        env.private.dir().join("cp-to"),
     );
     fs::write(&from, "some text")?;
     ns.kubectl(["cp", &from.display().to_string(), "idle:/tmp/file"])

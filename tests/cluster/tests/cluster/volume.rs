@@ -62,7 +62,7 @@ pub(crate) async fn two_containers_share_a_pod(env: &Env) -> Result<()> {
 /// A privileged agent of the node, as node software is installed; it is not in gVisor.
 pub(crate) async fn a_daemon_set_writes_to_the_node(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
-    let dir = env.cluster.dir().join("agent");
+    let dir = env.private.cluster().dir().join("agent");
     ns.apply(&format!(
         r#"
 apiVersion: apps/v1
