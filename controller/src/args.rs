@@ -92,9 +92,9 @@ pub(crate) struct Args {
     #[arg(long, default_value = "8.8.8.8,1.1.1.1", value_delimiter = ',')]
     dns_servers: Vec<String>,
 
-    /// Least time between two statuses of a pool.
+    /// Time after which a pool's status says that fewer are ready; that more are, it says at once.
     #[arg(long, default_value = "1s", value_parser = duration)]
-    pool_status_interval: Duration,
+    pool_status_delay: Duration,
 
     /// Threads that do the work.
     #[arg(long, default_value_t = 2)]
@@ -135,7 +135,7 @@ impl Args {
             claim_events: !self.disable_claim_events,
             pool_batch: self.sandbox_warm_pool_max_batch_size,
             pool_grace: self.sandbox_warm_pool_readiness_grace_period,
-            pool_status_interval: self.pool_status_interval,
+            pool_status_delay: self.pool_status_delay,
         })
     }
 

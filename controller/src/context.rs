@@ -54,8 +54,8 @@ pub(crate) struct Options {
     pub(crate) pool_batch: usize,
     /// How long a Sandbox of a pool may take to become ready before it is replaced.
     pub(crate) pool_grace: std::time::Duration,
-    /// Least time between two statuses of a pool.
-    pub(crate) pool_status_interval: std::time::Duration,
+    /// How long it may take until a pool's status says that there are fewer ready.
+    pub(crate) pool_status_delay: std::time::Duration,
 }
 
 /// Which claims get annotations with the times of their life.
@@ -86,10 +86,12 @@ pub(crate) struct Context {
     pub(crate) policies: Cache<NetworkPolicy>,
     /// Sandboxes, by uid, that a claim is adopting right now.
     reserved: Mutex<HashSet<String>>,
+    /// Sandboxes whose adoption by a claim, by uid, got no answer: it may have come to pass.
+    unanswered: Mutex<HashMap<String, Key>>,
     /// When a claim, by uid, was seen first.
     seen: Mutex<HashMap<String, Instant>>,
-    /// When the status of a pool was written last.
-    pub(crate) pool_written: Mutex<HashMap<Key, Instant>>,
+    /// Since when the status of a pool should be written.
+    pending_statuses: Mutex<HashMap<Key, Instant>>,
 }
 
 impl Context {
@@ -119,8 +121,9 @@ impl Context {
             volume_claims: Cache::new(|_| Vec::new()),
             policies: Cache::new(|_| Vec::new()),
             reserved: Mutex::default(),
+            unanswered: Mutex::default(),
             seen: Mutex::default(),
-            pool_written: Mutex::default(),
+            pending_statuses: Mutex::default(),
         }
     }
 
@@ -134,8 +137,11 @@ impl Context {
     }
 
     pub(crate) async fn fetch<K: Kind>(&self, key: &Key) -> Result<Option<Arc<K>>> {
-        let found = self.api::<K>(&key.namespace).get_opt(&key.name).await?;
-        Ok(found.map(|object| self.keep(object)))
+        match self.api::<K>(&key.namespace).get(&key.name).await {
+            Ok(object) => Ok(Some(self.keep(object))),
+            Err(e) if error::is_not_found(&e) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     pub(crate) async fn create<K: Kind>(&self, object: &K) -> kube::Result<Arc<K>> {
@@ -286,6 +292,18 @@ impl Context {
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// See the field.
+    pub(crate) fn unanswered(&self) -> MutexGuard<'_, HashMap<String, Key>> {
+        self.unanswered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn pending_statuses(&self) -> MutexGuard<'_, HashMap<Key, Instant>> {
+        let pending = self.pending_statuses.lock();
+        pending.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// When a claim was seen first.
     pub(crate) fn first_seen(&self, claim: &SandboxClaim) -> Instant {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -297,6 +315,7 @@ impl Context {
     pub(crate) fn forget_claim(&self, claim: &SandboxClaim) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.remove(&claim.uid().unwrap_or_default());
+        self.unanswered().remove(&claim.uid().unwrap_or_default());
     }
 }
 

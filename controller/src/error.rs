@@ -99,8 +99,13 @@ pub(crate) fn code(e: &kube::Error) -> Option<u16> {
     }
 }
 
+/// Whether an object is not there. An apiserver that has just started does not serve our kinds for
+/// a moment, which is no word about any object: it names none.
 pub(crate) fn is_not_found(e: &kube::Error) -> bool {
-    code(e) == Some(404)
+    match e {
+        kube::Error::Api(status) => status.code == 404 && status.message.ends_with("\" not found"),
+        _ => false,
+    }
 }
 
 pub(crate) fn is_conflict(e: &kube::Error) -> bool {

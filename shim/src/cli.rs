@@ -362,11 +362,17 @@ async fn info() -> Result<RuntimeInfo> {
         .ok()
         .filter(|any| !any.type_url.is_empty());
     let config = NodeConfig::from_options(options.as_ref())?;
-    let features = server::runtime(&config, "info")?.features().await?;
-    let features = Any {
-        type_url: "types.containerd.io/opencontainers/runtime-spec/1/features/Features".to_owned(),
-        value: features.to_string().into_bytes(),
-        ..Any::default()
+    let features = match server::runtime(&config, "info")?.features().await {
+        Ok(features) => Some(Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+                .to_owned(),
+            value: features.to_string().into_bytes(),
+            ..Any::default()
+        }),
+        // containerd also asks without saying which runtime it means, and wants to know no more
+        // than what the shim is.
+        Err(_) if options.is_none() => None,
+        Err(e) => return Err(e.into()),
     };
     let version = RuntimeVersion {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -376,7 +382,7 @@ async fn info() -> Result<RuntimeInfo> {
         name: "io.containerd.kiln.v2".to_owned(),
         version: MessageField::some(version),
         options: options.into(),
-        features: MessageField::some(features),
+        features: features.into(),
         ..RuntimeInfo::default()
     })
 }

@@ -111,18 +111,10 @@ fn is_dns_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)
 }
 
-/// The metadata of a claimed Pod: the template's, the claim's identity, and what the claim brings.
-pub(super) fn merge(
-    template: &PodMetadata,
-    claim: &SandboxClaim,
-    template_hash: Option<&str>,
-) -> Result<PodMetadata> {
+/// The metadata of a claimed Pod: the template's, and what the claim brings. Whose it is follows
+/// from its owner, and need not be said here.
+pub(super) fn merge(template: &PodMetadata, claim: &SandboxClaim) -> Result<PodMetadata> {
     let mut merged = template.clone();
-    identify(merged.labels.get_or_insert_default(), claim);
-    if let Some(hash) = template_hash {
-        let labels = merged.labels.get_or_insert_default();
-        labels.insert(keys::TEMPLATE_REF_HASH.to_owned(), hash.to_owned());
-    }
     let Some(brought) = &claim.spec.additional_pod_metadata else {
         return Ok(merged);
     };
@@ -221,12 +213,12 @@ mod tests {
         .unwrap();
         let of = |labels: Value| {
             let template = serde_json::from_value(json!({ "labels": labels })).unwrap();
-            merge(&template, &claim, Some("h"))
+            merge(&template, &claim)
         };
         let merged = of(json!({"app": "x"})).unwrap().labels.unwrap();
         assert_eq!(
             serde_json::to_value(merged).unwrap(),
-            json!({"app": "x", "d/a": "1", keys::CLAIM_UID: "u1", keys::CREATED_BY: "go-client", keys::TEMPLATE_REF_HASH: "h"})
+            json!({"app": "x", "d/a": "1"})
         );
         assert!(of(json!({"d/a": "1"})).is_ok());
         let e = of(json!({"d/a": "2"})).unwrap_err().to_string();

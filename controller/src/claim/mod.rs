@@ -235,6 +235,13 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sand
     if let Some(brought) = &claim.spec.additional_pod_metadata {
         metadata::check(brought, &context.options.label_domains)?;
     }
+    let uid = claim.uid().unwrap_or_default();
+    let unanswered = context.unanswered().get(&uid).cloned();
+    if let Some(key) = unanswered {
+        // The apiserver knows; what it says goes into the cache.
+        context.fetch::<Sandbox>(&key).await?;
+        context.unanswered().remove(&uid);
+    }
     if let Some(sandbox) = bound(context, claim) {
         return keep_metadata(context, claim, sandbox).await;
     }
@@ -349,7 +356,14 @@ async fn adopt(
                     context.sandboxes.remove(&sandbox);
                 }
             }
-            Err(e) => return Err(e.into()),
+            Err(e) => {
+                if error::code(&e).is_none() {
+                    context
+                        .unanswered()
+                        .insert(claim.uid().unwrap_or_default(), key);
+                }
+                return Err(e.into());
+            }
         }
     }
     Err(Error::AdoptionConflict)
@@ -433,8 +447,7 @@ async fn keep_metadata(
     let (Some(template), None) = (template, &sandbox.meta().deletion_timestamp) else {
         return Ok(sandbox);
     };
-    let hash = keys::name_hash(&template.name_any());
-    let wanted = metadata::merge(&template.spec.pod_template.metadata, claim, Some(&hash))?;
+    let wanted = metadata::merge(&template.spec.pod_template.metadata, claim)?;
     let old = serde_json::to_value(&sandbox.spec.pod_template.metadata)?;
     match patch::diff(&old, &serde_json::to_value(&wanted)?) {
         Some(change) => {

@@ -7,7 +7,7 @@ pub(crate) mod plan;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -147,16 +147,6 @@ impl Source {
             &template.spec,
             &options.dns_servers,
         );
-        if options.evict_warm_pods {
-            let annotations = spec
-                .pod_template
-                .metadata
-                .annotations
-                .get_or_insert_default();
-            annotations
-                .entry(keys::SAFE_TO_EVICT.to_owned())
-                .or_insert_with(|| "true".to_owned());
-        }
         let label = |key: &str, value: String| (key.to_owned(), value);
         let labels = BTreeMap::from([
             label(keys::WARM_POOL, keys::name_hash(&pool.name_any())),
@@ -244,8 +234,8 @@ fn blueprint_hash(template: &SandboxTemplateSpec) -> Result<String> {
     ))?))
 }
 
-/// Writes the status where it has changed, and not too often: while claims come in, the numbers
-/// change all the time. Returns when to try again, if it was too early.
+/// Writes the status where it has changed. That numbers sink is written after a while only: where
+/// claims come and go, they are back by then. Returns when to look again, if it was too early.
 async fn write_status(
     context: &Arc<Context>,
     pool: &SandboxWarmPool,
@@ -253,22 +243,26 @@ async fn write_status(
     failure: Option<&Error>,
 ) -> Result<Option<Duration>> {
     let new = status(pool, members, failure, Timestamp::now());
+    let key = Key::of(pool);
     let Some(patch) = patch::status(pool.status.as_ref(), &new)? else {
+        context.pending_statuses().remove(&key);
         return Ok(None);
     };
-    let key = Key::of(pool);
-    let interval = context.options.pool_status_interval;
-    {
-        let mut written = context
-            .pool_written
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let last = written.get(&key).map(Instant::elapsed);
-        if let Some(left) = last.and_then(|last| interval.checked_sub(last)) {
+    let is_full = usize::try_from(new.ready_replicas).is_ok_and(|ready| ready >= desired(pool));
+    if !is_full && failure.is_none() && pool.status.is_some() {
+        let since = *context
+            .pending_statuses()
+            .entry(key.clone())
+            .or_insert_with(Instant::now);
+        let left = context
+            .options
+            .pool_status_delay
+            .saturating_sub(since.elapsed());
+        if !left.is_zero() {
             return Ok(Some(left));
         }
-        written.insert(key.clone(), Instant::now());
     }
+    context.pending_statuses().remove(&key);
     let ready = |conditions: &[Condition]| condition::find(conditions, READY).cloned();
     let old = pool.status.as_ref().and_then(|s| ready(&s.conditions));
     if let Some(new) = ready(&new.conditions)
@@ -380,10 +374,6 @@ mod tests {
             keys::name_hash("t")
         );
         let pod = &sandbox.spec.pod_template;
-        assert_eq!(
-            pod.metadata.annotations.as_ref().unwrap()[keys::SAFE_TO_EVICT],
-            "true"
-        );
         assert_eq!(pod.spec.automount_service_account_token, Some(false));
         let long = Source::new(&pool(&"x".repeat(200)), &template("i"), &options()).unwrap();
         assert_eq!(long.sandbox().name_any().len(), LONGEST_NAME);

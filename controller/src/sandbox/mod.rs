@@ -24,9 +24,12 @@ use crate::{
     error::{self, Error, Result},
     owner::{self, Ownership},
     patch,
+    pool::plan::age,
     queue::Outcome,
 };
 
+/// How long the first status waits for a Pod that is about to be ready: then one write tells all.
+const FIRST_STATUS: Duration = Duration::from_millis(500);
 /// How often a Pod or Service is looked at that stands in the way and that no watch brings.
 const FOREIGN: Duration = Duration::from_secs(5);
 
@@ -54,6 +57,13 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         &context.options.cluster_domain,
         now,
     );
+    if sandbox.status.is_none()
+        && children.errors.is_empty()
+        && !condition::is_true(&new.conditions, condition::READY)
+        && age(&*sandbox, now) < FIRST_STATUS
+    {
+        return Ok(Outcome::Again(FIRST_STATUS));
+    }
     tell_what_is_wrong(context, &sandbox, &new, &children.errors);
     write_status(context, &sandbox, &new).await?;
     if children.errors.iter().any(|e| !e.is_final()) {
@@ -302,7 +312,11 @@ async fn reconcile_pod(context: &Context, sandbox: &Sandbox) -> Result<Option<Ar
     let found = match found {
         Some(found) => found,
         None => {
-            let (pod, made) = create_or_find(context, &pod::desired(sandbox)).await?;
+            let (pod, made) = create_or_find(
+                context,
+                &pod::desired(sandbox, context.options.evict_warm_pods),
+            )
+            .await?;
             if made {
                 note_pod(context, sandbox, Some(&pod.name_any())).await?;
                 return Ok(Some(pod));
@@ -311,7 +325,7 @@ async fn reconcile_pod(context: &Context, sandbox: &Sandbox) -> Result<Option<Ar
         }
     };
     check_owner("pod", &*found, sandbox)?;
-    let pod = match pod::metadata_patch(&found, sandbox) {
+    let pod = match pod::metadata_patch(&found, sandbox, context.options.evict_warm_pods) {
         Some(patch) => context.patch::<Pod>(&Key::of(&*found), &patch).await?,
         None => found,
     };

@@ -21,11 +21,11 @@ const CREATORS: [&str; 3] = ["go-client", "python-client", "controller"];
 const OF_OWNER: [&str; 3] = [keys::WARM_POOL, keys::TEMPLATE_REF_HASH, keys::CLAIM_UID];
 
 /// The Pod that a Sandbox runs.
-pub(super) fn desired(sandbox: &Sandbox) -> Pod {
+pub(super) fn desired(sandbox: &Sandbox, evict_warm: bool) -> Pod {
     let Metadata {
         labels,
         annotations,
-    } = Metadata::of(sandbox);
+    } = Metadata::of(sandbox, evict_warm);
     let mut spec = sandbox.spec.pod_template.spec.clone();
     let claims = sandbox.spec.volume_claim_templates.iter().flatten();
     let claimed: Vec<Volume> = claims
@@ -76,7 +76,7 @@ struct Metadata {
 impl Metadata {
     /// What a user's template says, without the system's own keys: with those it could take over
     /// the traffic or the policies of others.
-    fn of(sandbox: &Sandbox) -> Self {
+    fn of(sandbox: &Sandbox, evict_warm: bool) -> Self {
         let template = &sandbox.spec.pod_template.metadata;
         let users = |map: &Option<BTreeMap<String, String>>| -> BTreeMap<String, String> {
             let entries = map.iter().flatten().filter(|(key, _)| !is_reserved(key));
@@ -94,6 +94,10 @@ impl Metadata {
             if !keys.is_empty() {
                 annotations.insert(annotation.to_owned(), keys);
             }
+        }
+        if evict_warm && is_pools(sandbox) {
+            let annotation = annotations.entry(keys::SAFE_TO_EVICT.to_owned());
+            annotation.or_insert_with(|| "true".to_owned());
         }
         labels.extend(of_owner(sandbox));
         if let Some(creator) = created_by(sandbox) {
@@ -145,6 +149,11 @@ fn of_owner(sandbox: &Sandbox) -> BTreeMap<String, String> {
     labels
 }
 
+/// Whether nobody has claimed a Sandbox of a pool yet.
+fn is_pools(sandbox: &Sandbox) -> bool {
+    owner::controller(sandbox).is_some_and(owner::is_kind::<SandboxWarmPool>)
+}
+
 fn created_by(sandbox: &Sandbox) -> Option<&'static str> {
     let creator = sandbox
         .labels()
@@ -157,8 +166,8 @@ fn created_by(sandbox: &Sandbox) -> Option<&'static str> {
 /// The patch that gives an existing Pod the labels, annotations and owner that it should have;
 /// `None` where it has them. What the Sandbox once set and no longer does is taken away, and what
 /// anybody else has set stays.
-pub(super) fn metadata_patch(pod: &Pod, sandbox: &Sandbox) -> Option<Value> {
-    let wanted = Metadata::of(sandbox);
+pub(super) fn metadata_patch(pod: &Pod, sandbox: &Sandbox, evict_warm: bool) -> Option<Value> {
+    let wanted = Metadata::of(sandbox, evict_warm);
     let mut labels = pod.labels().clone();
     let mut annotations = pod.annotations().clone();
     for key in propagated(pod, keys::PROPAGATED_LABELS) {
@@ -172,6 +181,9 @@ pub(super) fn metadata_patch(pod: &Pod, sandbox: &Sandbox) -> Option<Value> {
     }
     annotations.remove(keys::PROPAGATED_LABELS);
     annotations.remove(keys::PROPAGATED_ANNOTATIONS);
+    if pod.labels().contains_key(keys::WARM_POOL) {
+        annotations.remove(keys::SAFE_TO_EVICT);
+    }
     labels.extend(wanted.labels);
     annotations.extend(wanted.annotations);
     let old = json!({"labels": pod.labels(), "annotations": pod.annotations()});
@@ -225,7 +237,7 @@ mod tests {
                 "annotations": {"note": "y", keys::TRACE_CONTEXT: "z"},
             }}},
         }));
-        let pod = desired(&sandbox);
+        let pod = desired(&sandbox, true);
         let hash = keys::name_hash("box");
         assert_eq!(
             serde_json::to_value(pod.labels()).unwrap(),
@@ -243,7 +255,7 @@ mod tests {
             "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}],
             "podTemplate": {"spec": {"volumes": [{"name": "data", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]}},
         }}));
-        let volumes = desired(&sandbox).spec.unwrap().volumes.unwrap();
+        let volumes = desired(&sandbox, true).spec.unwrap().volumes.unwrap();
         let names: Vec<_> = volumes.iter().map(|v| v.name.as_str()).collect();
         assert_eq!(names, ["tmp", "data"]);
         let claim = volumes[1].persistent_volume_claim.as_ref().unwrap();
@@ -257,20 +269,19 @@ mod tests {
                 "labels": {keys::WARM_POOL: "p", keys::TEMPLATE_REF_HASH: "t"},
                 "ownerReferences": [{"apiVersion": "extensions.agents.x-k8s.io/v1alpha1", "kind": "SandboxWarmPool", "name": "p", "uid": "p1", "controller": true}],
             },
-            "spec": {"podTemplate": {"metadata": {"annotations": {keys::SAFE_TO_EVICT: "true"}}}},
         }));
-        let mut pod = desired(&pooled);
-        assert!(metadata_patch(&pod, &pooled).is_none());
+        let mut pod = desired(&pooled, true);
+        assert!(metadata_patch(&pod, &pooled, true).is_none());
         pod.labels_mut().insert("operators".into(), "own".into());
         let claimed = sandbox(&json!({"metadata": {
             "labels": {keys::TEMPLATE_REF_HASH: "t"},
             "ownerReferences": [{"apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim", "name": "c", "uid": "c1", "controller": true}],
         }}));
         assert_eq!(
-            metadata_patch(&pod, &claimed).unwrap(),
+            metadata_patch(&pod, &claimed, true).unwrap(),
             json!({"metadata": {
                 "labels": {keys::WARM_POOL: null, keys::CLAIM_UID: "c1"},
-                "annotations": {keys::SAFE_TO_EVICT: null, keys::PROPAGATED_ANNOTATIONS: null},
+                "annotations": {keys::SAFE_TO_EVICT: null},
             }})
         );
     }

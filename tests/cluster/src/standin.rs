@@ -28,6 +28,9 @@ pub const FATE: &str = "kiln.test/fate";
 
 /// Requests that are under way at the same time.
 const AT_ONCE: usize = 32;
+/// How often, and with which pause, the apiserver is tried when it is away.
+const TRIES: u32 = 60;
+const PAUSE: Duration = Duration::from_millis(500);
 /// Nodes that Pods are put on in turn.
 const NODES: u32 = 4;
 
@@ -72,8 +75,17 @@ async fn follow(client: Client) {
         };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            // A Pod may go at any moment; what is left to do comes with its next event.
-            shared.look_at(&pod).await.ok();
+            for _ in 0..TRIES {
+                match shared.look_at(&pod).await {
+                    // A Pod may change at any moment; what is left to do comes with its next event.
+                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {
+                        break;
+                    }
+                    // The apiserver is away.
+                    Err(_) => tokio::time::sleep(PAUSE).await,
+                    Ok(()) => break,
+                }
+            }
         });
     }
 }

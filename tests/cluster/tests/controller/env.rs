@@ -204,17 +204,35 @@ impl Namespace<'_> {
         self.until_ready(name, replicas).await
     }
 
+    /// Waits until a pool holds `replicas` Sandboxes, all of them ready, and says so. (Alone, what
+    /// it says may be from before.)
     pub(crate) async fn until_ready(&self, pool: &str, replicas: i32) -> Result<SandboxWarmPool> {
-        self.until(
-            pool,
-            &format!("{replicas} ready"),
-            |pool: &SandboxWarmPool| {
-                let status = pool.status.as_ref()?;
-                let is = (status.replicas, status.ready_replicas) == (replicas, replicas)
-                    && status.observed_generation == pool.metadata.generation;
-                is.then(|| pool.clone())
-            },
-        )
+        let what = format!("{replicas} ready in {pool}");
+        let mut last = String::new();
+        wait::until(&what, wait::SOON, async || {
+            let all = self.list::<Sandbox>().await.ok()?;
+            let of_pool = all.iter().filter(|s| {
+                s.metadata.deletion_timestamp.is_none()
+                    && controller_of(*s).is_some_and(|(_, _, name)| name == pool)
+            });
+            let ready = of_pool.filter(|s| {
+                line(s.conditions(), "Ready").is_some_and(|line| line.starts_with("True"))
+            });
+            let ready = i32::try_from(ready.count()).ok()?;
+            last = all
+                .iter()
+                .map(|s| format!("{} {:?}\n", s.name_any(), line(s.conditions(), "Ready")))
+                .collect();
+            (ready == replicas).then_some(())
+        })
+        .await
+        .with_context(|| last)?;
+        self.until(pool, &what, |pool: &SandboxWarmPool| {
+            let status = pool.status.as_ref()?;
+            let is = (status.replicas, status.ready_replicas) == (replicas, replicas)
+                && status.observed_generation == pool.metadata.generation;
+            is.then(|| pool.clone())
+        })
         .await
     }
 

@@ -138,8 +138,7 @@ pub(crate) async fn a_changed_template_replaces_or_waits(env: &Env) -> Result<()
     ns.claim("c", "lazy").await?;
     let claimed = ns.claimed("c").await?;
     ensure!(lazy.contains(&claimed.uid().unwrap()));
-    let new = ns.until_ready("lazy", 2).await;
-    new?;
+    ns.until_ready("lazy", 2).await?;
     let images: BTreeSet<String> = ns
         .list::<Sandbox>()
         .await?
