@@ -31,6 +31,9 @@ use crate::{
 };
 use plan::{Member, plan};
 
+/// When to look again at a Sandbox that was to go, and that a claim was about to take.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// Letters and digits of names that Kubernetes makes up itself (`apimachinery`'s `util/rand`): no
 /// vowels, so that no words come out.
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -72,11 +75,17 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     if template.is_none() {
         failure = Some(Error::TemplateNotFound(template_name.clone()));
     }
+    let mut is_taken = false;
     for name in &plan.delete {
-        if let Some(sandbox) = context.sandboxes.get(&Key::new(&key.namespace, name))
-            && !context.is_reserved(&sandbox)
-            && owner::controls(&*pool, &*sandbox)
-        {
+        let Some(sandbox) = context.sandboxes.get(&Key::new(&key.namespace, name)) else {
+            continue;
+        };
+        // Held meanwhile, so that no claim takes it.
+        let Some(_reservation) = context.reserve(&sandbox) else {
+            is_taken = true;
+            continue;
+        };
+        if owner::controls(&*pool, &*sandbox) {
             context.delete(&*sandbox, DeleteParams::default()).await?;
         }
     }
@@ -90,24 +99,23 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     if failure.is_some_and(|e| !e.is_final()) {
         return Ok(Outcome::Failed);
     }
-    Ok(wait
-        .into_iter()
-        .chain(plan.again)
-        .min()
-        .map_or(Outcome::Done, Outcome::Again))
+    let look = is_taken.then_some(LOOK_AGAIN);
+    let again = [wait, plan.again, look].into_iter().flatten().min();
+    Ok(again.map_or(Outcome::Done, Outcome::Again))
 }
 
 fn desired(pool: &SandboxWarmPool) -> usize {
     usize::try_from(pool.spec.replicas.unwrap_or(1)).unwrap_or(0)
 }
 
-/// The Sandboxes that a pool holds, without those that are on their way out.
+/// The Sandboxes that a pool holds, without those that are on their way out. One that a claim is
+/// about to take counts until it has it: it may not come to that.
 fn members(context: &Context, pool: &SandboxWarmPool, source: Option<&Source>) -> Vec<Member> {
     let now = Timestamp::now();
     let owned = context.owned::<Sandbox>(&pool.uid().unwrap_or_default());
     owned
         .iter()
-        .filter(|s| s.meta().deletion_timestamp.is_none() && !context.is_reserved(s))
+        .filter(|s| s.meta().deletion_timestamp.is_none())
         .map(|s| Member::of(s, source.is_some_and(|source| source.is_stale(s)), now))
         .collect()
 }
