@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// How long changes of a pool's Sandboxes are gathered before the pool is looked at.
-const GATHER: Duration = Duration::from_millis(20);
+pub(crate) const GATHER: Duration = Duration::from_millis(20);
 
 /// How many watches have brought their first list.
 #[derive(Default)]

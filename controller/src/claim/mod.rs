@@ -27,7 +27,8 @@ use crate::{
     context::{ClaimAnnotations, Context, template_of, template_word},
     error::{self, Error, Result},
     owner, patch, pool,
-    queue::Outcome,
+    queue::{Class, Outcome, Work},
+    watch::GATHER,
 };
 
 /// How many Sandboxes are tried that others take away at the same moment.
@@ -348,6 +349,11 @@ async fn adopt(
         match context.patch::<Sandbox>(&key, &patch).await {
             Ok(adopted) => {
                 context.metrics.adopted(&source.template_name);
+                // The watch brings nothing new of it: the cache has it already.
+                if let Some(pool) = owner::controller(&*sandbox) {
+                    let key = Key::new(&key.namespace, &pool.name);
+                    context.queue.add_after(Work::new(Class::Pool, key), GATHER);
+                }
                 return Ok(Some(adopted));
             }
             Err(e) if error::is_not_found(&e) => context.sandboxes.remove(&sandbox),
