@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::{
     CheckpointOpts, Config, ContainerId, Result, RuntimeError, Stats, Status, Stdio,
-    command::{Cause, Command, CommandError, Log, Output, Running},
+    command::{Cause, Command, CommandError, Cover, Log, Output, Running},
     control::EventBody,
 };
 
@@ -270,6 +270,11 @@ impl Call {
 
     pub(crate) fn input(mut self, input: Vec<u8>) -> Self {
         self.command = self.command.input(input);
+        self
+    }
+
+    pub(crate) fn cover(mut self, cover: Cover) -> Self {
+        self.command = self.command.cover(cover);
         self
     }
 

@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     io::Write,
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -400,6 +400,16 @@ impl Runtime for FakeRuntime {
         }
         container.status = Status::Running;
         Ok(())
+    }
+
+    async fn start_on_network(&self, id: &ContainerId, _netns: BorrowedFd<'_>) -> Result<()> {
+        self.start(id, &Stdio::default()).await
+    }
+
+    async fn note_cgroup(&self, id: &ContainerId, path: &str) -> Result<()> {
+        self.begin("note_cgroup", id.as_str(), path.to_owned())
+            .await?;
+        self.lock().get("note_cgroup", id).map(drop)
     }
 
     async fn restore(&self, id: &ContainerId, image: &Path, _stdio: &Stdio) -> Result<()> {

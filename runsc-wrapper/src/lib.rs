@@ -30,7 +30,10 @@ mod state;
 mod stdio;
 mod types;
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{
+    os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
+};
 
 use async_trait::async_trait;
 
@@ -62,6 +65,31 @@ pub trait Runtime: Send + Sync {
     ///
     /// [`create`]: Runtime::create
     async fn start(&self, id: &ContainerId, stdio: &Stdio) -> Result<()>;
+
+    /// Starts the created root container of a sandbox on the network of `netns`, which its host
+    /// processes do not join: the way of a sandbox that was booted before that network was there.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unsupported`] from runtimes that make no sandboxes.
+    async fn start_on_network(&self, id: &ContainerId, _netns: BorrowedFd<'_>) -> Result<()> {
+        Err(RuntimeError::Unsupported {
+            op: "start",
+            id: id.to_string(),
+        })
+    }
+
+    /// Notes that the host processes of the sandbox `id` were moved to the cgroup `path` (as in
+    /// `cgroupsPath`, cgroupfs notation), where later containers of it are to join them. The
+    /// caller then owns that cgroup: [`delete`](Runtime::delete) leaves it.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unsupported`] from runtimes that make no sandboxes.
+    async fn note_cgroup(&self, id: &ContainerId, _path: &str) -> Result<()> {
+        Err(RuntimeError::Unsupported {
+            op: "note the cgroup of",
+            id: id.to_string(),
+        })
+    }
 
     /// Starts a created container from the checkpoint in `image` instead of its own command.
     async fn restore(&self, id: &ContainerId, image: &Path, stdio: &Stdio) -> Result<()>;

@@ -3,7 +3,7 @@
 //! What runsc writes about a container: `<root>/<container>_sandbox:<sandbox>.state`
 //! (gVisor `runsc/container/state_file.go`).
 //!
-//! These files are read, never written. Names are matched in full: the command line takes a
+//! These files are read, and written in one case only ([`set_cgroup`]). Names are matched in full: the command line takes a
 //! unique prefix of an id for the id, so that `delete abc` could remove container `abcdef`;
 //! whoever looks here first is safe from that.
 //!
@@ -136,6 +136,37 @@ pub(crate) async fn settled(root: &Path, id: &ContainerId, deadline: Duration) -
         tokio::time::sleep(LOCK_POLL).await;
     }
     Ok(true)
+}
+
+/// Writes that the processes of sandbox `id` are in the cgroup `path`, and that it is not
+/// runsc's to remove. A sandbox without a cgroup stays without.
+///
+/// # Errors
+/// When there is no state, it makes no sense, another command works on it, or it cannot be
+/// written.
+pub(crate) fn set_cgroup(root: &Path, id: &ContainerId, path: &str) -> io::Result<()> {
+    let missing = || io::Error::from(io::ErrorKind::NotFound);
+    let lock = File::open(find(root, id, ".lock")?.ok_or_else(missing)?)?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
+    let file = find(root, id, ".state")?.ok_or_else(missing)?;
+    let strange = |e: &dyn std::fmt::Display| io::Error::other(format!("{}: {e}", file.display()));
+    let mut state: serde_json::Value =
+        serde_json::from_slice(&fs::read(&file)?).map_err(|e| strange(&e))?;
+    let cgroup = state.pointer_mut("/sandbox/cgroup");
+    let cgroup = cgroup.ok_or_else(|| strange(&"it has no sandbox"))?;
+    let nobodys = serde_json::json!({});
+    if let Some(v1) = cgroup.get_mut("cgroupv1") {
+        v1["name"] = path.into();
+        v1["own"] = nobodys;
+    } else if let Some(v2) = cgroup.get_mut("cgroupv2") {
+        v2["path"] = path.into();
+        v2["own"] = serde_json::Value::Null;
+    } else {
+        return Ok(());
+    }
+    let new = file.with_extension("state.new");
+    fs::write(&new, state.to_string())?;
+    fs::rename(new, file)
 }
 
 /// Removes the files of container `id`, as runsc does after it has destroyed it.
@@ -317,6 +348,37 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
+    }
+
+    #[test]
+    fn the_cgroup_of_a_sandbox_is_noted_and_nothing_else_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("s_sandbox:s.state");
+        fs::write(dir.path().join("s_sandbox:s.lock"), "").unwrap();
+        let with = |cgroup: &str| {
+            let text =
+                format!(r#"{{"id":"s","x":[1.5],"sandbox":{{"id":"s","cgroup":{cgroup}}}}}"#);
+            serde_json::from_str::<serde_json::Value>(&text).unwrap()
+        };
+        for (before, after) in [
+            (
+                r#"{"cgroupv1":{"name":"/a","parents":{"cpu":"x"},"own":{"cpu":true}}}"#,
+                r#"{"cgroupv1":{"name":"/p/b","parents":{"cpu":"x"},"own":{}}}"#,
+            ),
+            (
+                r#"{"cgroupv2":{"mountpoint":"/m","path":"/a","own":["/m/a"]}}"#,
+                r#"{"cgroupv2":{"mountpoint":"/m","path":"/p/b","own":null}}"#,
+            ),
+            (r#"{"cgroupunknown":null}"#, r#"{"cgroupunknown":null}"#),
+        ] {
+            fs::write(&file, with(before).to_string()).unwrap();
+            set_cgroup(dir.path(), &id("s"), "/p/b").unwrap();
+            let text = fs::read_to_string(&file).unwrap();
+            let state: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(state, with(after));
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert!(set_cgroup(dir.path(), &id("t"), "/p").is_err());
     }
 
     #[test]

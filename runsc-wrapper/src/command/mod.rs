@@ -9,6 +9,7 @@
 //!
 //! Runtimes tell errors in words only; the words are read in `words.rs` and nowhere else.
 
+mod cover;
 mod words;
 
 use std::{
@@ -45,6 +46,7 @@ use crate::{
     stdio::null_device,
 };
 
+pub(crate) use cover::Cover;
 pub use words::Log;
 pub(crate) use words::{Cause, clean};
 
@@ -138,6 +140,7 @@ pub struct Command {
     deadline: Option<Duration>,
     bond: Bond,
     at_deadline: AtDeadline,
+    cover: Option<Cover>,
 }
 
 #[derive(Debug)]
@@ -181,6 +184,7 @@ impl Command {
             deadline: None,
             bond: Bond::Finishes,
             at_deadline: AtDeadline::Group,
+            cover: None,
         }
     }
 
@@ -255,6 +259,13 @@ impl Command {
         self
     }
 
+    /// Shows it another network namespace of a process than that process has.
+    #[must_use]
+    pub(crate) fn cover(mut self, cover: Cover) -> Self {
+        self.cover = Some(cover);
+        self
+    }
+
     /// Runs it to its end. Once polled, the command goes on even if this future is dropped.
     ///
     /// # Errors
@@ -320,6 +331,10 @@ impl Command {
         };
         // SAFETY: `apply` makes system calls only, and touches no memory but its own copy.
         unsafe { command.pre_exec(move || setup.apply()) };
+        if let Some(cover) = self.cover {
+            // SAFETY: as above.
+            unsafe { command.pre_exec(move || cover.apply()) };
+        }
 
         log::debug!("run {} {:?}", self.program.display(), self.args);
         let (child, owned) = reap::spawn(&mut command)?;

@@ -15,6 +15,7 @@ mod tests;
 use std::{
     collections::HashMap,
     io,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -30,6 +31,7 @@ use crate::{
     CheckpointOpts, Config, ContainerId, CreateOpts, Exec, ExecOpts, ExitFuture, KillTarget,
     Process, Result, Runtime, RuntimeError, Stats, Status, Stdio,
     cli::{self, Cli},
+    command::Cover,
     control::{ControlError, RuntimeState, Target},
     reap,
     sandbox::{Answer, Paused, Sandbox},
@@ -274,6 +276,27 @@ impl Runtime for Runsc {
         self.cli.start(id, stdio).await?;
         container.started.send_replace(true);
         Ok(())
+    }
+
+    async fn start_on_network(&self, id: &ContainerId, netns: BorrowedFd<'_>) -> Result<()> {
+        let container = self.container("start", id)?;
+        let cover = Cover::new(container.sandbox.pid(), netns)
+            .map_err(|e| cli::io_error(&format!("give {id} its network"), e))?;
+        let call = self.cli.call("start", id.as_str())?;
+        call.deadline(self.cli.config.deadlines.start)
+            .cover(cover)
+            .stdio(Stdio::default())
+            .id()
+            .run()
+            .await?;
+        container.started.send_replace(true);
+        Ok(())
+    }
+
+    async fn note_cgroup(&self, id: &ContainerId, path: &str) -> Result<()> {
+        self.container("note the cgroup of", id)?;
+        state::set_cgroup(self.root(), id, path)
+            .map_err(|e| cli::io_error(&format!("note the cgroup of {id}"), e))
     }
 
     async fn restore(&self, id: &ContainerId, image: &Path, stdio: &Stdio) -> Result<()> {

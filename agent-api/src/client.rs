@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent as a shim sees it.
+
+use std::{io, os::unix::fs::FileTypeExt, path::Path, time::Duration};
+
+use tokio::{net::UnixStream, time::timeout};
+use ttrpc::{
+    r#async::{Client, transport::Socket},
+    context,
+};
+
+use crate::{
+    Shape,
+    api::{
+        AcquireRequest, AdoptedRequest, AgentClient, ReleaseRequest, ReportRequest, ReportResponse,
+        Warm,
+    },
+};
+
+/// How long a Pod waits for the agent before it starts cold.
+const BUDGET: Duration = Duration::from_millis(50);
+
+/// How long other calls may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why the agent gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// There is no agent on this node.
+    #[error("no agent listens: {0}")]
+    Absent(#[source] io::Error),
+    /// Whoever listens is not root.
+    #[error("the agent's socket is served by user {0}")]
+    Stranger(u32),
+    /// It did not answer in time.
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// It answered with an error.
+    #[error("{0}")]
+    Refused(String),
+    /// It has no warm sandbox of the shape, for this reason.
+    #[error("no warm sandbox: {0}")]
+    None(String),
+}
+
+/// A connection to the agent of this node.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentClient,
+}
+
+impl Agent {
+    /// Connects to the agent at `socket`.
+    ///
+    /// # Errors
+    /// [`AgentError::Absent`], and [`AgentError::Stranger`] when its peer is not root.
+    pub async fn connect(socket: &Path) -> Result<Self, AgentError> {
+        let kind = std::fs::symlink_metadata(socket).map_err(AgentError::Absent)?;
+        if !kind.file_type().is_socket() {
+            return Err(AgentError::Absent(io::Error::other("not a socket")));
+        }
+        let connect = timeout(BUDGET, UnixStream::connect(socket)).await;
+        let stream = connect.map_err(|_| AgentError::Timeout(BUDGET))?;
+        let stream = stream.map_err(AgentError::Absent)?;
+        let peer = stream.peer_cred().map_err(AgentError::Absent)?;
+        if peer.uid() != 0 {
+            return Err(AgentError::Stranger(peer.uid()));
+        }
+        let client = AgentClient::new(Client::new(Socket::new(stream)));
+        Ok(Self { client })
+    }
+
+    /// Asks for a warm sandbox of `shape` for the Pod sandbox `sandbox_id`. It is handed out by
+    /// the answer: the caller takes it by its directory or lets it be destroyed.
+    ///
+    /// # Errors
+    /// [`AgentError`], after 50 ms at most.
+    pub async fn acquire(&self, shape: &Shape, sandbox_id: &str) -> Result<Warm, AgentError> {
+        let request = AcquireRequest {
+            shape: shape.to_json(),
+            sandbox_id: sandbox_id.to_owned(),
+            ..AcquireRequest::default()
+        };
+        let answer = within(BUDGET, self.client.acquire(context(BUDGET), &request)).await?;
+        let miss = answer.miss;
+        answer.warm.into_option().ok_or(AgentError::None(miss))
+    }
+
+    /// Tells that the sandbox `id` has become the Pod sandbox `sandbox_id`, `took` after that
+    /// was asked for.
+    ///
+    /// # Errors
+    /// [`AgentError`]; the sandbox is adopted all the same.
+    pub async fn adopted(
+        &self,
+        id: &str,
+        sandbox_id: &str,
+        took: Duration,
+    ) -> Result<(), AgentError> {
+        let request = AdoptedRequest {
+            id: id.to_owned(),
+            sandbox_id: sandbox_id.to_owned(),
+            microseconds: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            ..AdoptedRequest::default()
+        };
+        within(PATIENCE, self.client.adopted(context(PATIENCE), &request)).await?;
+        Ok(())
+    }
+
+    /// Tells that the sandbox `id` was handed out in vain.
+    ///
+    /// # Errors
+    /// [`AgentError`]; the agent notices by itself too.
+    pub async fn release(&self, id: &str, reason: &str) -> Result<(), AgentError> {
+        let request = ReleaseRequest {
+            id: id.to_owned(),
+            reason: reason.to_owned(),
+            ..ReleaseRequest::default()
+        };
+        within(PATIENCE, self.client.release(context(PATIENCE), &request)).await?;
+        Ok(())
+    }
+
+    /// What the agent holds.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn report(&self) -> Result<ReportResponse, AgentError> {
+        let request = ReportRequest::new();
+        within(PATIENCE, self.client.report(context(PATIENCE), &request)).await
+    }
+}
+
+fn context(limit: Duration) -> context::Context {
+    context::with_duration(limit)
+}
+
+async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, AgentError> {
+    match timeout(limit, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(e)) => Err(AgentError::Refused(e.to_string())),
+        Err(_) => Err(AgentError::Timeout(limit)),
+    }
+}

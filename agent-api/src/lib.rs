@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The contract between the shim and the agent of its node.
+//!
+//! The agent boots sandboxes before there are Pods for them. A shim that makes a Pod's sandbox
+//! computes the [`Shape`] that it needs, asks the agent for one, and makes it its own by renaming
+//! the sandbox's directory away ([`Warm::directory`](api::Warm)): from then on the agent has
+//! nothing to do with it. Two can never own one, whichever of them dies when.
+//!
+//! Everything here is an optimisation. No answer, an answer too late, or "none" mean that the Pod
+//! starts cold.
+
+/// Messages and stubs, made from `proto/agent.proto`.
+pub mod api {
+    #![allow(missing_docs, unreachable_pub, unused_imports, unused_mut)]
+    #![allow(non_upper_case_globals)]
+    #![allow(
+        clippy::all,
+        clippy::needless_pass_by_value,
+        clippy::uninlined_format_args
+    )]
+
+    mod agent {
+        include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+    }
+    mod agent_ttrpc {
+        include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+    }
+    pub use agent::*;
+    pub use agent_ttrpc::*;
+}
+mod client;
+mod shape;
+
+pub use client::{Agent, AgentError};
+pub use shape::{Ineligible, RuntimeFile, Setup, Shape};
+
+/// Where the agent listens unless a node's configuration names another socket.
+pub const SOCKET: &str = "/run/kiln-agent/agent.sock";
+
+/// Largest shape that is read, in bytes of JSON.
+pub const MAX_SHAPE: usize = 64 << 10;
