@@ -17,11 +17,13 @@ deps: ## Install containerd, runsc and what else the demo and the tests run agai
 	@tests/deps/install.sh
 
 .PHONY: build
-build: ## The shim as it is installed: target/small/containerd-shim-kiln-v2, static and small
+build: ## The shim and pause as they are installed, static and small, in target/small
 	$(CARGO) rustc -p kiln-shim --bin containerd-shim-kiln-v2 $(STATIC)
 	@# Renamed, because the last one may be running.
 	mkdir -p target/small && cp target/$(TARGET)/small/containerd-shim-kiln-v2 target/small/.shim
 	mv target/small/.shim target/small/containerd-shim-kiln-v2
+	$(CARGO) rustc -p kiln-pause $(STATIC) -C relocation-model=static
+	cp target/$(TARGET)/small/kiln-pause target/small/kiln-pause
 
 .PHONY: guest
 guest: ## Build the static program that test images are made of
@@ -56,7 +58,7 @@ check: $(TOOLS)/bin/cargo-deny ## Format, lints, licences
 
 .PHONY: test-unit
 test-unit: deps ## Tests that need no containerd; those of the runtimes need root
-	$(CARGO) test -p runsc-wrapper -p kiln-shim -p kiln-images -p kiln-crds -p kiln-controller --all-features -- --include-ignored
+	$(CARGO) test -p runsc-wrapper -p kiln-shim -p kiln-images -p kiln-crds -p kiln-controller -p kiln-agent-api -p kiln-node-agent --all-features -- --include-ignored
 
 .PHONY: fuzz
 fuzz: ## What comes from outside with anything in it, FUZZ_SECONDS (60) for each
@@ -65,7 +67,7 @@ fuzz: ## What comes from outside with anything in it, FUZZ_SECONDS (60) for each
 
 .PHONY: test-node
 test-node: deps build guest ## Suites against real containerd, runsc and runc
-	$(CARGO) build -p kiln-shim
+	$(CARGO) build -p kiln-shim -p kiln-node-agent
 	$(CARGO) test -p kiln-tests
 
 .PHONY: test-controller

@@ -72,7 +72,7 @@ impl Agent {
     }
 
     /// Asks for a warm sandbox of `shape` for the Pod sandbox `sandbox_id`. It is handed out by
-    /// the answer: the caller takes it by its directory or lets it be destroyed.
+    /// the answer: the caller takes it by its file, or it will be destroyed.
     ///
     /// # Errors
     /// [`AgentError`], after 50 ms at most.

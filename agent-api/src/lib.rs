@@ -4,8 +4,8 @@
 //!
 //! The agent boots sandboxes before there are Pods for them. A shim that makes a Pod's sandbox
 //! computes the [`Shape`] that it needs, asks the agent for one, and makes it its own by renaming
-//! the sandbox's directory away ([`Warm::directory`](api::Warm)): from then on the agent has
-//! nothing to do with it. Two can never own one, whichever of them dies when.
+//! the file away that stands for the sandbox ([`Warm::file`](api::Warm)): from then on the agent
+//! has nothing to do with it. Two can never own one, whichever of them dies when.
 //!
 //! Everything here is an optimisation. No answer, an answer too late, or "none" mean that the Pod
 //! starts cold.
@@ -37,6 +37,18 @@ pub use shape::{Ineligible, RuntimeFile, Setup, Shape};
 
 /// Where the agent listens unless a node's configuration names another socket.
 pub const SOCKET: &str = "/run/kiln-agent/agent.sock";
+
+/// The OCI process that, run in the root container of a warm sandbox, gives it the host name
+/// `name`.
+pub fn naming_process(name: &str) -> serde_json::Value {
+    let caps = ["CAP_SYS_ADMIN"];
+    serde_json::json!({
+        "args": ["/kiln-pause", "hostname", name],
+        "cwd": "/",
+        "user": {"uid": 0, "gid": 0},
+        "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
+    })
+}
 
 /// Largest shape that is read, in bytes of JSON.
 pub const MAX_SHAPE: usize = 64 << 10;

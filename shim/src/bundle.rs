@@ -123,6 +123,11 @@ impl Spec {
         }
     }
 
+    /// Whether CRI says that this is the sandbox of a Pod.
+    pub fn is_pod(&self) -> bool {
+        self.annotation(CONTAINER_TYPE) == Some("sandbox")
+    }
+
     /// Directory of the Pod's logs, where CRI names one.
     pub fn log_dir(&self) -> Option<PathBuf> {
         let dir = Path::new(self.annotation(SANDBOX_LOG_DIR)?);
@@ -275,6 +280,22 @@ impl Spec {
                 && unset("major")
                 && unset("minor")
         })
+    }
+
+    /// The spec as JSON.
+    pub fn value(&self) -> &Value {
+        &self.0
+    }
+
+    /// The host name of the sandbox, where the spec gives one.
+    pub fn hostname(&self) -> Option<&str> {
+        let name = self.0.get("hostname").and_then(Value::as_str);
+        name.filter(|name| !name.is_empty())
+    }
+
+    /// Makes the container a member of the sandbox that the runtime knows as `id`.
+    pub fn set_sandbox(&mut self, id: &ContainerId) {
+        self.0["annotations"][SANDBOX_ID] = id.as_str().into();
     }
 
     /// Changes what the runtime must see differently.

@@ -21,6 +21,10 @@ use crate::error::{Error, Result};
 const REMOVE_TRIES: u32 = 50;
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
+/// How often a cgroup is looked at until nothing is in it any more: what is moved makes its
+/// children elsewhere.
+const MOVE_ROUNDS: u32 = 50;
+
 /// Where cgroup file systems are mounted.
 pub const MOUNT: &str = "/sys/fs/cgroup";
 
@@ -186,6 +190,14 @@ impl Cgroup {
         })
     }
 
+    /// Another cgroup of the same host.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn beside(&self, cgroups_path: &str) -> Result<Self> {
+        Self::new(&self.mount, cgroups_path)
+    }
+
     /// The path for `cgroupsPath`, in the notation of cgroupfs.
     pub fn spec_path(&self) -> String {
         format!("/{}", self.path.display())
@@ -310,6 +322,73 @@ impl Cgroup {
         }
     }
 
+    /// Makes the cgroup in every hierarchy of the host, as a runtime would. Blocks.
+    ///
+    /// # Errors
+    /// The first directory that cannot be made.
+    pub fn make(&self) -> Result<()> {
+        for hierarchy in self.hierarchies() {
+            let mut dir = hierarchy.clone();
+            for level in &self.path {
+                dir.push(level);
+                match fs::create_dir(&dir) {
+                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(Error::io("make cgroup", &dir)(e));
+                    }
+                    _ => {}
+                }
+                if hierarchy.ends_with("cpuset") {
+                    inherit_cpuset(&dir).map_err(Error::io("set up cgroup", &dir))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves every process of `from` here, also those that are made meanwhile. Blocks.
+    ///
+    /// # Errors
+    /// When a process cannot be moved, or ever more appear.
+    pub fn take_all(&self, from: &Self) -> Result<()> {
+        for hierarchy in self.hierarchies() {
+            let procs = |cgroup: &Self| hierarchy.join(&cgroup.path).join("cgroup.procs");
+            let (source, target) = (procs(from), procs(self));
+            let mut rounds = 0;
+            loop {
+                let pids = match fs::read_to_string(&source) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+                    read => read.map_err(Error::io("read", &source))?,
+                };
+                if pids.is_empty() {
+                    break;
+                }
+                rounds += 1;
+                if rounds > MOVE_ROUNDS {
+                    let words = io::Error::other("ever more processes appear in it");
+                    return Err(Error::io("empty", &source)(words));
+                }
+                move_to(&target, &pids).map_err(Error::io("write", &target))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the hierarchies are that a sandbox has a directory in.
+    fn hierarchies(&self) -> Vec<PathBuf> {
+        match self.version {
+            Version::V2 => vec![self.mount.clone()],
+            Version::V1 => {
+                let names = V1_CONTROLLERS.iter().chain(&["systemd"]);
+                let paths = names.filter_map(|name| self.mount.join(name).canonicalize().ok());
+                let mut paths: Vec<_> = paths.collect();
+                // Two controllers of one hierarchy are two names of it.
+                paths.sort_unstable();
+                paths.dedup();
+                paths
+            }
+        }
+    }
+
     /// Removes the empty directories of this cgroup; what is not there is fine. Waits a second at
     /// most for processes that have been killed to be gone. Blocks.
     ///
@@ -358,6 +437,30 @@ impl Cgroup {
             done => done.map_err(Error::io("write", &path)),
         }
     }
+}
+
+/// Gives a new cgroup of v1's `cpuset` what its parent has: without, it takes no process.
+fn inherit_cpuset(dir: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let path = dir.join(file);
+        if fs::read_to_string(&path)?.trim().is_empty() {
+            let parent = dir.parent().unwrap_or(dir).join(file);
+            fs::write(&path, fs::read(parent)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes each of `pids`, a line each, to `procs`. One that has ended is moved enough.
+fn move_to(procs: &Path, pids: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(procs)?;
+    for pid in pids.lines() {
+        match file.write_all(pid.as_bytes()) {
+            Err(e) if e.raw_os_error() != Some(libc::ESRCH) => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// A quota as microseconds of [`PERIOD_US`]; what is not positive is no quota.

@@ -332,8 +332,8 @@ async fn delete_recorded(
         Ok(runtime) => {
             // Without its shim the whole Pod is lost: what lives in a sentry that is gone is
             // gone at once, where runsc would wait for each container to stop.
-            let sandbox = record.sandbox.parse().unwrap_or_else(|_| id.clone());
-            let member = (sandbox != *id).then_some(id);
+            let sandbox = record.runtime_id().parse().unwrap_or_else(|_| id.clone());
+            let member = (record.sandbox != id.as_str()).then_some(id);
             for doomed in [Some(&sandbox), member].into_iter().flatten() {
                 errors.extend(runtime.delete(doomed, true).await.err().map(Error::from));
             }

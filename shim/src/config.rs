@@ -26,6 +26,9 @@ pub struct Policy {
     pub port_forward: bool,
     /// Directories below which checkpoint images may be restored.
     pub restore_dirs: Vec<PathBuf>,
+    /// Socket of the node's agent, from which Pods get sandboxes that are booted already; empty
+    /// for none.
+    pub agent: PathBuf,
 }
 
 impl Default for Policy {
@@ -35,6 +38,7 @@ impl Default for Policy {
             allow_host_network: false,
             port_forward: true,
             restore_dirs: Vec::new(),
+            agent: kiln_agent_api::SOCKET.into(),
         }
     }
 }

@@ -21,6 +21,8 @@ use crate::{
 /// A container that the runtime has made.
 pub(crate) struct Container {
     pub(crate) id: ContainerId,
+    /// The id that the runtime knows it by: another one where its sandbox was adopted.
+    pub(crate) runtime_id: ContainerId,
     pub(crate) role: Role,
     pub(crate) bundle: PathBuf,
     pub(crate) init: Process,

@@ -52,6 +52,16 @@ pub struct IoSpec {
     pub terminal: bool,
 }
 
+impl IoSpec {
+    /// Whether the process has no stdio at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.terminal
+            && [&self.stdin, &self.stdout, &self.stderr]
+                .iter()
+                .all(|s| s.is_empty())
+    }
+}
+
 /// The shim's side of a process's stdio. Dropping it lets go of everything.
 #[derive(Default)]
 pub(crate) struct ProcessIo {

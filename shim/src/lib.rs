@@ -8,6 +8,7 @@
 //! the Pod's last container is deleted; `delete` cleans up after a server that died. The server
 //! speaks the Task API ([`task`]) and keeps what it knows of the Pod in [`pod`].
 
+mod adopt;
 pub mod bundle;
 pub mod cgroup;
 pub mod cli;

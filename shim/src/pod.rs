@@ -183,7 +183,11 @@ impl Pod {
             State::Paused if signal == libc::SIGKILL => self.resume(id).await?,
             State::Running | State::Paused => {}
         }
-        match sandbox.runtime.kill(&container.id, target, signal).await {
+        match sandbox
+            .runtime
+            .kill(&container.runtime_id, target, signal)
+            .await
+        {
             // The runtime may know of an end before the shim has announced it.
             Err(RuntimeError::NotRunning { .. }) => Err(Error::NotFound {
                 kind: "process",
@@ -197,7 +201,7 @@ impl Pod {
     pub async fn pause(&self, id: &str) -> Result<()> {
         let container = self.container(id)?;
         container.init.require("pause", |s| s == State::Running)?;
-        self.sandbox()?.runtime.pause(&container.id).await?;
+        self.sandbox()?.runtime.pause(&container.runtime_id).await?;
         self.shift_all(&container, Event::Paused);
         let container_id = container.id.to_string();
         publish(
@@ -214,7 +218,10 @@ impl Pod {
     pub async fn resume(&self, id: &str) -> Result<()> {
         let container = self.container(id)?;
         container.init.require("resume", |s| s == State::Paused)?;
-        self.sandbox()?.runtime.resume(&container.id).await?;
+        self.sandbox()?
+            .runtime
+            .resume(&container.runtime_id)
+            .await?;
         self.shift_all(&container, Event::Resumed);
         let container_id = container.id.to_string();
         publish(
@@ -262,7 +269,7 @@ impl Pod {
         };
         self.sandbox()?
             .runtime
-            .checkpoint(&container.id, &opts)
+            .checkpoint(&container.runtime_id, &opts)
             .await?;
         publish(
             &*self.events,
@@ -282,7 +289,10 @@ impl Pod {
         let resources: Value = serde_json::from_slice(resources)
             .map_err(|e| Error::InvalidArgument(format!("update {id}: resources: {e}")))?;
         if !sandbox.is_shared() {
-            sandbox.runtime.update(&container.id, &resources).await?;
+            sandbox
+                .runtime
+                .update(&container.runtime_id, &resources)
+                .await?;
         }
         container.update_limits(Limits::of(&resources));
         self.limit_sandbox();
@@ -350,7 +360,11 @@ impl Pod {
                 .find(|e| e.process.pid() == pid)
                 .map(|e| e.process.id.to_string())
         };
-        let processes = self.sandbox()?.runtime.processes(&container.id).await?;
+        let processes = self
+            .sandbox()?
+            .runtime
+            .processes(&container.runtime_id)
+            .await?;
         Ok(processes
             .into_iter()
             .map(|p| (p.pid, exec_id(p.pid)))
@@ -362,7 +376,12 @@ impl Pod {
     pub async fn stats(&self, id: &str) -> Result<(runsc_wrapper::Stats, Cgroup, Limits)> {
         let container = self.container(id)?;
         container.init.require("stat", |s| s.exit().is_none())?;
-        let stats = self.sandbox()?.runtime.stats(&container.id).await?;
+        let mut stats = self.sandbox()?.runtime.stats(&container.runtime_id).await?;
+        for (of, _) in &mut stats.sandbox_cpu_ns {
+            if of == container.runtime_id.as_str() {
+                *of = container.id.to_string();
+            }
+        }
         Ok((
             stats,
             container.cgroup.clone(),
@@ -451,7 +470,7 @@ async fn attach(process: &Process, console: &ConsoleSocket) -> Result<()> {
 }
 
 /// Runs what blocks on a thread that may.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;

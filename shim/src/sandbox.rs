@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -19,6 +19,7 @@ use runsc_wrapper::{ContainerId, Runtime, RuntimeKind};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    adopt::Adopter,
     bundle::{Network, write_atomically},
     cgroup::{Cgroup, Limits},
     config::Policy,
@@ -48,6 +49,10 @@ pub(crate) struct Sandbox {
     /// The limits that CRI named for the Pod.
     pub(crate) pod_limits: Limits,
     pub(crate) scratch: Scratch,
+    /// What may still adopt a sandbox for this Pod.
+    pub(crate) adopter: Mutex<Option<Adopter>>,
+    /// The id of the sandbox in the runtime, where it was made ahead and adopted.
+    pub(crate) adopted: OnceLock<ContainerId>,
     /// See [`Sandbox::pid`]; 0 before the sandbox is made.
     pub(crate) pid: AtomicU32,
     /// Bytes of memory that the sandbox used before its first container.
@@ -62,6 +67,17 @@ impl Sandbox {
 
     pub(crate) fn set_pid(&self, pid: u32) {
         self.pid.store(pid, Ordering::Relaxed);
+    }
+
+    /// Takes what may adopt a sandbox: a Pod tries once.
+    pub(crate) fn take_adopter(&self) -> Option<Adopter> {
+        let mut adopter = self.adopter.lock().unwrap_or_else(PoisonError::into_inner);
+        adopter.take()
+    }
+
+    /// The id that the runtime knows the sandbox by.
+    pub(crate) fn runtime_id(&self) -> &ContainerId {
+        self.adopted.get().unwrap_or(&self.id)
     }
 
     /// Whether all containers run in one process of the host, the sentry.
@@ -166,6 +182,11 @@ impl Scratch {
         Ok(dir)
     }
 
+    /// The place for the file that stands for an adopted sandbox.
+    pub(crate) fn adopted(&self) -> PathBuf {
+        self.dir.join("adopted")
+    }
+
     /// Removes what [`Scratch::subdir`] made.
     pub(crate) fn remove_subdir(dir: &Path) -> Result<()> {
         remove_dir(dir)
@@ -188,6 +209,9 @@ pub(crate) struct Record {
     pub(crate) sandbox: String,
     /// The file of the node's configuration.
     pub(crate) config: Option<PathBuf>,
+    /// The id of the sandbox in the runtime where that is another one, else empty.
+    #[serde(default)]
+    pub(crate) adopted: String,
     /// `cgroupsPath` of the container, empty where it has no cgroup of its own.
     pub(crate) cgroup: String,
 }
@@ -202,7 +226,26 @@ impl Record {
             version: Self::VERSION,
             sandbox: sandbox.to_string(),
             config,
+            adopted: String::new(),
             cgroup,
+        }
+    }
+
+    /// The same for a sandbox that the runtime knows by `id`.
+    pub(crate) fn known_as(self, id: &ContainerId) -> Self {
+        let other = (id.as_str() != self.sandbox).then(|| id.to_string());
+        Self {
+            adopted: other.unwrap_or_default(),
+            ..self
+        }
+    }
+
+    /// The id that the runtime knows the sandbox by.
+    pub(crate) fn runtime_id(&self) -> &str {
+        if self.adopted.is_empty() {
+            &self.sandbox
+        } else {
+            &self.adopted
         }
     }
 

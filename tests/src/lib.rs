@@ -14,6 +14,7 @@
 //! nothing is left of them ([`leaks`]). Errors are `anyhow`'s, because what a failed test needs is
 //! a chain of words.
 
+pub mod agent;
 pub mod cgroup;
 pub mod cri;
 pub mod ctr;

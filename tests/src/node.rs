@@ -26,6 +26,7 @@ use tokio::sync::Mutex;
 
 use self::config::PAUSE;
 use crate::{
+    agent::Agent,
     cgroup::Cgroup,
     cri::{Cri, v1},
     images, mounts,
@@ -47,6 +48,8 @@ const CONTAINERD: Duration = Duration::from_secs(60);
 pub struct NodeOpts {
     /// More keys of the `[kiln]` table of our handlers, as TOML.
     pub kiln: String,
+    /// Runs an agent for handler `gvisor`, with this further configuration.
+    pub agent: Option<String>,
     /// Flags of runsc for our handlers, without dashes.
     pub runsc_flags: Vec<(String, String)>,
     /// Another runsc than the current one, for all handlers.
@@ -61,6 +64,7 @@ impl Default for NodeOpts {
     fn default() -> Self {
         Self {
             kiln: String::new(),
+            agent: None,
             runsc_flags: Vec::new(),
             runsc: None,
             shim: None,
@@ -75,6 +79,7 @@ pub struct Node {
     place: Place,
     containerd: Mutex<Option<Daemon>>,
     cri: Cri,
+    agent: Option<Agent>,
     next: AtomicU64,
     _registry: Registry,
 }
@@ -94,7 +99,12 @@ impl Node {
         symlink(shim, place.dir().join("bin/containerd-shim-kiln-v2"))?;
         let registry = images::serve(place.netns(), &place.dir().join(CERTS)).await?;
         let cri = Cri::new(&place.dir().join("c.sock"))?;
+        let agent = opts.agent.as_ref().map(|more| {
+            let runtime = place.dir().join("gvisor.toml");
+            Agent::new(&place, &runtime, more)
+        });
         let mut node = Self {
+            agent: agent.transpose()?,
             place,
             containerd: Mutex::default(),
             cri,
@@ -106,6 +116,9 @@ impl Node {
             node.pull(image).await?;
         }
         node.place.set_baseline()?;
+        if let Some(agent) = &node.agent {
+            agent.run(&node.place).await?;
+        }
         Ok(node)
     }
 
@@ -228,6 +241,22 @@ impl Node {
         &self.cri
     }
 
+    /// The node's agent.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn agent(&self) -> Result<&Agent> {
+        self.agent.as_ref().context("this node has no agent")
+    }
+
+    /// Starts the agent again.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub async fn run_agent(&self) -> Result<()> {
+        self.agent()?.run(&self.place).await
+    }
+
     /// A Pod of a handler, to be described and run.
     pub fn pod(&self, handler: &str) -> PodBuilder<'_> {
         PodBuilder::new(self, handler)
@@ -299,6 +328,9 @@ impl Node {
     /// When a Pod cannot be removed, or something stays.
     pub async fn check_for_leaks(&self) -> Result<()> {
         self.remove_all_pods().await?;
+        if let Some(agent) = &self.agent {
+            agent.drain().await?;
+        }
         self.place.check_for_leaks().await
     }
 

@@ -9,6 +9,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, DirBuilder, File},
+    io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -22,6 +23,7 @@ use nix::{
 };
 
 use crate::{
+    agent,
     cgroup::Cgroup,
     leaks::{Scope, Snapshot},
     mounts,
@@ -260,6 +262,10 @@ impl Remains {
         }
         self.cgroup.destroy()?;
         mounts::unmount_below(&self.dir)?;
+        match fs::remove_dir_all(agent::state_dir(&self.name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+            _ => {}
+        }
         for result in fs::read_dir(CNI_RESULTS).into_iter().flatten().flatten() {
             if result.file_name().to_string_lossy().starts_with(&self.name) {
                 fs::remove_file(result.path())?;

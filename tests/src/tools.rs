@@ -107,6 +107,20 @@ pub fn shim() -> Result<PathBuf> {
     ours("containerd-shim-kiln-v2")
 }
 
+/// The first process of warm sandboxes, which is static.
+///
+/// # Errors
+/// When it is not built.
+pub fn pause() -> Result<PathBuf> {
+    let path = target_dir()?.join("small/kiln-pause");
+    ensure!(
+        path.is_file(),
+        "{} is not built: run `make build`",
+        path.display()
+    );
+    Ok(path)
+}
+
 /// The shim of this workspace as it is installed on nodes: `$KILN_SHIM`, else the one that was
 /// built with profile `small`.
 ///

@@ -18,6 +18,7 @@ use runsc_wrapper::{ContainerId, CreateOpts, RuntimeError, RuntimeKind, Stdio};
 
 use super::{CreateRequest, Pod, attach, blocking, clean_up};
 use crate::{
+    adopt::{Adopter, Adoption},
     bundle::{Network, Role, Spec},
     cgroup::Cgroup,
     config::NodeConfig,
@@ -128,6 +129,7 @@ impl Pod {
         let fallback = format!("/{}/{id}", self.namespace);
         let path = spec.cgroups_path().unwrap_or(&fallback);
         let cgroup = Cgroup::new(&self.host.cgroups, path)?;
+        let adopter = Adopter::new(&config, &self.namespace);
         let runtime = (self.runtime)(&config, &self.namespace)?;
         let (run, owner) = (self.host.run.clone(), id.clone());
         let scratch = blocking(move || Scratch::new(&run, &owner)).await?;
@@ -141,6 +143,8 @@ impl Pod {
             cgroup,
             pod_limits: spec.pod_limits(),
             scratch,
+            adopter: Mutex::new(adopter),
+            adopted: OnceLock::new(),
             pid: 0.into(),
             empty: OnceLock::new(),
         })
@@ -168,24 +172,26 @@ impl Pod {
         let init = Process::new(id.clone(), request.io.clone());
         let opts = CreateOpts {
             id: id.clone(),
-            sandbox: sandbox.id.clone(),
+            sandbox: sandbox.runtime_id().clone(),
             bundle: bundle.clone(),
             stdio: Stdio::default(),
             console_socket: None,
             user_log: None,
             log_dir,
         };
-        let made = match prepare(
-            sandbox,
-            &role,
-            spec,
-            own_cgroup.as_ref(),
-            &bundle,
-            &request.rootfs,
-        )
-        .await
-        {
-            Ok(()) => make(sandbox, &init, opts).await,
+        let spec = rewritten(sandbox, &role, spec, &cgroup);
+        let plain = request.io.is_empty() && restore.is_none();
+        let made = match adopt(sandbox, &role, plain, &spec, &bundle).await {
+            Ok(Some(pid)) => {
+                init.set_pid(pid);
+                Ok(())
+            }
+            Ok(None) => {
+                match prepare(sandbox, spec, own_cgroup.as_ref(), &bundle, &request.rootfs).await {
+                    Ok(()) => make(sandbox, &init, opts).await,
+                    Err(e) => Err(e),
+                }
+            }
             Err(e) => Err(e),
         };
         if let Err(e) = made {
@@ -200,8 +206,13 @@ impl Pod {
         if role == Role::Sandbox {
             sandbox.set_pid(init.pid());
         }
+        let runtime_id = match role {
+            Role::Sandbox => sandbox.runtime_id(),
+            Role::Member(_) => id,
+        };
         let container = Arc::new(Container {
             id: id.clone(),
+            runtime_id: runtime_id.clone(),
             role,
             bundle,
             init,
@@ -315,22 +326,50 @@ fn restore_image(sandbox: &Sandbox, spec: &Spec, checkpoint: &str) -> Result<Opt
     Err(denied())
 }
 
-/// Changes the spec as the runtime must see it, leaves the record for a later clean-up, and
-/// mounts the root file system.
-async fn prepare(
+/// The spec as the runtime must see it.
+fn rewritten(sandbox: &Sandbox, role: &Role, mut spec: Spec, cgroup: &Cgroup) -> Spec {
+    let boots = *role == Role::Sandbox && sandbox.is_shared();
+    let limits = boots.then(|| sandbox.boot_limits(spec.limits()));
+    spec.rewrite(sandbox.kind, cgroup, limits.as_ref());
+    if *role != Role::Sandbox {
+        spec.set_sandbox(sandbox.runtime_id());
+    }
+    spec
+}
+
+/// Adopts a sandbox that is booted already, and returns the pid of its sentry. `None` where there
+/// is none, or where this container is nothing for one: then it starts cold.
+async fn adopt(
     sandbox: &Sandbox,
     role: &Role,
+    plain: bool,
+    spec: &Spec,
+    bundle: &Path,
+) -> Result<Option<u32>> {
+    if *role != Role::Sandbox || !plain || !spec.is_pod() || spec.terminal() {
+        return Ok(None);
+    }
+    let Some(adopter) = sandbox.take_adopter() else {
+        return Ok(None);
+    };
+    match adopter.adopt(sandbox, spec, bundle).await? {
+        Adoption::Done(pid) => Ok(Some(pid)),
+        Adoption::Cold => Ok(None),
+    }
+}
+
+/// Leaves the record for a later clean-up, mounts the root file system, and writes the bundle
+/// that the runtime reads.
+async fn prepare(
+    sandbox: &Sandbox,
     mut spec: Spec,
     own_cgroup: Option<&Cgroup>,
     bundle: &Path,
     mounts: &[Mount],
 ) -> Result<()> {
-    let boots = *role == Role::Sandbox && sandbox.is_shared();
-    let limits = boots.then(|| sandbox.boot_limits(spec.limits()));
-    let cgroup = own_cgroup.unwrap_or(&sandbox.cgroup);
-    spec.rewrite(sandbox.kind, cgroup, limits.as_ref());
     let own_cgroup = own_cgroup.map(Cgroup::spec_path).unwrap_or_default();
-    let record = Record::new(&sandbox.id, sandbox.config_file.clone(), own_cgroup);
+    let record = Record::new(&sandbox.id, sandbox.config_file.clone(), own_cgroup)
+        .known_as(sandbox.runtime_id());
     let (bundle, mounts, shared) = (bundle.to_owned(), mounts.to_vec(), sandbox.is_shared());
     blocking(move || {
         let rootfs = bundle.join("rootfs");

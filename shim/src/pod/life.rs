@@ -39,12 +39,14 @@ impl Pod {
         let sandbox = self.sandbox()?;
         let mut stdio = container.init.lifecycle.lock().await;
         container.init.require("start", |s| s == State::Created)?;
-        let exit = sandbox.runtime.watch(&container.id).await?;
-        let (runtime, id) = (&sandbox.runtime, &container.id);
+        let (runtime, id) = (&sandbox.runtime, &container.runtime_id);
+        let exit = runtime.watch(id).await?;
         match &container.restore {
-            Some(image) => runtime.restore(id, image, &stdio).await,
-            None => runtime.start(id, &stdio).await,
-        }?;
+            Some(image) => runtime.restore(id, image, &stdio).await?,
+            // It was started when it was adopted.
+            None if *id != container.id => {}
+            None => runtime.start(id, &stdio).await?,
+        }
         *stdio = Stdio::default();
         container.init.apply("start", Event::Started)?;
         if container.role == Role::Sandbox {
@@ -73,7 +75,7 @@ impl Pod {
         if !sandbox.policy.port_forward || !sandbox.is_shared() {
             return;
         }
-        let (runtime, id) = (Arc::clone(&sandbox.runtime), sandbox.id.clone());
+        let (runtime, id) = (Arc::clone(&sandbox.runtime), sandbox.runtime_id().clone());
         if let Err(e) = port_forward::serve(netns, runtime, id, self.done.clone()) {
             warn!("port-forward is not available in this Pod: {e}");
         }
@@ -89,7 +91,7 @@ impl Pod {
         exec.process.require("start", |s| s == State::Created)?;
         container.init.require("exec in", |s| s == State::Running)?;
         let opts = ExecOpts {
-            container: container.id.clone(),
+            container: container.runtime_id.clone(),
             process: exec.spec.clone(),
             stdio: Stdio::default(),
             console_socket: None,
@@ -130,7 +132,7 @@ impl Pod {
             // Processes that the first one left behind have lost their container.
             match sandbox
                 .runtime
-                .kill(&container.id, KillTarget::All, libc::SIGKILL)
+                .kill(&container.runtime_id, KillTarget::All, libc::SIGKILL)
                 .await
             {
                 Ok(()) | Err(RuntimeError::NotFound { .. }) => {}
@@ -220,11 +222,11 @@ impl Pod {
     /// that cannot be deleted would keep its Pod from ever ending.
     async fn remove(&self, container: &Arc<Container>) {
         let id = &container.id;
-        let mut doomed = vec![id.clone()];
+        let mut doomed = vec![container.runtime_id.clone()];
         if container.role == Role::Sandbox {
             // runsc takes an id that begins another one for ambiguous: members first.
             let members = self.all().into_iter().filter(|c| c.role != Role::Sandbox);
-            doomed.splice(0..0, members.map(|c| c.id.clone()));
+            doomed.splice(0..0, members.map(|c| c.runtime_id.clone()));
         }
         if let Ok(sandbox) = self.sandbox() {
             for id in doomed {

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::NodeOpts;
-use crate::tools;
+use crate::{agent, tools};
 
 /// The pause image of the node.
 pub(crate) const PAUSE: &str = "registry.k8s.io/pause:3.10";
@@ -21,6 +21,9 @@ pub(crate) const BRIDGE: &str = "kilnbr0";
 
 /// Runtime type of our handlers. containerd takes the binary from `runtime_path`.
 const KILN: &str = "io.containerd.kiln.v2";
+
+/// Keeps a handler from an agent that the machine may have.
+const NO_AGENT: &str = "agent = \"\"\n";
 
 /// A RuntimeClass handler of the node.
 struct Handler {
@@ -33,7 +36,7 @@ struct Handler {
 
 /// Writes all files below `dir`; returns the path of containerd's.
 pub(crate) fn write(dir: &Path, network: &str, opts: &NodeOpts) -> Result<PathBuf> {
-    let handlers = handlers(dir, opts)?;
+    let handlers = handlers(dir, network, opts)?;
     for (path, text) in handlers.iter().filter_map(|h| h.config.as_ref()) {
         put(path, text)?;
     }
@@ -51,7 +54,7 @@ fn put(path: &Path, text: &str) -> Result<()> {
 }
 
 /// The handlers for which the machine has the programs.
-fn handlers(dir: &Path, opts: &NodeOpts) -> Result<Vec<Handler>> {
+fn handlers(dir: &Path, name: &str, opts: &NodeOpts) -> Result<Vec<Handler>> {
     let runsc = match &opts.runsc {
         Some(path) => path.clone(),
         None => tools::runsc()?,
@@ -93,10 +96,16 @@ fn handlers(dir: &Path, opts: &NodeOpts) -> Result<Vec<Handler>> {
             runsc.display(),
             dir.join("rg").display()
         );
+    let agent = match &opts.agent {
+        Some(_) => format!("agent = \"{}\"\n", agent::socket(name).display()),
+        None => NO_AGENT.to_owned(),
+    };
+    let by_command = format!("control_socket = false\n{NO_AGENT}");
+    let by_runc = format!("runtime = \"runc\"\n{NO_AGENT}");
     Ok(vec![
-        ours("gvisor", file(&runsc, "rs", ""))?,
-        ours("gvisor-cli", file(&runsc, "rc", "control_socket = false\n"))?,
-        ours("kiln-runc", file(&runc, "rr", "runtime = \"runc\"\n"))?,
+        ours("gvisor", file(&runsc, "rs", &agent))?,
+        ours("gvisor-cli", file(&runsc, "rc", &by_command))?,
+        ours("kiln-runc", file(&runc, "rr", &by_runc))?,
         Handler {
             name: "runsc-go",
             runtime_type: "io.containerd.runsc.v1",

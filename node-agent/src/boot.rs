@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Making warm sandboxes, trying out whether they can be adopted, and destroying them.
+
+use std::{io, os::fd::AsFd, path::PathBuf, sync::Arc};
+
+use kiln_agent_api::{Shape, naming_process};
+use rand::RngExt as _;
+use runsc_wrapper::{
+    ContainerId, CreateOpts, ExecOpts, Exit, InvalidId, Runtime, RuntimeError, Status, Stdio,
+    reap::Tracked,
+};
+use tracing::warn;
+
+use crate::{
+    netns, spec,
+    store::{Note, Place, Store},
+};
+
+/// Why a sandbox could not be made, tried or destroyed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    /// The runtime said no.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// Something on the node went wrong.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The name of a directory is no id.
+    #[error(transparent)]
+    Id(#[from] InvalidId),
+    /// The runtime makes sandboxes, but not such that can be adopted.
+    #[error("this runtime's sandboxes cannot be adopted: {0}")]
+    Unfit(String),
+}
+
+type Result<T, E = BootError> = std::result::Result<T, E>;
+
+fn io_error(what: &str) -> impl FnOnce(io::Error) -> BootError + '_ {
+    move |source| BootError::Io {
+        what: what.to_owned(),
+        source,
+    }
+}
+
+/// A sandbox that can be handed out.
+pub(crate) struct Warm {
+    pub(crate) id: String,
+    /// Its sentry.
+    pub(crate) process: Tracked,
+}
+
+/// Makes and destroys warm sandboxes with one runtime.
+#[derive(Clone)]
+pub(crate) struct Booter {
+    runtime: Arc<dyn Runtime>,
+    store: Store,
+    /// Parent of the sandboxes' cgroups.
+    cgroup: String,
+}
+
+impl Booter {
+    pub(crate) fn new(runtime: Arc<dyn Runtime>, store: Store, cgroup: String) -> Self {
+        Self {
+            runtime,
+            store,
+            cgroup,
+        }
+    }
+
+    /// `cgroupsPath` of sandbox `id`.
+    pub(crate) fn cgroup_of(&self, id: &str) -> String {
+        format!("{}/{id}", self.cgroup.trim_end_matches('/'))
+    }
+
+    /// Boots a sandbox of `shape`, up to where it can be handed out.
+    pub(crate) async fn boot(&self, shape: &Shape) -> Result<Warm> {
+        let name = format!("warm-{:024x}", rand::rng().random::<u128>() >> 32);
+        let id: ContainerId = name.parse()?;
+        let made = self.make(&id, shape).await;
+        if made.is_err() {
+            self.doom(name, Place::Booting).await;
+        }
+        made
+    }
+
+    async fn make(&self, id: &ContainerId, shape: &Shape) -> Result<Warm> {
+        let (store, rootfs, name) = (self.store.clone(), self.store.rootfs(), id.clone());
+        let (wanted, cgroup) = (shape.clone(), self.cgroup_of(id.as_str()));
+        let bundle = blocking("make the bundle of a warm sandbox", move || {
+            let bundle = store.make(name.as_str())?;
+            spec::write(&bundle, &name, &wanted, &rootfs, &cgroup)?;
+            Ok(bundle)
+        })
+        .await?;
+        let pid = self.create(id, bundle).await?;
+        let process = Tracked::new(pid).map_err(io_error("watch a warm sandbox"))?;
+        let (store, name) = (self.store.clone(), id.to_string());
+        let shape = shape.clone();
+        blocking("note a warm sandbox", move || {
+            store.is_ready(&name, &Note { shape, pid })
+        })
+        .await?;
+        let id = id.to_string();
+        Ok(Warm { id, process })
+    }
+
+    async fn create(&self, id: &ContainerId, bundle: PathBuf) -> Result<u32> {
+        let opts = CreateOpts {
+            id: id.clone(),
+            sandbox: id.clone(),
+            log_dir: Some(bundle.clone()),
+            bundle,
+            stdio: Stdio::default(),
+            console_socket: None,
+            user_log: None,
+        };
+        Ok(self.runtime.create(&opts).await?)
+    }
+
+    /// Does to a sandbox of `shape` what its adoption would, and destroys it.
+    pub(crate) async fn trial(&self, shape: &Shape) -> Result<()> {
+        let warm = self.boot(shape).await?;
+        let tried = self.try_out(&warm).await;
+        self.doom(warm.id, Place::Ready).await;
+        tried
+    }
+
+    async fn try_out(&self, warm: &Warm) -> Result<()> {
+        let id: ContainerId = warm.id.parse()?;
+        let netns = blocking("make a network namespace", netns::with_loopback).await?;
+        self.runtime.start_on_network(&id, netns.as_fd()).await?;
+        let scratch = self.store.bundle(id.as_str()).join("exec");
+        let dir = scratch.clone();
+        blocking("make a directory", move || std::fs::create_dir(dir)).await?;
+        let exec = self
+            .runtime
+            .exec(&ExecOpts {
+                container: id.clone(),
+                process: naming_process("trial"),
+                stdio: Stdio::default(),
+                console_socket: None,
+                scratch,
+            })
+            .await?;
+        let Exit { code, .. } = exec.exit.await?;
+        if code != 0 {
+            let words = format!("its host name cannot be changed (error {code})");
+            return Err(BootError::Unfit(words));
+        }
+        // The namespace that the sandbox was booted in has no link that is up.
+        let links = self.runtime.stats(&id).await?.network;
+        if !links.iter().any(|link| link.name == "lo") {
+            let words = "it does not take the network that it is shown".to_owned();
+            return Err(BootError::Unfit(words));
+        }
+        Ok(())
+    }
+
+    /// Takes up a sandbox that an agent before this one has left ready.
+    pub(crate) async fn recover(&self, id: &str, note: &Note) -> Result<Warm> {
+        let id: ContainerId = id.parse()?;
+        let status = self.runtime.status(&id).await?;
+        if status != Status::Created {
+            return Err(BootError::Unfit(format!("it is {status:?}")));
+        }
+        let process = Tracked::new(note.pid).map_err(io_error("watch a warm sandbox"))?;
+        let id = id.to_string();
+        Ok(Warm { id, process })
+    }
+
+    /// Whether the sandbox `id` answers.
+    pub(crate) async fn answers(&self, id: &str) -> bool {
+        let Ok(id) = id.parse() else { return false };
+        matches!(self.runtime.status(&id).await, Ok(Status::Created))
+    }
+
+    /// Takes the sandbox `id` from `place` and destroys it. Nothing happens where it is not there
+    /// any more.
+    pub(crate) async fn doom(&self, id: String, place: Place) {
+        let (store, name) = (self.store.clone(), id.clone());
+        let moved = blocking("take a sandbox", move || {
+            store.advance(&name, place, Place::Doomed)
+        });
+        match moved.await {
+            Ok(()) => self.destroy(id).await,
+            Err(BootError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => warn!("{id}: {e}"),
+        }
+    }
+
+    /// Destroys a doomed sandbox. What fails is tried again when the agent starts the next time.
+    pub(crate) async fn destroy(&self, id: String) {
+        if let Ok(known) = id.parse()
+            && let Err(e) = self.runtime.delete(&known, true).await
+        {
+            warn!("{id}: {e}");
+            return;
+        }
+        let (store, name, cgroup) = (self.store.clone(), id.clone(), self.cgroup_of(&id));
+        let removed = blocking("remove a sandbox", move || {
+            spec::remove_cgroup(&cgroup);
+            store.remove(&name)
+        });
+        if let Err(e) = removed.await {
+            warn!("{id}: {e}");
+        }
+    }
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| io_error(what)(io::Error::other(e)))?
+        .map_err(io_error(what))
+}

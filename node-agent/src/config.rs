@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent's configuration: one TOML file, owned by root.
+//!
+//! ```toml
+//! socket = "/run/kiln-agent/agent.sock"
+//! state = "/run/kiln-agent"               # must be on the file system of /run/kiln
+//! runtime_config = "/etc/kiln/runsc.toml" # the file that the shim reads
+//! namespace = "k8s.io"                    # containerd's
+//! pause = "/opt/kiln/bin/kiln-pause"
+//! cgroup = "/kiln-warm"                   # parent of the cgroups of warm sandboxes
+//! metrics = "127.0.0.1:9477"              # "" for none
+//!
+//! [limits]
+//! total = 16                # warm sandboxes, those that boot included
+//! memory_floor = 536870912  # bytes that stay available on the node
+//! boots = 1                 # at a time
+//! pause_ms = 100            # between two boots
+//! learned = 4               # warm sandboxes of shapes that only Pods have asked for; 0 for none
+//!
+//! [[class]]
+//! name = "gvisor"
+//! warm = 2
+//! memory = 268435456        # bytes that the sandbox says it has; absent for all of the host's
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+/// Largest file that is read, in bytes.
+const SIZE_LIMIT: u64 = 256 << 10;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It is no TOML, has an unknown key, or a key has the wrong type.
+    #[error("{}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: toml::de::Error,
+    },
+}
+
+/// The agent's configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where shims ask.
+    pub socket: PathBuf,
+    /// Directory for warm sandboxes, on a file system with the shims' own.
+    pub state: PathBuf,
+    /// The runtime's configuration, which shims read too.
+    pub runtime_config: PathBuf,
+    /// containerd's namespace of the Pods.
+    pub namespace: String,
+    /// The static program that is a warm sandbox's first process.
+    pub pause: PathBuf,
+    /// Parent of the cgroups of warm sandboxes, in cgroupfs notation.
+    pub cgroup: String,
+    /// Where metrics are served.
+    #[serde(deserialize_with = "address")]
+    pub metrics: Option<SocketAddr>,
+    /// What the agent must not exceed.
+    pub limits: Limits,
+    /// Which warm sandboxes to hold.
+    pub class: Vec<Class>,
+}
+
+/// What the agent must not exceed.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Warm sandboxes, those that boot included.
+    pub total: u32,
+    /// Bytes of memory that stay available on the node.
+    pub memory_floor: u64,
+    /// Boots at a time.
+    pub boots: u32,
+    /// Milliseconds between two boots.
+    pub pause_ms: u64,
+    /// Warm sandboxes of shapes that only Pods have asked for.
+    pub learned: u32,
+}
+
+/// Warm sandboxes of one shape.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Class {
+    /// Its name in reports: that of the RuntimeClass.
+    pub name: String,
+    /// How many to hold.
+    pub warm: u32,
+    /// Bytes of memory that the sandbox says it has.
+    pub memory: Option<u64>,
+    /// Kernel parameters of the Pods: those that containerd sets by default
+    /// (`enable_unprivileged_ports`, `enable_unprivileged_icmp` of its CRI plugin).
+    #[serde(default = "default_sysctl")]
+    pub sysctl: BTreeMap<String, String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            socket: kiln_agent_api::SOCKET.into(),
+            state: "/run/kiln-agent".into(),
+            runtime_config: "/etc/kiln/runsc.toml".into(),
+            namespace: "k8s.io".to_owned(),
+            pause: "/opt/kiln/bin/kiln-pause".into(),
+            cgroup: "/kiln-warm".to_owned(),
+            metrics: None,
+            limits: Limits::default(),
+            class: Vec::new(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            total: 16,
+            memory_floor: 512 << 20,
+            boots: 1,
+            pause_ms: 100,
+            learned: 4,
+        }
+    }
+}
+
+impl Limits {
+    /// The time between two boots.
+    pub fn pause(&self) -> Duration {
+        Duration::from_millis(self.pause_ms)
+    }
+}
+
+impl Config {
+    /// Reads `file`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the file's name.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let path = file.to_owned();
+        let too_large = || io::Error::other(format!("larger than {SIZE_LIMIT} bytes"));
+        let text = match fs::metadata(file) {
+            Ok(meta) if meta.len() > SIZE_LIMIT => Err(too_large()),
+            Ok(_) => fs::read_to_string(file),
+            Err(e) => Err(e),
+        };
+        let text = match text {
+            Ok(text) => text,
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        toml::from_str(&text).map_err(|source| ConfigError::Parse { path, source })
+    }
+}
+
+/// What containerd's CRI plugin sets in Pods unless it is configured otherwise.
+pub fn default_sysctl() -> BTreeMap<String, String> {
+    [
+        ("net.ipv4.ip_unprivileged_port_start", "0"),
+        ("net.ipv4.ping_group_range", "0 2147483647"),
+    ]
+    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+    .into()
+}
+
+fn address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SocketAddr>, D::Error> {
+    match String::deserialize(from)?.as_str() {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(D::Error::custom),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_says_what_differs_and_typos_are_errors() {
+        let text =
+            "metrics = '127.0.0.1:1'\n[limits]\ntotal = 3\n[[class]]\nname = 'gvisor'\nwarm = 2\n";
+        let config: Config = toml::from_str(text).unwrap();
+        assert_eq!(config.limits.total, 3);
+        assert_eq!(config.limits.boots, 1);
+        assert_eq!(config.class[0].sysctl, default_sysctl());
+        assert!(config.metrics.is_some());
+        assert!(toml::from_str::<Config>("[limits]\ntotl = 3\n").is_err());
+        assert!(toml::from_str::<Config>("metrics = 'here'\n").is_err());
+    }
+}

@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The one who acts: recovers what an agent before has left, tries the runtime out, boots what is
+//! lacking, destroys what is too much, and hands out.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use kiln_agent_api::Shape;
+use runsc_wrapper::Runsc;
+use tokio::{sync::Notify, time::sleep};
+use tracing::{error, info, warn};
+
+use crate::{
+    boot::{BootError, Booter, Warm, blocking},
+    config::{Class, Config},
+    metrics::Metrics,
+    pool::{Miss, Pool},
+    setup::{Runtime, SetupError},
+    spec,
+    store::{Place, Store},
+};
+
+/// How long a shim may take from the answer to taking what it got.
+const TAKE: Duration = Duration::from_secs(10);
+
+/// How often the runtime, its configuration and the health of the ready are looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How often a ready sandbox is asked whether it answers.
+const HEALTH: Duration = Duration::from_secs(60);
+
+/// How long nothing is booted after a boot that failed, at first and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What the agent holds and why it perhaps holds nothing.
+pub struct Keeper {
+    config: Config,
+    store: Store,
+    pub(crate) metrics: Metrics,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+struct State {
+    pool: Pool,
+    classes: Vec<Class>,
+    active: Option<Active>,
+    problem: String,
+    /// Nothing is booted before.
+    next_boot: Instant,
+    /// How long nothing will be booted after the next boot that fails.
+    backoff: Duration,
+}
+
+/// The runtime that makes sandboxes now.
+#[derive(Clone)]
+struct Active {
+    runtime: Runtime,
+    booter: Booter,
+}
+
+/// What one look at the pool says should be done.
+enum Step {
+    Boot(Active, Shape),
+    Destroy(Active, Vec<String>),
+    /// Look again after this time, or when something has changed.
+    Wait(Duration),
+}
+
+impl Keeper {
+    /// A keeper with `config`; nothing happens before [`run`](Self::run). Blocks.
+    ///
+    /// # Errors
+    /// When its directories cannot be made.
+    pub fn new(config: Config) -> std::io::Result<Arc<Self>> {
+        let store = Store::open(&config.state)?;
+        let state = State {
+            pool: Pool::new(config.limits),
+            classes: config.class.clone(),
+            active: None,
+            problem: "the runtime has not been tried yet".to_owned(),
+            next_boot: Instant::now(),
+            backoff: BACKOFF.0,
+        };
+        Ok(Arc::new(Self {
+            store,
+            metrics: Metrics::new(),
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            config,
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Counts that a panic left half-way are still counts.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file that stands for the handed out sandbox `id`.
+    pub(crate) fn file(&self, id: &str) -> std::path::PathBuf {
+        self.store.file(Place::Handed, id)
+    }
+
+    /// `cgroupsPath` of sandbox `id`.
+    pub(crate) fn cgroup_of(&self, id: &str) -> String {
+        format!("{}/{id}", self.config.cgroup.trim_end_matches('/'))
+    }
+
+    /// Looks at the pool.
+    pub(crate) fn look<T>(&self, at: impl FnOnce(&Pool, &str) -> T) -> T {
+        let state = self.state();
+        at(&state.pool, &state.problem)
+    }
+
+    /// Hands out a sandbox of `shape`, and returns its id and the pid of its sentry. If nobody takes its file within
+    /// ten seconds, it is destroyed.
+    pub(crate) async fn acquire(self: &Arc<Self>, shape: &Shape) -> Result<(String, u32), Miss> {
+        loop {
+            let (id, booter) = self
+                .choose(shape)
+                .inspect_err(|miss| self.metrics.missed(*miss, 1))?;
+            let (store, name) = (self.store.clone(), id.clone());
+            let handed = blocking("hand out a sandbox", move || {
+                store.advance(&name, Place::Ready, Place::Handed)?;
+                store.note(Place::Handed, &name)
+            });
+            let note = match handed.await {
+                Ok(note) => note,
+                Err(e) => {
+                    // Its end was noticed just now.
+                    warn!("{id}: {e}");
+                    booter.doom(id, Place::Handed).await;
+                    continue;
+                }
+            };
+            self.metrics.handed.inc();
+            self.changed.notify_one();
+            let doomed = id.clone();
+            tokio::spawn(async move {
+                sleep(TAKE).await;
+                booter.doom(doomed, Place::Handed).await;
+            });
+            return Ok((id, note.pid));
+        }
+    }
+
+    fn choose(&self, shape: &Shape) -> Result<(String, Booter), Miss> {
+        let mut state = self.state();
+        let active = state.active.clone().ok_or(Miss::Broken)?;
+        if !active.runtime.makes(shape) {
+            return Err(Miss::Stale);
+        }
+        let chosen = state.pool.acquire(shape, Instant::now());
+        if chosen.is_err() {
+            self.changed.notify_one();
+        }
+        Ok((chosen?, active.booter))
+    }
+
+    /// Notes that a Pod of `shape` runs in the sandbox `id`, which was handed out.
+    pub(crate) async fn adopted(&self, id: String, shape: &Shape, took: Duration) {
+        self.metrics.adopted.inc();
+        self.metrics.adoption.observe(took.as_secs_f64());
+        self.state().pool.adopted(shape);
+        let store = self.store.clone();
+        let removed = blocking("remove a bundle", move || store.remove_bundle(&id));
+        if let Err(e) = removed.await {
+            warn!("{e}");
+        }
+    }
+
+    /// Destroys the handed out sandbox `id`, if the shim has not done so.
+    pub(crate) async fn release(&self, id: String, reason: &str) {
+        warn!("{id} was not adopted: {reason}");
+        self.metrics.released.inc();
+        let booter = self.state().active.as_ref().map(|a| a.booter.clone());
+        if let Some(booter) = booter {
+            booter.doom(id, Place::Handed).await;
+        }
+    }
+
+    /// Replaces the classes that the configuration named.
+    pub fn set_classes(&self, classes: Vec<Class>) {
+        let mut state = self.state();
+        if state.classes != classes {
+            state.classes = classes;
+            if let Err(e) = state.want() {
+                warn!("{e}");
+            }
+            drop(state);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Keeps the node's warm sandboxes, for ever.
+    pub async fn run(self: Arc<Self>) {
+        let (mut looked, mut asked) = (None::<Instant>, Instant::now());
+        loop {
+            if looked.is_none_or(|at| at.elapsed() > LOOK) {
+                self.look_at_runtime().await;
+                looked = Some(Instant::now());
+            }
+            if asked.elapsed() > HEALTH {
+                self.ask_all().await;
+                self.sweep().await;
+                asked = Instant::now();
+            }
+            match self.next_step().await {
+                Step::Boot(active, shape) => {
+                    tokio::spawn(Arc::clone(&self).boot(active, shape));
+                }
+                Step::Destroy(active, ids) => {
+                    for id in ids {
+                        active.booter.doom(id, Place::Ready).await;
+                    }
+                }
+                Step::Wait(time) => {
+                    let change = self.changed.notified();
+                    tokio::time::timeout(time, change).await.ok(); // either is a reason to look
+                }
+            }
+        }
+    }
+
+    async fn next_step(&self) -> Step {
+        let cgroup = self.config.cgroup.clone();
+        let memory = blocking("look at the node's memory", move || {
+            Ok((spec::available_memory(), spec::held_memory(&cgroup)))
+        });
+        let (available, held) = memory.await.unwrap_or_default();
+        self.metrics
+            .held
+            .set(i64::try_from(held).unwrap_or(i64::MAX));
+        let mut state = self.state();
+        let Some(active) = state.active.clone() else {
+            return Step::Wait(LOOK);
+        };
+        state
+            .pool
+            .forget(Instant::now(), |shape| active.runtime.makes(shape));
+        let surplus = state.pool.surplus();
+        if !surplus.is_empty() {
+            for id in &surplus {
+                state.pool.lost(id);
+            }
+            return Step::Destroy(active, surplus);
+        }
+        let now = Instant::now();
+        if now < state.next_boot {
+            return Step::Wait(state.next_boot - now);
+        }
+        match state.pool.next_boot() {
+            Some(shape) if available >= self.config.limits.memory_floor => {
+                state.pool.booting(&shape);
+                state.next_boot = now + self.config.limits.pause();
+                Step::Boot(active, shape)
+            }
+            _ => Step::Wait(LOOK),
+        }
+    }
+
+    async fn boot(self: Arc<Self>, active: Active, shape: Shape) {
+        let begun = Instant::now();
+        let booted = active.booter.boot(&shape).await;
+        let took = begun.elapsed();
+        match booted {
+            Ok(warm) => {
+                info!("{} is ready after {} ms", warm.id, took.as_millis());
+                self.metrics.boot.observe(took.as_secs_f64());
+                let mut state = self.state();
+                state.pool.booted(&shape, Some(&warm.id), took);
+                state.backoff = BACKOFF.0;
+                drop(state);
+                self.watch(active.booter, warm);
+            }
+            Err(e) => {
+                error!("boot: {e}");
+                self.metrics.boot_failures.inc();
+                let mut state = self.state();
+                state.pool.booted(&shape, None, took);
+                state.next_boot = Instant::now() + state.backoff;
+                state.backoff = (state.backoff * 2).min(BACKOFF.1);
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Notices when a sandbox ends that nobody has taken.
+    fn watch(self: &Arc<Self>, booter: Booter, warm: Warm) {
+        let keeper = Arc::clone(self);
+        tokio::spawn(async move {
+            warm.process.ended().await;
+            if keeper.state().pool.lost(&warm.id) {
+                warn!("{} ended by itself", warm.id);
+                keeper.metrics.lost.inc();
+                keeper.changed.notify_one();
+                booter.doom(warm.id, Place::Ready).await;
+            }
+        });
+    }
+
+    async fn sweep(&self) {
+        let store = self.store.clone();
+        if let Err(e) = blocking("sweep bundles", move || store.sweep()).await {
+            warn!("{e}");
+        }
+    }
+
+    /// Destroys ready sandboxes that do not answer.
+    async fn ask_all(&self) {
+        let (ids, active) = {
+            let state = self.state();
+            (state.pool.ids(), state.active.clone())
+        };
+        let Some(active) = active else { return };
+        for id in ids {
+            if !active.booter.answers(&id).await && self.state().pool.lost(&id) {
+                warn!("{id} does not answer");
+                self.metrics.lost.inc();
+                active.booter.doom(id, Place::Ready).await;
+            }
+        }
+    }
+
+    /// Takes up the runtime if it has changed since the last look, after a trial.
+    async fn look_at_runtime(self: &Arc<Self>) {
+        let (file, namespace) = (
+            self.config.runtime_config.clone(),
+            self.config.namespace.clone(),
+        );
+        let found = tokio::task::spawn_blocking(move || Runtime::look(&file, &namespace)).await;
+        let runtime = match found {
+            Ok(Ok(runtime)) => runtime,
+            Ok(Err(e)) => return self.stop(&e),
+            Err(e) => return self.stop(&e),
+        };
+        let same = |active: &Active| active.runtime == runtime;
+        if self.state().active.as_ref().is_some_and(same) {
+            return;
+        }
+        let first = self.state().active.is_none();
+        match self.take_up(runtime).await {
+            Ok(active) => {
+                info!("the runtime makes sandboxes that can be adopted");
+                self.metrics.usable.set(1);
+                if first {
+                    self.recover(&active).await;
+                }
+            }
+            Err(e) => self.stop(&e),
+        }
+    }
+
+    fn stop(&self, why: &dyn std::fmt::Display) {
+        let mut state = self.state();
+        let words = why.to_string();
+        if state.problem != words {
+            error!("no warm sandboxes: {words}");
+        }
+        state.problem = words;
+        state.active = None;
+        self.metrics.usable.set(0);
+    }
+
+    async fn take_up(&self, runtime: Runtime) -> Result<Active, TakeUp> {
+        let (rootfs, pause) = (self.store.rootfs(), self.config.pause.clone());
+        let what = format!("install {}", pause.display());
+        blocking(&what, move || spec::write_rootfs(&rootfs, &pause)).await?;
+        let booter = self.booter(&runtime);
+        let blank = Class {
+            name: "trial".to_owned(),
+            warm: 0,
+            memory: None,
+            sysctl: crate::config::default_sysctl(),
+        };
+        booter.trial(&runtime.shape(&blank)?).await?;
+        let active = Active { runtime, booter };
+        let mut state = self.state();
+        state.active = Some(active.clone());
+        state.problem.clear();
+        state.want()?;
+        Ok(active)
+    }
+
+    fn booter(&self, runtime: &Runtime) -> Booter {
+        let runsc = Arc::new(Runsc::new(runtime.config.clone()));
+        Booter::new(runsc, self.store.clone(), self.config.cgroup.clone())
+    }
+
+    /// Destroys every sandbox that nobody has taken, and removes the agent's directories. No
+    /// agent may run.
+    ///
+    /// # Errors
+    /// When the runtime cannot be used, or something stays.
+    pub async fn drain(&self) -> anyhow::Result<()> {
+        let config = &self.config;
+        let (file, namespace) = (config.runtime_config.clone(), config.namespace.clone());
+        let runtime =
+            tokio::task::spawn_blocking(move || Runtime::look(&file, &namespace)).await??;
+        let booter = self.booter(&runtime);
+        for place in Place::ALL {
+            let store = self.store.clone();
+            for (id, _) in blocking("list sandboxes", move || store.list(place)).await? {
+                match place {
+                    Place::Doomed => booter.destroy(id).await,
+                    _ => booter.doom(id, place).await,
+                }
+            }
+        }
+        let (state, cgroup) = (config.state.clone(), config.cgroup.clone());
+        let store = self.store.clone();
+        blocking("remove the agent's directories", move || {
+            store.check_empty()?;
+            spec::remove_cgroup(&cgroup);
+            std::fs::remove_dir_all(state)
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Takes up what an agent before this one has left, and destroys what cannot be used.
+    async fn recover(self: &Arc<Self>, active: &Active) {
+        for place in [Place::Booting, Place::Handed, Place::Doomed, Place::Ready] {
+            let store = self.store.clone();
+            let left = match blocking("list sandboxes", move || store.list(place)).await {
+                Ok(left) => left,
+                Err(e) => return error!("recover: {e}"),
+            };
+            for (id, note) in left {
+                let usable =
+                    note.filter(|n| place == Place::Ready && active.runtime.makes(&n.shape));
+                let kept = match &usable {
+                    Some(note) => active
+                        .booter
+                        .recover(&id, note)
+                        .await
+                        .ok()
+                        .zip(usable.as_ref()),
+                    None => None,
+                };
+                match kept {
+                    Some((warm, note)) => {
+                        info!("{id} is ready from before");
+                        self.state().pool.recovered(&note.shape, &id);
+                        self.watch(active.booter.clone(), warm);
+                    }
+                    None if place == Place::Doomed => active.booter.destroy(id).await,
+                    None => active.booter.doom(id, place).await,
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    fn want(&mut self) -> Result<(), SetupError> {
+        if let Some(active) = &self.active {
+            let wanted = active.runtime.wanted(&self.classes)?;
+            self.pool.want(wanted);
+        }
+        Ok(())
+    }
+}
+
+/// Why a runtime was not taken up.
+#[derive(Debug, thiserror::Error)]
+enum TakeUp {
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+}

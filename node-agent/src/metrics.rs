@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the agent counts, for Prometheus.
+
+use std::sync::{Mutex, PoisonError};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::{Registry, Unit},
+};
+
+use crate::pool::{Miss, Pool};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Class {
+    class: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+/// What the agent counts.
+pub(crate) struct Metrics {
+    registry: Mutex<Registry>,
+    ready: Family<Class, Gauge>,
+    warming: Family<Class, Gauge>,
+    pub(crate) handed: Counter,
+    pub(crate) adopted: Counter,
+    pub(crate) released: Counter,
+    pub(crate) lost: Counter,
+    pub(crate) boot_failures: Counter,
+    missed: Family<Reason, Counter>,
+    pub(crate) boot: Histogram,
+    pub(crate) adoption: Histogram,
+    pub(crate) held: Gauge,
+    pub(crate) usable: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let metrics = Self {
+            registry: Mutex::default(),
+            ready: Family::default(),
+            warming: Family::default(),
+            handed: Counter::default(),
+            adopted: Counter::default(),
+            released: Counter::default(),
+            lost: Counter::default(),
+            boot_failures: Counter::default(),
+            missed: Family::default(),
+            boot: Histogram::new([0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 20.0]),
+            adoption: Histogram::new([
+                0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0, 5.0,
+            ]),
+            held: Gauge::default(),
+            usable: Gauge::default(),
+        };
+        // A rate needs a zero to start from.
+        for reason in Miss::ALL {
+            metrics.missed(reason, 0);
+        }
+        metrics.register();
+        metrics
+    }
+
+    fn register(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let r = registry.sub_registry_with_prefix("kiln_node");
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        r.register("build", "Version of the agent", build);
+        r.register(
+            "warm_ready",
+            "Warm sandboxes that can be adopted",
+            self.ready.clone(),
+        );
+        r.register(
+            "warm_warming",
+            "Warm sandboxes that boot",
+            self.warming.clone(),
+        );
+        r.register(
+            "warm_handed",
+            "Warm sandboxes given to a shim",
+            self.handed.clone(),
+        );
+        r.register(
+            "warm_adopted",
+            "Pods that run in a warm sandbox",
+            self.adopted.clone(),
+        );
+        r.register(
+            "warm_released",
+            "Adoptions that failed",
+            self.released.clone(),
+        );
+        r.register(
+            "warm_lost",
+            "Warm sandboxes that ended by themselves",
+            self.lost.clone(),
+        );
+        r.register(
+            "warm_missed",
+            "Pods that got no warm sandbox",
+            self.missed.clone(),
+        );
+        let failures = self.boot_failures.clone();
+        r.register("warm_boot_failures", "Boots that failed", failures);
+        let seconds = Unit::Seconds;
+        r.register_with_unit(
+            "warm_boot",
+            "Time of a boot",
+            seconds.clone(),
+            self.boot.clone(),
+        );
+        let adoption = self.adoption.clone();
+        r.register_with_unit("warm_adoption", "Time of an adoption", seconds, adoption);
+        let held = self.held.clone();
+        r.register_with_unit("warm_held", "Memory of warm sandboxes", Unit::Bytes, held);
+        let usable = self.usable.clone();
+        r.register("warm_usable", "1 if the runtime passed its trial", usable);
+    }
+
+    /// Counts `n` Pods that got none.
+    pub(crate) fn missed(&self, miss: Miss, n: u64) {
+        let reason = miss.name();
+        self.missed.get_or_create(&Reason { reason }).inc_by(n);
+    }
+
+    /// The text that Prometheus reads.
+    ///
+    /// # Errors
+    /// None in practice: the text is made in memory.
+    pub(crate) fn text(&self, pool: &Pool) -> Result<String, std::fmt::Error> {
+        self.ready.clear();
+        self.warming.clear();
+        for (_, wanted, counts) in pool.shapes() {
+            let class = wanted.map_or("", |w| &w.class).to_owned();
+            let class = Class { class };
+            self.ready.get_or_create(&class).inc_by(counts.ready.into());
+            self.warming
+                .get_or_create(&class)
+                .inc_by(counts.warming.into());
+        }
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut text = String::new();
+        encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent's socket.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::stream;
+use kiln_agent_api::{
+    MAX_SHAPE, Shape,
+    api::{
+        AcquireRequest, AcquireResponse, AdoptedRequest, AdoptedResponse, Agent, ClassReport,
+        ReleaseRequest, ReleaseResponse, ReportRequest, ReportResponse, Warm, create_agent,
+    },
+};
+use runsc_wrapper::ContainerId;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+};
+use tracing::{info, warn};
+use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
+
+use crate::{keeper::Keeper, pool::Miss};
+
+/// Calls that are worked on at a time; more are answered with a miss at once, so that a flood
+/// delays nobody.
+const AT_ONCE: usize = 64;
+
+/// Sandboxes handed out whose adoption nobody has told of, of which the shape is remembered.
+const REMEMBERED: usize = 1024;
+
+/// Longest reason that is logged, in bytes.
+const MAX_REASON: usize = 1024;
+
+/// Serves shims at `socket` until the result is dropped.
+///
+/// # Errors
+/// When it cannot be listened there.
+pub async fn serve(keeper: Arc<Keeper>, socket: &Path) -> io::Result<Server> {
+    let listener = bind(socket)?;
+    let service = Service {
+        keeper,
+        handed: Mutex::default(),
+        turns: Semaphore::new(AT_ONCE),
+    };
+    let mut server = Server::new()
+        .add_listener(Listener::new(stream::unfold(listener, accept)))
+        .register_service(create_agent(Arc::new(service)));
+    server.start().await.map_err(io::Error::other)?;
+    info!("listening at {}", socket.display());
+    Ok(server)
+}
+
+fn bind(socket: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = socket.parent() {
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .recursive(true)
+            .create(dir)?;
+    }
+    match fs::remove_file(socket) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// The next connection of root's.
+async fn accept(listener: UnixListener) -> Option<(io::Result<UnixStream>, UnixListener)> {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                // Out of descriptors, most likely: some will be free again.
+                warn!("accept: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == 0 => return Some((Ok(stream), listener)),
+            Ok(peer) => warn!("user {} has no business here", peer.uid()),
+            Err(e) => warn!("who connects is unknown: {e}"),
+        }
+    }
+}
+
+struct Service {
+    keeper: Arc<Keeper>,
+    handed: Mutex<HashMap<String, Shape>>,
+    turns: Semaphore,
+}
+
+impl Service {
+    async fn find(&self, request: &AcquireRequest) -> Result<(String, u32), Miss> {
+        let invalid = |miss| {
+            self.keeper.metrics.missed(Miss::Invalid, 1);
+            miss
+        };
+        let Ok(_turn) = self.turns.try_acquire() else {
+            self.keeper.metrics.missed(Miss::Empty, 1);
+            return Err(Miss::Empty);
+        };
+        if request.shape.len() > MAX_SHAPE || request.sandbox_id.parse::<ContainerId>().is_err() {
+            return Err(invalid(Miss::Invalid));
+        }
+        let shape = Shape::from_json(&request.shape).map_err(|_| invalid(Miss::Invalid))?;
+        let (id, pid) = self.keeper.acquire(&shape).await?;
+        let mut handed = self.handed.lock().unwrap_or_else(PoisonError::into_inner);
+        if handed.len() >= REMEMBERED {
+            handed.clear(); // of these no count by shape will be kept
+        }
+        handed.insert(id.clone(), shape);
+        Ok((id, pid))
+    }
+
+    fn forget(&self, id: &str) -> Option<Shape> {
+        let mut handed = self.handed.lock().unwrap_or_else(PoisonError::into_inner);
+        handed.remove(id)
+    }
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn acquire(
+        &self,
+        _: &TtrpcContext,
+        request: AcquireRequest,
+    ) -> ttrpc::Result<AcquireResponse> {
+        let mut answer = AcquireResponse::new();
+        match self.find(&request).await {
+            Ok((id, pid)) => {
+                info!("{id} is for {}", request.sandbox_id);
+                let file = self.keeper.file(&id);
+                answer.warm = Some(Warm {
+                    file: file.to_string_lossy().into_owned(),
+                    cgroup: self.keeper.cgroup_of(&id),
+                    id,
+                    pid,
+                    ..Warm::default()
+                })
+                .into();
+            }
+            Err(miss) => answer.miss = miss.name().to_owned(),
+        }
+        Ok(answer)
+    }
+
+    async fn adopted(
+        &self,
+        _: &TtrpcContext,
+        request: AdoptedRequest,
+    ) -> ttrpc::Result<AdoptedResponse> {
+        let took = Duration::from_micros(request.microseconds);
+        if let Some(shape) = self.forget(&request.id) {
+            self.keeper.adopted(request.id, &shape, took).await;
+        }
+        Ok(AdoptedResponse::new())
+    }
+
+    async fn release(
+        &self,
+        _: &TtrpcContext,
+        request: ReleaseRequest,
+    ) -> ttrpc::Result<ReleaseResponse> {
+        if self.forget(&request.id).is_some() {
+            let reason: String = request.reason.chars().take(MAX_REASON).collect();
+            self.keeper.release(request.id, &reason).await;
+        }
+        Ok(ReleaseResponse::new())
+    }
+
+    async fn report(&self, _: &TtrpcContext, _: ReportRequest) -> ttrpc::Result<ReportResponse> {
+        Ok(report(&self.keeper))
+    }
+}
+
+/// What the agent holds.
+pub(crate) fn report(keeper: &Keeper) -> ReportResponse {
+    let mut report = ReportResponse::new();
+    keeper.look(|pool, problem| {
+        report.problem = problem.to_owned();
+        for (shape, wanted, counts) in pool.shapes() {
+            let boot = counts.boot_time().unwrap_or_default();
+            report.classes.push(ClassReport {
+                key: shape.key(),
+                class: wanted.map_or_else(String::new, |w| w.class.clone()),
+                shape: shape.to_json(),
+                wanted: wanted.map_or(0, |w| w.count),
+                ready: counts.ready,
+                warming: counts.warming,
+                adopted: counts.adopted,
+                missed: counts.missed,
+                boot_milliseconds: u64::try_from(boot.as_millis()).unwrap_or(u64::MAX),
+                ..ClassReport::default()
+            });
+        }
+    });
+    report.held_bytes = u64::try_from(keeper.metrics.held.get()).unwrap_or(0);
+    report.failed = keeper.metrics.released.get();
+    report
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The OCI bundle of a warm sandbox: our own first process, on a root file system with nothing
+//! else in it.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use kiln_agent_api::Shape;
+use runsc_wrapper::ContainerId;
+use serde_json::{Value, json};
+
+/// Weight of a warm sandbox's CPU time beside a container's 1024, in v1's shares: booting must
+/// not slow what runs.
+const CPU_SHARES: u32 = 32;
+
+/// What CRI gives the first process of a Pod (kubelet's `qos.PodInfraOOMAdj`).
+const OOM_SCORE_ADJ: i64 = -998;
+
+/// The spec of a root container, before it has a shape: what [`Shape::of`] is asked about.
+pub(crate) fn blank() -> Value {
+    let namespaces = ["pid", "ipc", "uts", "mount", "network"].map(|kind| json!({"type": kind}));
+    json!({
+        "ociVersion": "1.0.2",
+        "hostname": "warm",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["/kiln-pause"],
+            "cwd": "/",
+            "noNewPrivileges": true,
+            "oomScoreAdj": OOM_SCORE_ADJ.max(lowest_oom_score_adj()),
+        },
+        "root": {"readonly": true},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {
+            "namespaces": namespaces,
+            "resources": {"cpu": {"shares": CPU_SHARES}},
+        },
+    })
+}
+
+/// Writes the bundle of sandbox `id` into `dir`. Blocks.
+pub(crate) fn write(
+    dir: &Path,
+    id: &ContainerId,
+    shape: &Shape,
+    rootfs: &Path,
+    cgroup: &str,
+) -> io::Result<()> {
+    let mut spec = blank();
+    shape.apply(&mut spec);
+    spec["root"]["path"] = rootfs.to_string_lossy().into();
+    spec["linux"]["cgroupsPath"] = cgroup.into();
+    spec["annotations"] = json!({
+        "io.kubernetes.cri.container-type": "sandbox",
+        "io.kubernetes.cri.sandbox-id": id.as_str(),
+    });
+    fs::write(dir.join("config.json"), spec.to_string())
+}
+
+/// Makes the root file system of warm sandboxes at `rootfs`, anew if the program has changed.
+/// Blocks.
+pub(crate) fn write_rootfs(rootfs: &Path, pause: &Path) -> io::Result<()> {
+    let program = fs::read(pause)?;
+    for dir in ["", "proc", "dev", "sys", "tmp", "etc"] {
+        fs::create_dir_all(rootfs.join(dir))?;
+    }
+    let target = rootfs.join("kiln-pause");
+    if fs::read(&target).is_ok_and(|old| old == program) {
+        return Ok(());
+    }
+    let new = rootfs.join(".new");
+    fs::write(&new, program)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+    fs::rename(new, target)
+}
+
+/// The lowest value that a child may be given: without CAP_SYS_RESOURCE, our own
+/// (proc_pid_oom_score_adj(5)).
+fn lowest_oom_score_adj() -> i64 {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    let mask = mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok());
+    if mask.is_some_and(|m| m & CAP_SYS_RESOURCE != 0) {
+        return i64::MIN;
+    }
+    let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    own.trim().parse().unwrap_or(0)
+}
+
+/// Removes the cgroup `path` from every hierarchy of the host, if nothing is in it. What is in
+/// use or not there stays so. Blocks.
+pub(crate) fn remove_cgroup(path: &str) {
+    let path = path.trim_matches('/');
+    let mount = Path::new("/sys/fs/cgroup");
+    fs::remove_dir(mount.join(path)).ok();
+    for hierarchy in fs::read_dir(mount).into_iter().flatten().flatten() {
+        fs::remove_dir(hierarchy.path().join(path)).ok();
+    }
+}
+
+/// Bytes of memory that the processes in the cgroup `path` and below hold. Blocks.
+pub(crate) fn held_memory(path: &str) -> u64 {
+    let path = path.trim_matches('/');
+    let mount = Path::new("/sys/fs/cgroup");
+    let files = [
+        mount.join(path).join("memory.current"),
+        mount
+            .join("memory")
+            .join(path)
+            .join("memory.usage_in_bytes"),
+    ];
+    let read = |file: &PathBuf| fs::read_to_string(file).ok()?.trim().parse().ok();
+    files.iter().find_map(read).unwrap_or(0)
+}
+
+/// Bytes of memory that the node could give without swapping, `MemAvailable` of proc_meminfo(5).
+/// Blocks.
+pub(crate) fn available_memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The files of warm sandboxes. Each has a bundle, which stays where it is, and one file that
+//! stands for it. Where that lies says what the sandbox is:
+//!
+//! ```text
+//! booting/<id> ──► ready/<id> ──► handed/<id> ──► (the shim's own directory)
+//!      └──────────────┴───────────────┴──► doomed/<id> ──► gone
+//! ```
+//!
+//! Every step is one rename, so that a sandbox has one owner whoever is killed when.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use kiln_agent_api::Shape;
+use serde::{Deserialize, Serialize};
+
+/// What a sandbox is, by its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// It boots.
+    Booting,
+    /// It can be handed out.
+    Ready,
+    /// It was handed out, and nobody has taken it yet.
+    Handed,
+    /// It is to be destroyed.
+    Doomed,
+}
+
+impl Place {
+    pub(crate) const ALL: [Self; 4] = [Self::Booting, Self::Ready, Self::Handed, Self::Doomed];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Booting => "booting",
+            Self::Ready => "ready",
+            Self::Handed => "handed",
+            Self::Doomed => "doomed",
+        }
+    }
+}
+
+/// What is written down of a sandbox.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Note {
+    pub(crate) shape: Shape,
+    /// The sentry.
+    pub(crate) pid: u32,
+}
+
+/// After this time a sandbox whose file is gone is adopted, or will never be.
+const ADOPTED: Duration = Duration::from_secs(300);
+
+/// Directory of the bundles. A sandbox that was adopted needs its bundle no more.
+const BUNDLES: &str = "bundles";
+
+/// The directories.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Opens the directories below `root`, making those that are missing. Blocks.
+    pub(crate) fn open(root: &Path) -> io::Result<Self> {
+        let mut private = fs::DirBuilder::new();
+        private.mode(0o700).recursive(true);
+        private.create(root)?;
+        for place in Place::ALL {
+            private.create(root.join(place.name()))?;
+        }
+        private.create(root.join(BUNDLES))?;
+        Ok(Self {
+            root: root.to_owned(),
+        })
+    }
+
+    /// The file of sandbox `id` in `place`.
+    pub(crate) fn file(&self, place: Place, id: &str) -> PathBuf {
+        self.root.join(place.name()).join(id)
+    }
+
+    /// The bundle of sandbox `id`.
+    pub(crate) fn bundle(&self, id: &str) -> PathBuf {
+        self.root.join(BUNDLES).join(id)
+    }
+
+    /// The root file system that all warm sandboxes start with.
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.root.join("rootfs")
+    }
+
+    /// Makes file and bundle of a sandbox that is to boot. Blocks.
+    pub(crate) fn make(&self, id: &str) -> io::Result<PathBuf> {
+        fs::File::create_new(self.file(Place::Booting, id))?;
+        let bundle = self.bundle(id);
+        fs::DirBuilder::new().mode(0o700).create(&bundle)?;
+        Ok(bundle)
+    }
+
+    /// Writes down what sandbox `id` is, and that it can be handed out. Blocks.
+    pub(crate) fn is_ready(&self, id: &str, note: &Note) -> io::Result<()> {
+        fs::write(self.file(Place::Booting, id), serde_json::to_vec(note)?)?;
+        self.advance(id, Place::Booting, Place::Ready)
+    }
+
+    /// What is written down of sandbox `id` in `place`. Blocks.
+    pub(crate) fn note(&self, place: Place, id: &str) -> io::Result<Note> {
+        Ok(serde_json::from_slice(&fs::read(self.file(place, id))?)?)
+    }
+
+    /// Moves a sandbox on; an error of kind `NotFound` means that somebody else has. Blocks.
+    pub(crate) fn advance(&self, id: &str, from: Place, to: Place) -> io::Result<()> {
+        fs::rename(self.file(from, id), self.file(to, id))
+    }
+
+    /// Every sandbox in `place`, with what is written down of it. Blocks.
+    pub(crate) fn list(&self, place: Place) -> io::Result<Vec<(String, Option<Note>)>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.root.join(place.name()))? {
+            let Ok(id) = entry?.file_name().into_string() else {
+                continue;
+            };
+            let note = self.note(place, &id).ok();
+            found.push((id, note));
+        }
+        Ok(found)
+    }
+
+    /// Says that no sandbox is left, or which. Blocks.
+    pub(crate) fn check_empty(&self) -> io::Result<()> {
+        for place in Place::ALL {
+            if let Some((id, _)) = self.list(place)?.into_iter().next() {
+                return Err(io::Error::other(format!("{id} is still there")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the bundles of sandboxes that were adopted a while ago. Blocks.
+    pub(crate) fn sweep(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.root.join(BUNDLES))? {
+            let entry = entry?;
+            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            let id = entry.file_name();
+            let held = |place: &Place| self.root.join(place.name()).join(&id).exists();
+            if age > ADOPTED && !Place::ALL.iter().any(held) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the bundle of sandbox `id`, which is adopted. Blocks.
+    pub(crate) fn remove_bundle(&self, id: &str) -> io::Result<()> {
+        match fs::remove_dir_all(self.bundle(id)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what is left of a doomed sandbox that is gone. Blocks.
+    pub(crate) fn remove(&self, id: &str) -> io::Result<()> {
+        self.remove_bundle(id)?;
+        match fs::remove_file(self.file(Place::Doomed, id)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_is_in_one_place_and_only_one_can_move_it() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&root.path().join("state")).unwrap();
+        store.make("a").unwrap();
+        assert!(store.make("a").is_err());
+        store.advance("a", Place::Booting, Place::Ready).unwrap();
+        store.sweep().unwrap();
+        assert!(store.bundle("a").exists());
+        store.advance("a", Place::Ready, Place::Handed).unwrap();
+        let late = store.advance("a", Place::Ready, Place::Doomed).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::NotFound);
+        assert_eq!(store.list(Place::Handed).unwrap().len(), 1);
+        store.advance("a", Place::Handed, Place::Doomed).unwrap();
+        store.remove("a").unwrap();
+        store.remove("a").unwrap();
+        for place in Place::ALL {
+            assert!(store.list(place).unwrap().is_empty());
+        }
+        assert!(!store.bundle("a").exists());
+    }
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A sandbox that the node's agent has booted ahead becomes that of a Pod.
+//!
+//! All of it happens while the Pod's sandbox is created, in this order: the agent hands one out,
+//! the file that stands for it is renamed into the shim's own
+//! directory (from then on it is nobody else's), its processes
+//! move into the Pod's cgroup while the runtime starts it on the Pod's network, and it gets the
+//! Pod's host name. What fails up to there costs the Pod nothing but time: the sandbox is
+//! destroyed, and the Pod starts cold.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    net::IpAddr,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use kiln_agent_api::{Agent, AgentError, RuntimeFile, Setup, Shape, api::Warm, naming_process};
+use log::{debug, info, warn};
+use nix::{
+    ifaddrs::getifaddrs,
+    sched::{CloneFlags, setns},
+};
+use runsc_wrapper::{ContainerId, ExecOpts, RuntimeKind, Stdio};
+
+use crate::{
+    bundle::{Network, Spec},
+    cgroup::Cgroup,
+    config::NodeConfig,
+    error::{Error, Result},
+    pod::blocking,
+    sandbox::{Record, Sandbox, Scratch},
+};
+
+/// What is needed to ask the agent for a sandbox.
+pub(crate) struct Adopter {
+    socket: PathBuf,
+    binary: PathBuf,
+    root: PathBuf,
+    flags: BTreeMap<String, String>,
+}
+
+/// Whether a Pod has got a sandbox that was booted ahead.
+pub(crate) enum Adoption {
+    /// It has, with this sentry.
+    Done(u32),
+    /// It has not, and must boot one.
+    Cold,
+}
+
+/// A sandbox that was handed out.
+struct Handed {
+    agent: Agent,
+    id: ContainerId,
+    pid: u32,
+    file: PathBuf,
+    cgroup: Cgroup,
+    /// Of the Pod.
+    netns: OwnedFd,
+}
+
+impl Adopter {
+    /// Where `config` has an agent and a runtime that makes sandboxes.
+    pub(crate) fn new(config: &NodeConfig, namespace: &str) -> Option<Self> {
+        let socket = &config.policy.agent;
+        if config.runtime.kind != RuntimeKind::Runsc || socket.as_os_str().is_empty() {
+            return None;
+        }
+        Some(Self {
+            socket: socket.clone(),
+            binary: config.runtime.binary.clone(),
+            root: config.runtime.root.join(namespace),
+            flags: config.runtime.flags.clone(),
+        })
+    }
+
+    /// Gets a sandbox for the Pod of `spec`, which must be as the runtime would get it.
+    ///
+    /// # Errors
+    /// When the Pod cannot start cold either: a start that failed half-way has taken the
+    /// addresses of its network.
+    pub(crate) async fn adopt(
+        self,
+        sandbox: &Sandbox,
+        spec: &Spec,
+        bundle: &Path,
+    ) -> Result<Adoption> {
+        let begun = Instant::now();
+        let Some(handed) = self.acquire(sandbox, spec).await else {
+            return Ok(Adoption::Cold);
+        };
+        let id = handed.id.clone();
+        match handed.become_sandbox(sandbox, spec, bundle).await {
+            Ok(()) => {
+                // Nobody asks before the first container is made, and it is made by one shim once.
+                sandbox.adopted.set(id.clone()).ok();
+                info!("adopted {id} in {} ms", begun.elapsed().as_millis());
+                let (agent, pod, took) = (handed.agent, sandbox.id.clone(), begun.elapsed());
+                tokio::spawn(async move {
+                    if let Err(e) = agent.adopted(id.as_str(), pod.as_str(), took).await {
+                        debug!("tell the agent: {e}");
+                    }
+                });
+                Ok(Adoption::Done(handed.pid))
+            }
+            Err(e) => {
+                warn!("{id} cannot be adopted, the Pod starts cold: {e}");
+                handed.discard(sandbox, &e).await?;
+                Ok(Adoption::Cold)
+            }
+        }
+    }
+
+    /// Asks the agent. Whatever goes wrong here means that the Pod starts cold.
+    async fn acquire(self, sandbox: &Sandbox, spec: &Spec) -> Option<Handed> {
+        let Network::Netns(netns) = sandbox.network.clone() else {
+            return None;
+        };
+        // Nothing to undo if the Pod has no name to give.
+        spec.hostname()?;
+        let agent = match Agent::connect(&self.socket).await {
+            Ok(agent) => agent,
+            Err(AgentError::Absent(_)) => return None,
+            Err(e) => {
+                warn!("{e}");
+                return None;
+            }
+        };
+        let spec = spec.clone();
+        let looked = blocking(move || {
+            let runtime =
+                RuntimeFile::of(&self.binary).map_err(Error::io("look at", &self.binary))?;
+            let setup = Setup {
+                runtime,
+                root: &self.root,
+                flags: &self.flags,
+            };
+            let netns = File::open(&netns).map_err(Error::io("open", &netns))?;
+            Ok((Shape::of(spec.value(), setup), OwnedFd::from(netns)))
+        });
+        let (shape, netns) = match looked.await {
+            Ok((Ok(shape), netns)) => (shape, netns),
+            Ok((Err(why), _)) => {
+                info!("starts cold: {why}");
+                return None;
+            }
+            Err(e) => {
+                warn!("starts cold: {e}");
+                return None;
+            }
+        };
+        match agent.acquire(&shape, sandbox.id.as_str()).await {
+            Ok(warm) => Handed::new(agent, &warm, netns, sandbox)
+                .inspect_err(|e| warn!("the agent's answer makes no sense: {e}"))
+                .ok(),
+            Err(e) => {
+                info!("starts cold: {e}");
+                None
+            }
+        }
+    }
+}
+
+impl Handed {
+    fn new(agent: Agent, warm: &Warm, netns: OwnedFd, sandbox: &Sandbox) -> Result<Self> {
+        Ok(Self {
+            agent,
+            id: warm.id.parse()?,
+            pid: warm.pid,
+            file: PathBuf::from(&warm.file),
+            cgroup: sandbox.cgroup.beside(&warm.cgroup)?,
+            netns,
+        })
+    }
+
+    async fn become_sandbox(&self, sandbox: &Sandbox, spec: &Spec, bundle: &Path) -> Result<()> {
+        let path = sandbox.cgroup.spec_path();
+        let record = Record::new(&sandbox.id, sandbox.config_file.clone(), path.clone());
+        let record = record.known_as(&self.id);
+        let (from, to, bundle) = (
+            self.file.clone(),
+            sandbox.scratch.adopted(),
+            bundle.to_owned(),
+        );
+        blocking(move || {
+            // Whoever cleans up after this shim must know of the sandbox before it is ours.
+            record.save(&bundle)?;
+            fs::rename(&from, &to).map_err(Error::io("take", &from))
+        })
+        .await?;
+        let (old, new) = (self.cgroup.clone(), sandbox.cgroup.clone());
+        let moved = blocking(move || {
+            new.make()?;
+            new.take_all(&old)?;
+            old.remove()
+        });
+        let runtime = &sandbox.runtime;
+        let started = runtime.start_on_network(&self.id, self.netns.as_fd());
+        let (moved, started) = tokio::join!(moved, started);
+        started?;
+        moved?;
+        runtime.note_cgroup(&self.id, &path).await?;
+        self.set_hostname(sandbox, spec.hostname().unwrap_or_default())
+            .await
+    }
+
+    async fn set_hostname(&self, sandbox: &Sandbox, name: &str) -> Result<()> {
+        let scratch = sandbox.scratch.subdir()?;
+        let exec = sandbox
+            .runtime
+            .exec(&ExecOpts {
+                container: self.id.clone(),
+                process: naming_process(name),
+                stdio: Stdio::default(),
+                console_socket: None,
+                scratch: scratch.clone(),
+            })
+            .await;
+        let exit = match exec {
+            Ok(exec) => exec.exit.await,
+            Err(e) => Err(e),
+        };
+        Scratch::remove_subdir(&scratch)?;
+        match exit?.code {
+            0 => Ok(()),
+            code => Err(Error::InvalidArgument(format!(
+                "host name {name:?} is refused with error {code}"
+            ))),
+        }
+    }
+
+    /// Destroys a sandbox that did not become the Pod's.
+    async fn discard(&self, sandbox: &Sandbox, why: &Error) -> Result<()> {
+        let taken = sandbox.scratch.adopted();
+        if taken.exists() {
+            sandbox.runtime.delete(&self.id, true).await?;
+            let (old, new) = (self.cgroup.clone(), sandbox.cgroup.clone());
+            blocking(move || {
+                fs::remove_file(&taken).map_err(Error::io("remove", &taken))?;
+                old.remove()?;
+                // The runtime takes one that is there for set up already.
+                new.remove()
+            })
+            .await?;
+        }
+        if let Err(e) = self.agent.release(self.id.as_str(), &why.to_string()).await {
+            debug!("tell the agent: {e}");
+        }
+        let netns = self
+            .netns
+            .try_clone()
+            .map_err(Error::io("hold", Path::new("the network")))?;
+        if blocking(move || has_addresses(netns)).await? {
+            return Ok(());
+        }
+        let words = format!("its network was left without addresses by a start that failed: {why}");
+        Err(Error::InvalidArgument(words))
+    }
+}
+
+/// Whether any link of `netns` but loopback has an address: `runsc start` takes them from the
+/// host's side and gives them to the sentry. Blocks.
+fn has_addresses(netns: OwnedFd) -> Result<bool> {
+    let look = move || {
+        setns(netns, CloneFlags::CLONE_NEWNET)?;
+        Ok(getifaddrs()?.any(|link| {
+            let address = link.address.as_ref();
+            let v4 = address
+                .and_then(|a| a.as_sockaddr_in())
+                .map(|a| IpAddr::from(a.ip()));
+            let v6 = address
+                .and_then(|a| a.as_sockaddr_in6())
+                .map(|a| IpAddr::from(a.ip()));
+            v4.or(v6)
+                .is_some_and(|ip| !ip.is_loopback() && !is_link_local(ip))
+        }))
+    };
+    let found = std::thread::spawn(look).join();
+    let found: std::io::Result<bool> =
+        found.unwrap_or_else(|_| Err(std::io::Error::other("the thread in it panicked")));
+    found.map_err(Error::io("look into", Path::new("the network")))
+}
+
+/// Whether the kernel gives such an address to a link by itself.
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The agent of a node: what it holds ready, the Pods of handler `gvisor` adopt.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use kiln_agent_api::{Agent as Client, api::ReportResponse};
+use nix::sys::signal::Signal;
+use tokio::sync::Mutex;
+
+use crate::{
+    place::Place,
+    process::{Cmd, Daemon},
+    tools, wait,
+};
+
+/// Directories of agents: on the file system of the shims' own, so that one can be renamed into
+/// the other.
+const PARENT: &str = "/run";
+
+/// How long an agent may take to try its runtime out, and to boot what it is to hold.
+const READY: Duration = Duration::from_secs(60);
+
+/// How long it may take to end.
+const END: Duration = Duration::from_secs(20);
+
+/// An agent.
+#[derive(Debug)]
+pub struct Agent {
+    config: PathBuf,
+    state: PathBuf,
+    log: PathBuf,
+    daemon: Mutex<Option<Daemon>>,
+}
+
+/// Where the agent of the place `name` keeps its state.
+pub(crate) fn state_dir(name: &str) -> PathBuf {
+    Path::new(PARENT).join(format!("{name}-agent"))
+}
+
+/// The socket of the agent of the place `name`.
+pub(crate) fn socket(name: &str) -> PathBuf {
+    state_dir(name).join("a.sock")
+}
+
+impl Agent {
+    /// An agent for the handler whose runtime `runtime_config` describes. `more` is the rest of
+    /// its configuration.
+    pub(crate) fn new(place: &Place, runtime_config: &Path, more: &str) -> Result<Self> {
+        let state = state_dir(place.name());
+        let text = format!(
+            "socket = \"{}\"\nstate = \"{}\"\nruntime_config = \"{}\"\npause = \"{}\"\ncgroup = \"/{}/warm\"\n{more}\n",
+            socket(place.name()).display(),
+            state.display(),
+            runtime_config.display(),
+            tools::pause()?.display(),
+            place.name(),
+        );
+        let config = place.dir().join("agent.toml");
+        fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+        Ok(Self {
+            config,
+            state,
+            log: place.dir().join("agent.log"),
+            daemon: Mutex::default(),
+        })
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub(crate) async fn run(&self, place: &Place) -> Result<()> {
+        let args = ["--standalone", "--config"].map(OsStr::new);
+        let args = [&args[..], &[self.config.as_os_str()]].concat();
+        let program = tools::ours("kiln-node-agent")?;
+        let daemon = Daemon::start(
+            &program,
+            &args,
+            &[],
+            place.netns(),
+            place.cgroup(),
+            &self.log,
+        )?;
+        *self.daemon.lock().await = Some(daemon);
+        Ok(())
+    }
+
+    /// Its pid, while it runs.
+    pub async fn pid(&self) -> Option<u32> {
+        self.daemon.lock().await.as_ref().and_then(Daemon::pid)
+    }
+
+    /// Ends it by `signal`. Warm sandboxes stay.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn stop(&self, signal: Signal) -> Result<()> {
+        match self.daemon.lock().await.take() {
+            Some(mut daemon) => daemon.stop(signal, END).await.context("stop the agent"),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends it and destroys what it held.
+    ///
+    /// # Errors
+    /// When something cannot be destroyed.
+    pub async fn drain(&self) -> Result<()> {
+        self.stop(Signal::SIGTERM).await?;
+        if !self.state.exists() {
+            return Ok(());
+        }
+        let args = [
+            OsStr::new("--drain"),
+            OsStr::new("--config"),
+            self.config.as_os_str(),
+        ];
+        let output = Cmd::new(&tools::ours("kiln-node-agent")?)
+            .args(args)
+            .output()
+            .await?;
+        ensure!(
+            output.status.success(),
+            "drain: {}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            self.log()
+        );
+        ensure!(!self.state.exists(), "{} is left", self.state.display());
+        Ok(())
+    }
+
+    /// A connection to it, as a shim has one.
+    ///
+    /// # Errors
+    /// When it does not listen.
+    pub async fn client(&self) -> Result<Client> {
+        Ok(Client::connect(&self.state.join("a.sock")).await?)
+    }
+
+    /// What it holds.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn report(&self) -> Result<ReportResponse> {
+        Ok(self.client().await?.report().await?)
+    }
+
+    /// How many sandboxes it holds ready.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn ready(&self) -> Result<u32> {
+        Ok(self.report().await?.classes.iter().map(|c| c.ready).sum())
+    }
+
+    /// How many of its sandboxes became Pods.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn adopted(&self) -> Result<u64> {
+        Ok(self.report().await?.classes.iter().map(|c| c.adopted).sum())
+    }
+
+    /// Waits until it holds `count` sandboxes ready.
+    ///
+    /// # Errors
+    /// When it does not come to that, with its log.
+    pub async fn expect_ready(&self, count: u32) -> Result<()> {
+        let look = async || (self.ready().await.ok()? == count).then_some(());
+        let what = format!("{count} warm sandboxes");
+        let found = wait::until(&what, READY, look).await;
+        found.with_context(|| self.log())
+    }
+
+    /// The end of its log.
+    pub fn log(&self) -> String {
+        crate::process::tail(&self.log)
+    }
+
+    /// The directory in which its sandboxes are.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+}
