@@ -27,7 +27,9 @@ pub use claim::{
     SandboxClaimStatus, SandboxWarmPoolRef,
 };
 pub use manifest::{Manifest, manifests};
-pub use node::{NodeClassSpec, NodeClassStatus, SandboxNode, SandboxNodeSpec, SandboxNodeStatus};
+pub use node::{
+    NodeClassSpec, NodeClassStatus, NodeTotal, SandboxNode, SandboxNodeSpec, SandboxNodeStatus,
+};
 pub use sandbox::{
     OperatingMode, PodMetadata, PodTemplate, Sandbox, SandboxSpec, SandboxStatus, ShutdownPolicy,
     VolumeClaimMetadata, VolumeClaimTemplate,

@@ -153,29 +153,40 @@ fn claim() -> Manifest {
 
 fn node() -> Manifest {
     let mut spec = schema::of::<SandboxNodeSpec>();
+    let mut status = schema::of::<SandboxNodeStatus>();
     let class = &mut spec["properties"]["classes"]["items"]["properties"];
     for field in ["memoryBytes", "cpuMilli", "warm"] {
         class[field]["minimum"] = json!(0);
     }
-    // A class is held in several shapes.
-    class["memoryBytes"]["default"] = json!(0);
-    class["cpuMilli"]["default"] = json!(0);
-    spec["properties"]["classes"]["x-kubernetes-list-map-keys"] =
-        json!(["class", "memoryBytes", "cpuMilli"]);
-    let classes = |field: &str| format!(".status.classes[*].{field}");
+    for schema in [&mut spec, &mut status] {
+        // A class is held in several shapes.
+        let classes = &mut schema["properties"]["classes"];
+        for field in ["memoryBytes", "cpuMilli"] {
+            classes["items"]["properties"][field]["default"] = json!(0);
+        }
+        classes["x-kubernetes-list-map-keys"] = json!(["class", "memoryBytes", "cpuMilli"]);
+    }
+    let total = |field: &str| format!(".status.total.{field}");
+    let wide = |mut column: Value| {
+        column["priority"] = json!(1);
+        column
+    };
     let version = Version {
         name: "v1alpha1",
         is_stored: true,
         spec,
-        status: Some(schema::of::<SandboxNodeStatus>()),
+        status: Some(status),
         columns: json!([
-            column("Class", "string", &classes("class")),
-            column("Warm", "string", &classes("ready")),
-            column("Warming", "string", &classes("warming")),
-            column("Adopted", "string", &classes("adopted")),
-            column("Missed", "string", &classes("missed")),
             column("Ready", "string", &ready("status")),
+            column("Warm", "string", &total("warm")),
+            column("Warming", "integer", &total("warming")),
+            column("Room", "integer", &total("room")),
+            column("Adopted", "integer", &total("adopted")),
+            column("Missed", "integer", &total("missed")),
             column("Heartbeat", "date", ".status.heartbeat"),
+            wide(column("MiB", "integer", &total("heldMiB"))),
+            wide(column("Reason", "string", &ready("reason"))),
+            wide(column("Runtimes", "string", ".status.runtimeVersions")),
         ]),
         has_scale: false,
     };
