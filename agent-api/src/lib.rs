@@ -43,7 +43,7 @@ pub const SOCKET: &str = "/run/kiln-agent/agent.sock";
 pub fn naming_process(name: &str) -> serde_json::Value {
     let caps = ["CAP_SYS_ADMIN"];
     serde_json::json!({
-        "args": ["/kiln-pause", "hostname", name],
+        "args": ["/pause", "hostname", name],
         "cwd": "/",
         "user": {"uid": 0, "gid": 0},
         "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},

@@ -115,7 +115,11 @@ impl Service {
             return Err(invalid(Miss::Invalid));
         }
         let shape = Shape::from_json(&request.shape).map_err(|_| invalid(Miss::Invalid))?;
-        let (id, pid) = self.keeper.acquire(&shape).await?;
+        // A handler is dropped half-way when its client hangs up, and half a hand-out is a leak.
+        let keeper = Arc::clone(&self.keeper);
+        let wanted = shape.clone();
+        let acquired = tokio::spawn(async move { keeper.acquire(&wanted).await }).await;
+        let (id, pid) = acquired.map_err(|_| Miss::Broken)??;
         let mut handed = self.handed.lock().unwrap_or_else(PoisonError::into_inner);
         if handed.len() >= REMEMBERED {
             handed.clear(); // of these no count by shape will be kept
@@ -163,7 +167,8 @@ impl Agent for Service {
     ) -> ttrpc::Result<AdoptedResponse> {
         let took = Duration::from_micros(request.microseconds);
         if let Some(shape) = self.forget(&request.id) {
-            self.keeper.adopted(request.id, &shape, took).await;
+            let keeper = Arc::clone(&self.keeper);
+            tokio::spawn(async move { keeper.adopted(request.id, &shape, took).await });
         }
         Ok(AdoptedResponse::new())
     }
@@ -175,7 +180,8 @@ impl Agent for Service {
     ) -> ttrpc::Result<ReleaseResponse> {
         if self.forget(&request.id).is_some() {
             let reason: String = request.reason.chars().take(MAX_REASON).collect();
-            self.keeper.release(request.id, &reason).await;
+            let keeper = Arc::clone(&self.keeper);
+            tokio::spawn(async move { keeper.release(request.id, &reason).await });
         }
         Ok(ReleaseResponse::new())
     }

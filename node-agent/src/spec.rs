@@ -28,7 +28,7 @@ pub(crate) fn blank() -> Value {
         "hostname": "warm",
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": ["/kiln-pause"],
+            "args": ["/pause"],
             "cwd": "/",
             "noNewPrivileges": true,
             "oomScoreAdj": OOM_SCORE_ADJ.max(lowest_oom_score_adj()),
@@ -68,7 +68,7 @@ pub(crate) fn write_rootfs(rootfs: &Path, pause: &Path) -> io::Result<()> {
     for dir in ["", "proc", "dev", "sys", "tmp", "etc"] {
         fs::create_dir_all(rootfs.join(dir))?;
     }
-    let target = rootfs.join("kiln-pause");
+    let target = rootfs.join("pause");
     if fs::read(&target).is_ok_and(|old| old == program) {
         return Ok(());
     }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The agent of a node: what it holds ready, the Pods of handler `gvisor` adopt.
+//! The agent of a node: what it holds ready, the Pods of handler `gvisor-warm` adopt.
 
 use std::{
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -152,12 +152,14 @@ impl Agent {
         Ok(self.client().await?.report().await?)
     }
 
-    /// How many sandboxes it holds ready.
+    /// How many sandboxes it holds ready of the classes that its configuration names.
     ///
     /// # Errors
     /// When it does not answer.
     pub async fn ready(&self) -> Result<u32> {
-        Ok(self.report().await?.classes.iter().map(|c| c.ready).sum())
+        let classes = self.report().await?.classes;
+        let named = classes.iter().filter(|c| !c.class.is_empty());
+        Ok(named.map(|c| c.ready).sum())
     }
 
     /// How many of its sandboxes became Pods.
@@ -168,7 +170,7 @@ impl Agent {
         Ok(self.report().await?.classes.iter().map(|c| c.adopted).sum())
     }
 
-    /// Waits until it holds `count` sandboxes ready.
+    /// Waits until it holds `count` sandboxes ready of the classes that its configuration names.
     ///
     /// # Errors
     /// When it does not come to that, with its log.
@@ -177,6 +179,19 @@ impl Agent {
         let what = format!("{count} warm sandboxes");
         let found = wait::until(&what, READY, look).await;
         found.with_context(|| self.log())
+    }
+
+    /// Waits until it holds a sandbox ready.
+    ///
+    /// # Errors
+    /// When it does not come to that, with its log.
+    pub async fn expect_some(&self) -> Result<()> {
+        let start = Instant::now();
+        while !self.ready().await.is_ok_and(|ready| ready > 0) {
+            ensure!(start.elapsed() < READY, "no warm sandbox\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// The end of its log.

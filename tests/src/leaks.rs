@@ -17,7 +17,7 @@ const SCRATCH: &str = "/run/kiln";
 /// Directories of a node in which nothing is kept of a Pod that is gone: containerd's state, the
 /// sockets of its shims, and the state of the runtimes. (containerd's root is left out: it removes
 /// snapshots when it likes.)
-const STATE: [&str; 6] = ["state", "s", "rs", "rc", "rr", "rg"];
+const STATE: [&str; 7] = ["state", "s", "rs", "rc", "rw", "rr", "rg"];
 
 /// Where to look.
 pub struct Scope<'a> {

@@ -5,7 +5,7 @@
 //! All of it is in one [`Place`], which takes it away however the test ends.
 //!
 //! Handlers (see `node/config.rs`): `gvisor`, our shim with runsc; `gvisor-cli`, the same without
-//! the sentry's control socket; `kiln-runc`, our shim with runc; `runsc-go`, gVisor's own shim;
+//! the sentry's control socket; `gvisor-warm`, the same with the node's agent, where it has one; `kiln-runc`, our shim with runc; `runsc-go`, gVisor's own shim;
 //! `runc`, containerd's.
 
 mod config;
@@ -24,7 +24,7 @@ use kiln_images::Registry;
 use nix::sys::signal::Signal;
 use tokio::sync::Mutex;
 
-use self::config::PAUSE;
+use self::config::{PAUSE, WARM};
 use crate::{
     agent::Agent,
     cgroup::Cgroup,
@@ -48,7 +48,7 @@ const CONTAINERD: Duration = Duration::from_secs(60);
 pub struct NodeOpts {
     /// More keys of the `[kiln]` table of our handlers, as TOML.
     pub kiln: String,
-    /// Runs an agent for handler `gvisor`, with this further configuration.
+    /// Runs an agent for handler `gvisor-warm`, with this further configuration.
     pub agent: Option<String>,
     /// Flags of runsc for our handlers, without dashes.
     pub runsc_flags: Vec<(String, String)>,
@@ -100,7 +100,7 @@ impl Node {
         let registry = images::serve(place.netns(), &place.dir().join(CERTS)).await?;
         let cri = Cri::new(&place.dir().join("c.sock"))?;
         let agent = opts.agent.as_ref().map(|more| {
-            let runtime = place.dir().join("gvisor.toml");
+            let runtime = place.dir().join(format!("{WARM}.toml"));
             Agent::new(&place, &runtime, more)
         });
         let mut node = Self {
@@ -282,10 +282,33 @@ impl Node {
         let name = match handler {
             "gvisor" => "rs",
             "gvisor-cli" => "rc",
+            WARM => "rw",
             "kiln-runc" => "rr",
             _ => "rg",
         };
         self.dir().join(name).join("k8s.io")
+    }
+
+    /// The id by which the runtime knows the sandbox of the Pod `id`: another one where the shim
+    /// has adopted it.
+    ///
+    /// # Errors
+    /// When the shim has left no record.
+    pub fn sandbox_of(&self, id: &str) -> Result<String> {
+        let bundle = self
+            .dir()
+            .join("state/io.containerd.runtime.v2.task/k8s.io")
+            .join(id);
+        let record = bundle.join("kiln.json");
+        let text = fs::read(&record).with_context(|| format!("read {}", record.display()))?;
+        let record: serde_json::Value = serde_json::from_slice(&text)?;
+        let adopted = record["adopted"].as_str().filter(|other| !other.is_empty());
+        Ok(adopted.unwrap_or(id).to_owned())
+    }
+
+    /// Whether the Pods of `handler` are to adopt what the node's agent holds.
+    pub(crate) fn is_warm(&self, handler: &str) -> bool {
+        handler == WARM && self.agent.is_some()
     }
 
     /// A command that runs in the node's network namespace.

@@ -36,6 +36,8 @@ pub struct PodBuilder<'a> {
     node: &'a Node,
     handler: String,
     config: v1::PodSandboxConfig,
+    /// Whether it may start cold where its handler adopts.
+    either: bool,
 }
 
 impl<'a> PodBuilder<'a> {
@@ -60,7 +62,14 @@ impl<'a> PodBuilder<'a> {
             node,
             handler: handler.to_owned(),
             config,
+            either: false,
         }
+    }
+
+    /// Does not care whether the Pod adopts a sandbox or starts cold.
+    pub fn cold_or_warm(mut self) -> Self {
+        self.either = true;
+        self
     }
 
     /// Changes anything of the configuration.
@@ -101,6 +110,7 @@ impl<'a> PodBuilder<'a> {
             node,
             handler,
             config,
+            either,
         } = self;
         let log_dir = PathBuf::from(&config.log_directory);
         std::fs::create_dir_all(&log_dir).with_context(|| format!("make {}", log_dir.display()))?;
@@ -108,11 +118,23 @@ impl<'a> PodBuilder<'a> {
             config: Some(config.clone()),
             runtime_handler: handler.clone(),
         };
+        // A Pod with limits of its own has a shape that the agent may not know.
+        let linux = config.linux.clone().unwrap_or_default();
+        let usual = linux.resources.is_none() && linux.cgroup_parent == node.cgroup().parent();
+        let adopts = node.is_warm(&handler) && usual && !either;
+        if adopts {
+            node.agent()?.expect_some().await?;
+        }
         let answer = node.cri().runtime().run_pod_sandbox(request).await;
         let id = answer
             .with_context(|| format!("run a Pod of handler {handler}"))?
             .into_inner()
             .pod_sandbox_id;
+        ensure!(
+            !adopts || node.sandbox_of(&id)? != id,
+            "Pod {id} has started cold\n{}",
+            node.log()
+        );
         Ok(Pod {
             node,
             handler,
@@ -217,11 +239,24 @@ impl<'a> Pod<'a> {
         shims.into_iter().next().context("no shim")
     }
 
+    /// Its host name.
+    pub fn hostname(&self) -> &str {
+        &self.config.hostname
+    }
+
+    /// The id by which the runtime knows the Pod's sandbox.
+    pub fn sandbox(&self) -> String {
+        // Without a record the Pod is gone, and its own id is as good as any.
+        let known = self.node.sandbox_of(&self.id);
+        known.unwrap_or_else(|_| self.id.clone())
+    }
+
     /// The runtime's processes of the Pod whose program name starts with `name`: `runsc-sandbox`,
     /// `runsc-gofer`.
     pub fn runtime_processes(&self, name: &str) -> Vec<Proc> {
+        let sandbox = self.sandbox();
         let all = self.node.processes().into_iter();
-        all.filter(|p| p.argv.starts_with(name) && p.argv.contains(&self.id))
+        all.filter(|p| p.argv.starts_with(name) && p.argv.contains(&sandbox))
             .collect()
     }
 

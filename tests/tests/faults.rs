@@ -20,6 +20,9 @@ use nix::sys::signal::Signal;
 /// How long a Pod may take to go whose processes were killed.
 const REMOVAL: Duration = Duration::from_secs(60);
 
+/// What the agent of the node holds.
+const AGENT: &str = "[limits]\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = 6\n";
+
 /// What is killed.
 #[derive(Debug, Clone, Copy)]
 enum Victim {
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
     for (handler, victims) in [
         ("gvisor", &all[..]),
         ("gvisor-cli", &all),
+        ("gvisor-warm", &all),
         ("kiln-runc", &[Victim::Shim]),
     ] {
         for victim in victims {
@@ -94,7 +98,11 @@ fn main() -> ExitCode {
             async move |node: &Node| a_shim_that_dies_without_containerd(node, handler).await,
         );
     }
-    cases.run(|| Node::start(NodeOpts::default()))
+    let opts = || NodeOpts {
+        agent: Some(AGENT.to_owned()),
+        ..NodeOpts::default()
+    };
+    cases.run(move || Node::start(opts()))
 }
 
 /// The process to be killed.
@@ -170,6 +178,7 @@ async fn kill(node: &Node, handler: &str, victim: Victim, step: Step) -> Result<
 
 /// The Pod can be removed in time without a trace, and the next one runs.
 async fn removed(node: &Node, handler: &str, pod: Pod<'_>) -> Result<()> {
+    let sandbox = pod.sandbox();
     let mut last = None;
     // A kubelet tries again too: containerd refuses while it is finding out what has died.
     let removed = wait::until("removal of the Pod", REMOVAL, async || {
@@ -178,6 +187,7 @@ async fn removed(node: &Node, handler: &str, pod: Pod<'_>) -> Result<()> {
     });
     removed.await.with_context(|| format!("{last:?}"))?;
     node.expect_gone(pod.id()).await?;
+    node.expect_gone(&sandbox).await?;
     let next = node.pod(handler).run().await.context("the next Pod")?;
     let container = next
         .script("echo fine")

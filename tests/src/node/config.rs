@@ -22,6 +22,9 @@ pub(crate) const BRIDGE: &str = "kilnbr0";
 /// Runtime type of our handlers. containerd takes the binary from `runtime_path`.
 const KILN: &str = "io.containerd.kiln.v2";
 
+/// The handler whose Pods adopt what the node's agent holds.
+pub(crate) const WARM: &str = "gvisor-warm";
+
 /// Keeps a handler from an agent that the machine may have.
 const NO_AGENT: &str = "agent = \"\"\n";
 
@@ -103,7 +106,8 @@ fn handlers(dir: &Path, name: &str, opts: &NodeOpts) -> Result<Vec<Handler>> {
     let by_command = format!("control_socket = false\n{NO_AGENT}");
     let by_runc = format!("runtime = \"runc\"\n{NO_AGENT}");
     Ok(vec![
-        ours("gvisor", file(&runsc, "rs", &agent))?,
+        ours("gvisor", file(&runsc, "rs", NO_AGENT))?,
+        ours(WARM, file(&runsc, "rw", &agent))?,
         ours("gvisor-cli", file(&runsc, "rc", &by_command))?,
         ours("kiln-runc", file(&runc, "rr", &by_runc))?,
         Handler {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Pods by CRI, as a kubelet would run them: the same cases for our shim with runsc (by the
-//! sentry's control socket, and by command line only) and with runc. Where they differ, one of
+//! sentry's control socket, by command line only, and in sandboxes adopted from the node's agent)
+//! and with runc. Where they differ, one of
 //! the runtimes is to blame; where all fail, the shim is.
 
 mod exec;
@@ -19,7 +20,11 @@ use kiln_tests::{
 };
 
 /// The handlers of our shim.
-const HANDLERS: [&str; 3] = ["gvisor", "gvisor-cli", "kiln-runc"];
+const HANDLERS: [&str; 4] = ["gvisor", "gvisor-cli", "gvisor-warm", "kiln-runc"];
+
+/// What the agent of the node holds: enough for the Pods that start side by side.
+const AGENT: &str =
+    "[limits]\ntotal = 16\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = 8\n";
 
 /// Adds functions of a module as cases, one per handler of `HANDLERS`.
 macro_rules! for_each_handler {
@@ -58,13 +63,13 @@ fn main() -> ExitCode {
         a_pause_stops_and_a_resume_goes_on,
     );
     // By command line alone nothing reaches into the sandbox's network.
-    for handler in ["gvisor", "kiln-runc"] {
+    for handler in ["gvisor", "gvisor-warm", "kiln-runc"] {
         cases.add(
             format!("{handler}::ports_are_forwarded"),
             async move |node: &Node| streams::ports_are_forwarded(node, handler).await,
         );
     }
-    for handler in ["gvisor", "gvisor-cli"] {
+    for handler in ["gvisor", "gvisor-cli", "gvisor-warm"] {
         cases.add(
             format!("{handler}::a_limit_of_the_pod_holds"),
             async move |node: &Node| resources::a_limit_of_the_pod_holds(node, handler).await,
@@ -79,5 +84,9 @@ fn main() -> ExitCode {
         "gvisor::host_network_is_refused",
         node::host_network_is_refused,
     );
-    cases.run(|| Node::start(NodeOpts::default()))
+    let opts = || NodeOpts {
+        agent: Some(AGENT.to_owned()),
+        ..NodeOpts::default()
+    };
+    cases.run(move || Node::start(opts()))
 }

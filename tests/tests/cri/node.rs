@@ -29,7 +29,8 @@ pub(crate) async fn one_shim_and_no_satellites(node: &Node, handler: &str) -> Re
         "{:?} KiB",
         shim.status("VmRSS")
     );
-    let ids = [pod.id(), a.id(), b.id()];
+    let sandbox = node.sandbox_of(pod.id())?;
+    let ids = [pod.id(), &sandbox, a.id(), b.id()];
     let names: Vec<String> = node
         .processes()
         .into_iter()
@@ -41,7 +42,7 @@ pub(crate) async fn one_shim_and_no_satellites(node: &Node, handler: &str) -> Re
         count("runsc-sandbox") == 1 && count("runsc-gofer") == 3,
         "{names:#?}"
     );
-    if handler == "gvisor" {
+    if handler != "gvisor-cli" {
         ensure!(
             names.len() == 5,
             "more than the shim, a sentry and three gofers: {names:#?}"

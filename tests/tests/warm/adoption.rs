@@ -1,29 +1,195 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! One Pod after the other.
+//! Pods in sandboxes that were there before them.
 
-use anyhow::{Result, ensure};
-use kiln_tests::node::Node;
+use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
+use kiln_agent_api::Shape;
+use kiln_tests::{
+    cri::v1,
+    node::Node,
+    wait::{self, SOON},
+};
 
-/// How many sandboxes the agent of the suite holds.
-const WARM: u32 = 3;
+use crate::{HANDLER, WARM};
 
-/// A Pod gets a sandbox that was there before it, and has name, network and output of its own.
+/// A Pod gets a sandbox that is older than itself, the agent knows of it and boots another.
 pub(crate) async fn a_pod_adopts(node: &Node) -> Result<()> {
     let agent = node.agent()?;
     agent.expect_ready(WARM).await?;
     let before = agent.adopted().await?;
-    let pod = node.pod("gvisor").run().await?;
-    let container = pod
-        .script("hostname; ip -o -4 addr show eth0; sleep 3600")
-        .start()
-        .await?;
-    container.logged("eth0").await?;
+    let warm = node.processes();
+    let pod = node.pod(HANDLER).run().await?;
+    let sentry = pod.runtime_processes("runsc-sandbox");
+    let sentry = sentry.first().context("no sentry")?;
     ensure!(
-        agent.adopted().await? == before + 1,
-        "{}\n{}",
-        agent.log(),
-        node.log()
+        warm.iter().any(|p| p.pid == sentry.pid),
+        "{sentry:?} is new"
     );
+    let look = async || (agent.adopted().await.ok()? == before + 1).then_some(());
+    wait::until("the agent to know", SOON, look).await?;
+    agent.expect_ready(WARM).await?;
+    let sandbox = pod.sandbox();
+    pod.remove().await?;
+    node.expect_gone(&sandbox).await
+}
+
+/// The sandbox has the Pod's address and name, and its sentry no way to the host's network.
+pub(crate) async fn the_network_is_the_pods(node: &Node) -> Result<()> {
+    let pod = node.pod(HANDLER).run().await?;
+    let container = pod.idle().start().await?;
+    let address = pod.ip().await?;
+    let shown = container.sh("ip -o -4 addr show eth0").await?;
+    ensure!(shown.contains(&address), "{address} is not in {shown}");
+    let name = container.sh("hostname").await?;
+    ensure!(name.trim() == pod.hostname(), "{name:?}");
+    let sentry = pod.runtime_processes("runsc-sandbox");
+    let sentry = sentry.first().context("no sentry")?;
+    let links = std::fs::read_to_string(format!("/proc/{}/net/dev", sentry.pid))?;
+    ensure!(
+        !links.contains("eth0"),
+        "the sentry is in the Pod's namespace: {links}"
+    );
+    pod.remove().await
+}
+
+/// Everything of the sandbox is charged to the Pod, and nothing stays where it was booted.
+pub(crate) async fn the_host_cgroup_is_the_pods(node: &Node) -> Result<()> {
+    let pod = node.pod(HANDLER).run().await?;
+    let _container = pod.idle().start().await?;
+    let sandbox = pod.sandbox();
+    let all = [
+        pod.runtime_processes("runsc-sandbox"),
+        pod.runtime_processes("runsc-gofer"),
+    ]
+    .concat();
+    ensure!(all.len() == 2, "{all:?}");
+    for process in all {
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?;
+        // Beside hierarchies of v1, that of v2 limits nothing.
+        let of_v1 = groups.lines().filter(|l| !l.starts_with("0::"));
+        let lines: Vec<_> = of_v1.collect();
+        let lines = if lines.is_empty() {
+            groups.lines().collect()
+        } else {
+            lines
+        };
+        for line in lines {
+            let path = line.rsplit(':').next().unwrap_or_default();
+            // Hierarchies in which nobody has made a directory are of no account.
+            ensure!(
+                path == "/" || path.contains(pod.id()),
+                "{} is in {line}",
+                process.argv
+            );
+            ensure!(!path.contains(&sandbox), "{} is in {line}", process.argv);
+        }
+    }
+    pod.remove().await
+}
+
+/// A Pod with a memory limit finds that limit in its sandbox, adopted or not, and hits it.
+pub(crate) async fn limits_of_the_pod_hold(node: &Node) -> Result<()> {
+    for expect_adopted in [false, true] {
+        let pod = limited(node, 192 << 20).run().await?;
+        ensure!(
+            (pod.sandbox() != pod.id()) == expect_adopted,
+            "{}",
+            node.log()
+        );
+        let container = pod.idle().start().await?;
+        let total = container
+            .sh("awk '/MemTotal/ {print $2}' /proc/meminfo")
+            .await?;
+        let total: u64 = total.trim().parse()?;
+        // The limit and what the sandbox needs for itself.
+        ensure!((192 << 10..400 << 10).contains(&total), "{total} KiB");
+        pod.remove().await?;
+        // It was learned by the first.
+        learned(node, 192 << 20).await?;
+    }
+    Ok(())
+}
+
+/// Waits until a sandbox of a shape that was learned is ready, with `memory` bytes and what
+/// sandboxes need beside.
+async fn learned(node: &Node, memory: u64) -> Result<()> {
+    let agent = node.agent()?;
+    let fits = |shape: &str| {
+        let shape = Shape::from_json(shape).ok();
+        shape
+            .and_then(|s| s.memory)
+            .is_some_and(|m| (memory..memory + (96 << 20)).contains(&m))
+    };
+    let look = async || {
+        let report = agent.report().await.ok()?;
+        let mut learned = report.classes.iter().filter(|c| c.class.is_empty());
+        learned.find(|c| c.ready == 1 && fits(&c.shape)).map(drop)
+    };
+    let found = wait::until("the learned shape", SOON, look).await;
+    found.with_context(|| agent.log())
+}
+
+/// What Pods miss is booted for the next of them.
+pub(crate) async fn a_shape_is_learned(node: &Node) -> Result<()> {
+    let pod = limited(node, 321 << 20).run().await?;
+    ensure!(pod.sandbox() == pod.id(), "who has known that shape?");
+    learned(node, 321 << 20).await?;
+    let next = limited(node, 321 << 20).run().await?;
+    ensure!(next.sandbox() != next.id(), "{}", node.log());
+    next.remove().await?;
+    pod.remove().await
+}
+
+fn limited(node: &Node, memory: i64) -> kiln_tests::pod::PodBuilder<'_> {
+    node.pod(HANDLER).with(|config| {
+        config.linux.get_or_insert_default().resources = Some(v1::LinuxContainerResources {
+            memory_limit_in_bytes: memory,
+            ..v1::LinuxContainerResources::default()
+        });
+    })
+}
+
+/// A container that CRI does not know of is no Pod, and gets no warm sandbox.
+pub(crate) async fn what_cannot_be_adopted_starts_cold(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let before = agent.adopted().await?;
+    let pod = node.pod("gvisor").run().await?;
+    ensure!(
+        pod.sandbox() == pod.id(),
+        "a handler without an agent has adopted"
+    );
+    pod.remove().await?;
+    ensure!(agent.adopted().await? == before);
+    ensure!(agent.ready().await? >= WARM);
+    Ok(())
+}
+
+/// More Pods at once than there are warm sandboxes: each runs, and none shares.
+pub(crate) async fn a_burst_is_served_as_far_as_there_is(node: &Node) -> Result<()> {
+    const PODS: usize = 24;
+    let agent = node.agent()?;
+    agent.expect_some().await?;
+    let up = async |n: usize| {
+        let pod = node.pod(HANDLER).cold_or_warm().run().await?;
+        let container = pod
+            .script(&format!("echo Pod {n}; sleep 3600"))
+            .start()
+            .await?;
+        container.logged(&format!("Pod {n}\n")).await?;
+        anyhow::Ok(pod)
+    };
+    let pods = try_join_all((0..PODS).map(&up)).await?;
+    let mut sandboxes: Vec<_> = pods.iter().map(|pod| pod.sandbox()).collect();
+    let adopted = pods.iter().filter(|pod| pod.sandbox() != pod.id()).count();
+    ensure!(adopted > 0, "none has adopted");
+    sandboxes.sort_unstable();
+    sandboxes.dedup();
+    ensure!(sandboxes.len() == PODS, "two Pods in one sandbox");
+    try_join_all(pods.into_iter().map(|pod| pod.remove())).await?;
+    for sandbox in sandboxes {
+        node.expect_gone(&sandbox).await?;
+    }
     Ok(())
 }

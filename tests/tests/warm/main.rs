@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Pods that start in sandboxes which the node's agent has booted ahead: each says how it came to
-//! its sandbox, and it must be as in a cold one.
+//! Sandboxes that the node's agent boots ahead: how Pods come to them, that each serves one Pod,
+//! and what happens when an agent, a shim or a sandbox dies on the way. That an adopted sandbox
+//! is as good as a cold one is the business of the other suites, which run with both.
 
 mod adoption;
+mod agent;
+mod isolation;
 
 use std::process::ExitCode;
 
@@ -12,14 +15,34 @@ use kiln_tests::{
     suite::Cases,
 };
 
-/// What the agent of the suite holds.
-const AGENT: &str = "[limits]\ntotal = 12\npause_ms = 10\n[[class]]\nname = \"gvisor\"\nwarm = 3\n";
+/// The handler whose Pods adopt.
+const HANDLER: &str = "gvisor-warm";
+
+/// How many sandboxes the agent of the suite holds.
+const WARM: u32 = 4;
 
 fn main() -> ExitCode {
     let mut cases = Cases::<Node>::new();
-    cases.add_alone("a_pod_adopts", adoption::a_pod_adopts);
+    macro_rules! alone {
+        ($module:ident: $($case:ident),+ $(,)?) => {
+            $(cases.add_alone(stringify!($case), $module::$case);)+
+        };
+    }
+    alone!(adoption:
+        a_pod_adopts, the_network_is_the_pods, the_host_cgroup_is_the_pods, limits_of_the_pod_hold,
+        a_shape_is_learned, what_cannot_be_adopted_starts_cold, a_burst_is_served_as_far_as_there_is,
+    );
+    alone!(agent:
+        an_agent_that_is_killed_loses_nothing, pods_start_without_an_agent, an_agent_that_hangs_costs_no_pod,
+        a_sandbox_that_dies_is_replaced, a_dead_sandbox_that_is_handed_out_costs_no_pod,
+        what_is_handed_out_and_not_taken_is_destroyed, a_shim_that_dies_while_it_adopts_leaves_nothing,
+        others_are_refused, a_flood_of_requests_is_survived, another_runtime_drains_the_pool,
+    );
+    alone!(isolation: no_sandbox_serves_twice, nothing_of_the_agent_is_inside);
     let opts = || NodeOpts {
-        agent: Some(AGENT.to_owned()),
+        agent: Some(format!(
+            "[limits]\ntotal = 8\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = {WARM}\n"
+        )),
         ..NodeOpts::default()
     };
     cases.run(move || Node::start(opts()))

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Agents, shims and sandboxes that die, hang or are flooded: every Pod runs, none twice, and
+//! nothing is left.
+
+use std::{fs, os::unix::process::CommandExt, process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use futures_util::future::join_all;
+use kiln_agent_api::{AgentError, Shape};
+use kiln_tests::{
+    node::Node,
+    pod::Pod,
+    process::{Proc, signal_to},
+    tools,
+    wait::{self, SOON},
+};
+use nix::sys::signal::Signal;
+
+use crate::{HANDLER, WARM};
+
+/// The sentries of the agent's sandboxes that are no Pod's.
+fn warm_sentries(node: &Node) -> Vec<Proc> {
+    let all = node.processes().into_iter();
+    all.filter(|p| p.argv.starts_with("runsc-sandbox") && p.argv.contains("warm-"))
+        .collect()
+}
+
+/// A Pod of the suite runs and answers.
+async fn works(pod: &Pod<'_>) -> Result<()> {
+    let container = pod.script("echo fine; sleep 3600").start().await?;
+    container.logged("fine").await?;
+    Ok(())
+}
+
+/// A shape of which the agent holds something.
+async fn shape(node: &Node) -> Result<Shape> {
+    let report = node.agent()?.report().await?;
+    let class = report.classes.iter().find(|c| c.class == "gvisor");
+    Ok(Shape::from_json(&class.context("no class")?.shape)?)
+}
+
+/// An agent that comes back takes up what the one before has left: the same sandboxes, none more.
+pub(crate) async fn an_agent_that_is_killed_loses_nothing(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        agent.expect_ready(WARM).await?;
+        let pod = node.pod(HANDLER).run().await?;
+        agent.expect_ready(WARM).await?;
+        let before = warm_sentries(node);
+        agent.stop(signal).await?;
+        works(&pod).await?;
+        node.run_agent().await?;
+        agent.expect_ready(WARM).await?;
+        let mut after = warm_sentries(node);
+        // What another case has had learned goes with the agent that learned it.
+        after.retain(|p| before.iter().any(|b| b.pid == p.pid));
+        ensure!(
+            after.len() > WARM as usize,
+            "{before:?}\n{after:?}\n{}",
+            agent.log()
+        );
+        works(&pod).await?;
+        pod.remove().await?;
+        let next = node.pod(HANDLER).run().await?;
+        works(&next).await?;
+        next.remove().await?;
+    }
+    Ok(())
+}
+
+/// Without an agent Pods start as they always did.
+pub(crate) async fn pods_start_without_an_agent(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.stop(Signal::SIGKILL).await?;
+    let pod = node.pod(HANDLER).cold_or_warm().run().await?;
+    ensure!(pod.sandbox() == pod.id());
+    works(&pod).await?;
+    pod.remove().await?;
+    node.run_agent().await?;
+    agent.expect_ready(WARM).await
+}
+
+/// An agent that does not answer costs a Pod some milliseconds, and nothing else.
+pub(crate) async fn an_agent_that_hangs_costs_no_pod(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let pid = agent.pid().await.context("no agent")?;
+    signal_to(pid, Signal::SIGSTOP)?;
+    let pod = node.pod(HANDLER).cold_or_warm().run().await;
+    signal_to(pid, Signal::SIGCONT)?;
+    let pod = pod?;
+    ensure!(pod.sandbox() == pod.id());
+    works(&pod).await?;
+    pod.remove().await?;
+    // It has answered too late, to nobody: what it handed out must not stay for ever.
+    agent.expect_ready(WARM).await
+}
+
+/// Warm sandboxes that are killed are replaced.
+pub(crate) async fn a_sandbox_that_dies_is_replaced(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let victims = warm_sentries(node);
+    for victim in &victims {
+        signal_to(victim.pid, Signal::SIGKILL)?;
+    }
+    let held = agent.state().join("ready");
+    let look = async || {
+        // The last word of a sentry's arguments is its sandbox.
+        let mut ids = victims
+            .iter()
+            .filter_map(|v| v.argv.split_whitespace().last());
+        let left = ids.any(|id| held.join(id).exists());
+        (!left && agent.ready().await.ok()? >= WARM).then_some(())
+    };
+    wait::until("other sandboxes", SOON, look).await?;
+    let pod = node.pod(HANDLER).run().await?;
+    works(&pod).await?;
+    pod.remove().await
+}
+
+/// A Pod that is given a sandbox whose sentry has just died starts cold.
+pub(crate) async fn a_dead_sandbox_that_is_handed_out_costs_no_pod(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let pid = agent.pid().await.context("no agent")?;
+    // Stopped, it cannot notice that they die.
+    signal_to(pid, Signal::SIGSTOP)?;
+    for victim in warm_sentries(node) {
+        signal_to(victim.pid, Signal::SIGKILL)?;
+    }
+    let pods = async {
+        let run = || node.pod(HANDLER).cold_or_warm().run();
+        let pods = join_all((0..3).map(|_| run())).await;
+        signal_to(pid, Signal::SIGCONT)?;
+        pods.into_iter().collect::<Result<Vec<_>>>()
+    };
+    for pod in pods.await? {
+        works(&pod).await?;
+        pod.remove().await?;
+    }
+    agent.expect_ready(WARM).await
+}
+
+/// Who asks and takes nothing has it destroyed.
+pub(crate) async fn what_is_handed_out_and_not_taken_is_destroyed(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let shape = shape(node).await?;
+    let warm = agent.client().await?.acquire(&shape, "nobody").await?;
+    ensure!(fs::exists(&warm.file)?, "{} is not there", warm.file);
+    node.expect_gone(&warm.id).await?;
+    ensure!(!fs::exists(&warm.file)?);
+    agent.expect_ready(WARM).await
+}
+
+/// A shim that is killed at any time around the adoption leaves nothing, and the next Pod runs.
+pub(crate) async fn a_shim_that_dies_while_it_adopts_leaves_nothing(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    for delay in [0, 5, 10, 20, 40, 60, 90, 150] {
+        agent.expect_some().await?;
+        let shims = || {
+            let all = node.processes().into_iter();
+            all.filter(|p| p.program().starts_with("containerd-shim"))
+                .map(|p| p.pid)
+        };
+        let before: Vec<_> = shims().collect();
+        let run = node.pod(HANDLER).cold_or_warm().run();
+        let kill = async {
+            let look = async || shims().find(|pid| !before.contains(pid));
+            let shim = wait::until("a shim", SOON, look).await?;
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            signal_to(shim, Signal::SIGKILL)
+        };
+        let (pod, killed) = tokio::join!(run, kill);
+        killed?;
+        drop(pod);
+    }
+    // A kubelet tries again too: containerd refuses while it is finding out what has died.
+    let removed = async || node.remove_all_pods().await.ok();
+    wait::until("removal of the Pods", SOON, removed).await?;
+    let pod = node.pod(HANDLER).cold_or_warm().run().await?;
+    works(&pod).await?;
+    pod.remove().await?;
+    let look = async || {
+        let busy = fs::read_dir(agent.state().join("handed")).ok()?.count();
+        (busy == 0).then_some(())
+    };
+    wait::until("what was handed out to be gone", SOON, look).await?;
+    agent.expect_ready(WARM).await?;
+    ensure!(
+        warm_sentries(node).len() as u32 == agent.ready().await?,
+        "{:?}",
+        warm_sentries(node)
+    );
+    Ok(())
+}
+
+/// Only root may ask.
+pub(crate) async fn others_are_refused(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    let socket = agent.state().join("a.sock");
+    let program = tools::ours("kiln-node-agent")?;
+    // Somebody who could reach the program and the directory still could not connect.
+    let copy = tempfile::Builder::new().tempdir_in("/run")?;
+    let own = copy.path().join("agent");
+    fs::copy(program, &own)?;
+    set_mode(copy.path(), 0o755)?;
+    let ask = |uid: u32| {
+        let mut command = Command::new(&own);
+        command.arg("--report").arg(&socket).uid(uid).gid(uid);
+        command.output().context("run the agent's report")
+    };
+    let ask_root = ask(0)?;
+    ensure!(ask_root.status.success(), "{ask_root:?}");
+    ensure!(!ask(65534)?.status.success(), "nobody was told");
+    set_mode(agent.state(), 0o755)?;
+    set_mode(&socket, 0o666)?;
+    let open = ask(65534)?;
+    set_mode(&socket, 0o600)?;
+    set_mode(agent.state(), 0o700)?;
+    ensure!(!open.status.success(), "nobody was told: {open:?}");
+    Ok(())
+}
+
+fn set_mode(path: &std::path::Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("change {}", path.display()))
+}
+
+/// A thousand requests at once, with shapes of all kinds, leave an agent that works.
+pub(crate) async fn a_flood_of_requests_is_survived(node: &Node) -> Result<()> {
+    const REQUESTS: usize = 1000;
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let shape = shape(node).await?;
+    let client = agent.client().await?;
+    let ask = async |n: usize| {
+        let memory = Some((n as u64 + 1) << 20);
+        let shape = shape.clone().with_memory(memory);
+        client.acquire(&shape, &format!("flood-{n}")).await
+    };
+    let answers = join_all((0..REQUESTS).map(&ask)).await;
+    let strange = answers.iter().find(|a| {
+        !matches!(
+            a,
+            Err(AgentError::None(_) | AgentError::Timeout(_) | AgentError::Refused(_))
+        )
+    });
+    ensure!(
+        strange.is_none(),
+        "somebody got a sandbox of a shape that nobody holds"
+    );
+    let report = agent.report().await?;
+    ensure!(
+        report.classes.len() < 16,
+        "{} shapes are remembered",
+        report.classes.len()
+    );
+    let pid = agent.pid().await.context("no agent")?;
+    let agent_process = Proc::find(pid).context("no agent")?;
+    let rss = agent_process.status("VmRSS").context("no VmRSS")?;
+    ensure!(rss < 40 << 10, "{rss} KiB");
+    let pod = node.pod(HANDLER).run().await?;
+    works(&pod).await?;
+    pod.remove().await
+}
+
+/// A runtime that is replaced makes other sandboxes: the old ones are drained, Pods run on.
+pub(crate) async fn another_runtime_drains_the_pool(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let pod = node.pod(HANDLER).run().await?;
+    agent.expect_ready(WARM).await?;
+    let old = warm_sentries(node);
+    let config = node.dir().join("gvisor-warm.toml");
+    let text = fs::read_to_string(&config)?;
+    let changed = text.replace(
+        "[runsc_config]\n",
+        "[runsc_config]\nwatchdog-action = \"panic\"\n",
+    );
+    ensure!(changed != text);
+    fs::write(&config, &changed)?;
+    let look = async || {
+        let now = warm_sentries(node);
+        let left = old
+            .iter()
+            .filter(|o| now.iter().any(|n| n.pid == o.pid))
+            .count();
+        // That of the Pod stays.
+        (left == 1 && agent.ready().await.ok()? >= WARM).then_some(())
+    };
+    let drained = wait::until("other sandboxes", SOON, look).await;
+    works(&pod).await?;
+    let next = node.pod(HANDLER).run().await?;
+    works(&next).await?;
+    next.remove().await?;
+    pod.remove().await?;
+    fs::write(&config, &text)?;
+    drained.with_context(|| agent.log())?;
+    let look = async || {
+        let report = agent.report().await.ok()?;
+        let class = report.classes.iter().find(|c| c.class == "gvisor")?;
+        (class.shape != changed && !class.shape.contains("panic") && class.ready == WARM)
+            .then_some(())
+    };
+    wait::until("the first runtime's sandboxes", SOON, look).await
+}
