@@ -96,6 +96,10 @@ pub(crate) struct Args {
     #[arg(long, default_value = "1s", value_parser = duration)]
     pool_status_delay: Duration,
 
+    /// Time after which a node that reports nothing counts as one without warm sandboxes.
+    #[arg(long, default_value = "1m", value_parser = duration)]
+    node_heartbeat_timeout: Duration,
+
     /// Threads that do the work.
     #[arg(long, default_value_t = 2)]
     pub(crate) threads: usize,
@@ -136,6 +140,7 @@ impl Args {
             pool_batch: self.sandbox_warm_pool_max_batch_size,
             pool_grace: self.sandbox_warm_pool_readiness_grace_period,
             pool_status_delay: self.pool_status_delay,
+            node_heartbeat_timeout: self.node_heartbeat_timeout,
         })
     }
 

@@ -87,6 +87,10 @@ impl<K: ResourceExt> Cache<K> {
             .collect()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.read().objects.is_empty()
+    }
+
     pub(crate) fn all(&self) -> Vec<Arc<K>> {
         self.read().objects.values().cloned().collect()
     }

@@ -3,21 +3,20 @@
 //! What every reconcile works with: the caches, the queue, and the way to the apiserver.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt::Debug,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        core::v1::{ObjectReference, PersistentVolumeClaim, Pod, PodSpec, Service},
-        networking::v1::NetworkPolicy,
-    },
+use k8s_openapi::api::{
+    core::v1::{ObjectReference, PersistentVolumeClaim, Pod, PodSpec, Service},
+    networking::v1::NetworkPolicy,
 };
-use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool, keys};
+use kiln_crds::{
+    NodeClassSpec, Sandbox, SandboxClaim, SandboxNode, SandboxTemplate, SandboxWarmPool, keys,
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
@@ -29,8 +28,9 @@ use serde_json::Value;
 
 use crate::{
     cache::{Cache, Key},
-    error::{self, Result},
+    error::{self, Error, Result},
     metrics::Metrics,
+    node::Arrivals,
     owner,
     queue::{Class, Limits, Queue, Work},
 };
@@ -56,6 +56,8 @@ pub(crate) struct Options {
     pub(crate) pool_grace: std::time::Duration,
     /// How long it may take until a pool's status says that there are fewer ready.
     pub(crate) pool_status_delay: std::time::Duration,
+    /// How long a node's word counts.
+    pub(crate) node_heartbeat_timeout: std::time::Duration,
 }
 
 /// Which claims get annotations with the times of their life.
@@ -84,14 +86,22 @@ pub(crate) struct Context {
     pub(crate) services: Cache<Service>,
     pub(crate) volume_claims: Cache<PersistentVolumeClaim>,
     pub(crate) policies: Cache<NetworkPolicy>,
+    pub(crate) nodes: Cache<SandboxNode>,
+    /// When this controller began.
+    pub(crate) started: Instant,
     /// Sandboxes, by uid, that a claim is adopting right now.
     reserved: Mutex<HashSet<String>>,
     /// Sandboxes whose adoption by a claim, by uid, got no answer: it may have come to pass.
     unanswered: Mutex<HashMap<String, Key>>,
-    /// When a claim, by uid, was seen first.
+    /// When a claim, or a Sandbox that is not ready yet, was seen first, by uid.
     seen: Mutex<HashMap<String, Instant>>,
     /// Since when the status of a pool should be written.
     pending_statuses: Mutex<HashMap<Key, Instant>>,
+    arrivals: Mutex<Arrivals>,
+    /// What was asked of a node last.
+    wishes: Mutex<HashMap<String, Vec<NodeClassSpec>>>,
+    /// Nodes that reported when they were looked at last.
+    live_nodes: Mutex<BTreeSet<String>>,
 }
 
 impl Context {
@@ -106,14 +116,19 @@ impl Context {
             options,
             metrics,
             queue: Queue::new(limits),
-            sandboxes: Cache::new(|sandbox| owner_word(sandbox).into_iter().collect()),
+            sandboxes: Cache::new(|sandbox| {
+                let word = owner_word(sandbox).or_else(|| orphan_word(sandbox));
+                word.into_iter().collect()
+            }),
             claims: Cache::new(claim_words),
             pools: Cache::new(|pool| {
+                let namespace = pool.namespace().unwrap_or_default();
                 let template = &pool.spec.sandbox_template_ref.name;
-                vec![template_word(
-                    &pool.namespace().unwrap_or_default(),
-                    template,
-                )]
+                let hash = keys::name_hash(&pool.name_any());
+                vec![
+                    template_word(&namespace, template),
+                    member_word(&namespace, &hash),
+                ]
             }),
             templates: Cache::new(|_| Vec::new()),
             pods: Cache::new(|pod| owner_word(pod).into_iter().collect()),
@@ -124,6 +139,11 @@ impl Context {
             unanswered: Mutex::default(),
             seen: Mutex::default(),
             pending_statuses: Mutex::default(),
+            nodes: Cache::new(|_| Vec::new()),
+            started: Instant::now(),
+            arrivals: Mutex::default(),
+            wishes: Mutex::default(),
+            live_nodes: Mutex::default(),
         }
     }
 
@@ -145,7 +165,7 @@ impl Context {
     }
 
     pub(crate) async fn create<K: Kind>(&self, object: &K) -> kube::Result<Arc<K>> {
-        self.metrics.wrote("POST");
+        self.metrics.wrote::<K>("POST", "");
         let params = PostParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PostParams::default()
@@ -155,7 +175,7 @@ impl Context {
     }
 
     pub(crate) async fn patch<K: Kind>(&self, key: &Key, patch: &Value) -> kube::Result<Arc<K>> {
-        self.metrics.wrote("PATCH");
+        self.metrics.wrote::<K>("PATCH", "");
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
@@ -167,7 +187,7 @@ impl Context {
 
     /// Patches a status. An object that is gone has none.
     pub(crate) async fn patch_status<K: Kind>(&self, key: &Key, patch: &Value) -> Result<()> {
-        self.metrics.wrote("PATCH");
+        self.metrics.wrote::<K>("PATCH", "status");
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
@@ -188,7 +208,7 @@ impl Context {
 
     /// Makes an object what `object` says, also where others have changed it.
     pub(crate) async fn apply<K: Kind>(&self, object: &K) -> Result<Arc<K>> {
-        self.metrics.wrote("PATCH");
+        self.metrics.wrote::<K>("PATCH", "");
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let api = self.api::<K>(&object.namespace().unwrap_or_default());
         let name = object.name_any();
@@ -196,9 +216,18 @@ impl Context {
         Ok(self.keep(new))
     }
 
+    /// Makes an object that is there what `object` says, with its uid; `false` where it has gone.
+    pub(crate) async fn apply_existing<K: Kind>(&self, object: &K) -> Result<bool> {
+        match self.apply(object).await {
+            Ok(_) => Ok(true),
+            Err(Error::Api(e)) if error::is_conflict(&e) || error::is_not_found(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Deletes this very object, not another of its name. That it is gone is as good.
     pub(crate) async fn delete<K: Kind>(&self, object: &K, params: DeleteParams) -> Result<()> {
-        self.metrics.wrote("DELETE");
+        self.metrics.wrote::<K>("DELETE", "");
         let params = params.preconditions(Preconditions {
             uid: object.uid(),
             resource_version: None,
@@ -261,7 +290,7 @@ impl Context {
     }
 
     pub(crate) fn api<K: Kind>(&self, namespace: &str) -> Api<K> {
-        Api::namespaced(self.client.clone(), namespace)
+        K::api(self.client.clone(), namespace)
     }
 
     fn keep<K: Kind>(&self, mut object: K) -> Arc<K> {
@@ -304,17 +333,38 @@ impl Context {
         pending.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When a claim was seen first.
-    pub(crate) fn first_seen(&self, claim: &SandboxClaim) -> Instant {
+    pub(crate) fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See the field.
+    pub(crate) fn wishes(&self) -> MutexGuard<'_, HashMap<String, Vec<NodeClassSpec>>> {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See the field.
+    pub(crate) fn live_nodes(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        let live = self.live_nodes.lock();
+        live.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When an object was seen first.
+    pub(crate) fn first_seen<K: ResourceExt>(&self, object: &K) -> Instant {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         *seen
-            .entry(claim.uid().unwrap_or_default())
+            .entry(object.uid().unwrap_or_default())
             .or_insert_with(Instant::now)
     }
 
-    pub(crate) fn forget_claim(&self, claim: &SandboxClaim) {
+    /// Forgets when an object was seen first, and says so.
+    pub(crate) fn forget<K: ResourceExt>(&self, object: &K) -> Option<Instant> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.remove(&claim.uid().unwrap_or_default());
+        seen.remove(&object.uid().unwrap_or_default())
+    }
+
+    /// Forgets all about a claim.
+    pub(crate) fn forget_claim(&self, claim: &SandboxClaim) {
+        self.forget(claim);
         self.unanswered().remove(&claim.uid().unwrap_or_default());
     }
 }
@@ -333,16 +383,17 @@ impl Drop for Reservation<'_> {
 
 /// A kind of object that the controller keeps.
 pub(crate) trait Kind:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope>
-    + Clone
-    + Debug
-    + Serialize
-    + DeserializeOwned
-    + Send
-    + Sync
-    + 'static
+    Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
 {
     fn cache(context: &Context) -> &Cache<Self>;
+
+    /// Objects in a namespace; of a kind without, all.
+    fn api(client: Client, namespace: &str) -> Api<Self>;
+
+    /// Whether a cluster may be without the kind.
+    fn is_optional() -> bool {
+        false
+    }
 
     /// Whether a watch would bring it; what none brings grows old in a cache.
     fn is_watched(&self) -> bool {
@@ -362,6 +413,10 @@ macro_rules! kinds {
                 &context.$cache
             }
 
+            fn api(client: Client, namespace: &str) -> Api<Self> {
+                Api::namespaced(client, namespace)
+            }
+
             $(fn is_watched(&self) -> bool {
                 $watched(self)
             })?
@@ -379,9 +434,27 @@ kinds!(
     NetworkPolicy: policies,
 );
 
+impl Kind for SandboxNode {
+    fn cache(context: &Context) -> &Cache<Self> {
+        &context.nodes
+    }
+
+    fn api(client: Client, _namespace: &str) -> Api<Self> {
+        Api::all(client)
+    }
+
+    fn is_optional() -> bool {
+        true
+    }
+}
+
 impl Kind for Pod {
     fn cache(context: &Context) -> &Cache<Self> {
         &context.pods
+    }
+
+    fn api(client: Client, namespace: &str) -> Api<Self> {
+        Api::namespaced(client, namespace)
     }
 
     fn is_watched(&self) -> bool {
@@ -408,6 +481,18 @@ fn is_tracked<K: ResourceExt>(object: &K) -> bool {
 
 fn owner_word<K: ResourceExt>(object: &K) -> Option<String> {
     owner::controller(object).map(|owner| format!("owner/{}", owner.uid))
+}
+
+/// The word of a Sandbox that says which pool it is of, and that nobody owns.
+pub(crate) fn orphan_word(sandbox: &Sandbox) -> Option<String> {
+    let hash = sandbox.labels().get(keys::WARM_POOL)?;
+    let is_orphan = owner::controller(sandbox).is_none();
+    is_orphan.then(|| member_word(&sandbox.namespace().unwrap_or_default(), hash))
+}
+
+/// The word of a pool by what its Sandboxes have in [`keys::WARM_POOL`].
+pub(crate) fn member_word(namespace: &str, hash: &str) -> String {
+    format!("member/{namespace}/{hash}")
 }
 
 pub(crate) fn template_word(namespace: &str, name: &str) -> String {

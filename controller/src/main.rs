@@ -15,9 +15,11 @@ mod context;
 mod error;
 mod http;
 mod metrics;
+mod node;
 mod owner;
 mod patch;
 mod pool;
+mod quantity;
 mod queue;
 mod sandbox;
 mod template;
@@ -197,6 +199,7 @@ async fn process(context: Arc<Context>, work: Work) {
         Class::Sandbox => sandbox::reconcile(&context, &work.key).await,
         Class::Pool => pool::reconcile(&context, &work.key).await,
         Class::Template => template::reconcile(&context, &work.key).await,
+        Class::Node => node::reconcile(&context).await,
     };
     let outcome = result.unwrap_or_else(|e| {
         warn!("{:?} {}: {e}", work.class, work.key);

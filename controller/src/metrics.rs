@@ -5,6 +5,9 @@
 
 use std::{sync::Mutex, sync::PoisonError, time::Duration};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kiln_crds::{Sandbox, SandboxClaim, SandboxStatus, SandboxWarmPool, ShutdownPolicy, keys};
+use kube::ResourceExt;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -12,8 +15,8 @@ use prometheus_client::{
 };
 
 use crate::{
-    condition::{self, READY},
-    context::{Context, template_of},
+    condition::{self, FINISHED, READY},
+    context::{Context, Kind, template_of},
     owner,
     queue::{Class, Outcome},
 };
@@ -25,8 +28,27 @@ struct Launch {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Verb {
-    verb: String,
+struct LaunchIn {
+    namespace: String,
+    launch_type: String,
+    sandbox_template: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Creation {
+    namespace: String,
+    sandbox_template: String,
+    launch_type: String,
+    warmpool_name: String,
+    pod_condition: &'static str,
+    created_by: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Write {
+    verb: &'static str,
+    kind: String,
+    subresource: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -37,16 +59,42 @@ struct Of {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Result {
     kind: String,
-    result: String,
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Sandboxes {
     namespace: String,
     ready_condition: String,
+    expired: String,
     launch_type: String,
     sandbox_template: String,
-    owned_by: String,
+    owned_by: &'static str,
+    created_by: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolSize {
+    namespace: String,
+    warmpool_name: String,
+    sandbox_template: String,
+    sandbox_status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    namespace: String,
+    sandbox_template: String,
+    owned_by: &'static str,
+    reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Expired {
+    namespace: String,
+    sandbox_template: String,
+    owned_by: &'static str,
+    shutdown_policy: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -54,27 +102,47 @@ struct Template {
     sandbox_template: String,
 }
 
+/// Template of a Sandbox that names none.
+const NO_TEMPLATE: &str = "__unknown__";
+const POOL: &str = "SandboxWarmPool";
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// How long a claim took to become ready, from different beginnings.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Startup {
+    /// From the moment that an admission webhook has noted, else from its making.
+    pub(crate) since_made: Option<Duration>,
+    /// From the moment that its client has noted.
+    pub(crate) since_asked: Option<Duration>,
+    /// From the controller's first sight of it.
+    pub(crate) since_seen: Duration,
+}
 
 /// What the controller counts.
 pub(crate) struct Metrics {
     registry: Mutex<Registry>,
     claim_startup: Histograms<Launch>,
+    client_claim_startup: Histograms<Launch>,
     claim_controller_startup: Histograms<Launch>,
-    claims: Family<Launch, Counter>,
+    creation: Histograms<LaunchIn>,
+    claims: Family<Creation, Counter>,
+    finished: Family<Ended, Counter>,
+    expired: Family<Expired, Counter>,
     adopted: Family<Template, Counter>,
-    writes: Family<Verb, Counter>,
+    writes: Family<Write, Counter>,
     reconciles: Family<Result, Counter>,
     reconcile_seconds: Histograms<Of>,
     queue: Gauge,
     sandboxes: Family<Sandboxes, Gauge>,
+    pool_sizes: Family<PoolSize, Gauge>,
 }
 
-/// Milliseconds: 1 ms to 4 min.
+/// Milliseconds: 1 ms to 10 min.
 fn latency() -> Histogram {
     let bounds = [
         1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 50.0, 80.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0,
-        5_000.0, 10_000.0, 30_000.0, 60_000.0, 120_000.0, 240_000.0,
+        5_000.0, 10_000.0, 30_000.0, 60_000.0, 120_000.0, 240_000.0, 600_000.0,
     ];
     Histogram::new(bounds)
 }
@@ -91,27 +159,43 @@ impl Metrics {
         let metrics = Self {
             registry: Mutex::default(),
             claim_startup: Family::new_with_constructor(latency),
+            client_claim_startup: Family::new_with_constructor(latency),
             claim_controller_startup: Family::new_with_constructor(latency),
+            creation: Family::new_with_constructor(latency),
             claims: Family::default(),
+            finished: Family::default(),
+            expired: Family::default(),
             adopted: Family::default(),
             writes: Family::default(),
             reconciles: Family::default(),
             reconcile_seconds: Family::new_with_constructor(duration),
             queue: Gauge::default(),
             sandboxes: Family::default(),
+            pool_sizes: Family::default(),
         };
-        metrics.register();
-        metrics
+        let mut registry = Registry::default();
+        metrics.register_upstreams(&mut registry);
+        metrics.register_ours(&mut registry);
+        Self {
+            registry: Mutex::new(registry),
+            ..metrics
+        }
     }
 
-    fn register(&self) {
-        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+    fn register_upstreams(&self, registry: &mut Registry) {
+        let version = env!("CARGO_PKG_VERSION");
+        let build = Info::new(vec![("git_version", version), ("version", version)]);
         registry.register("agent_sandbox_build", "Version of the controller", build);
         registry.register(
             "agent_sandbox_claim_startup_latency_ms",
-            "Milliseconds from the making of a claim, in whole seconds, to its readiness",
+            "Milliseconds from the moment that an admission webhook has noted, else from the \
+             making of a claim in whole seconds, to its readiness",
             self.claim_startup.clone(),
+        );
+        registry.register(
+            "agent_sandbox_client_claim_startup_latency_ms",
+            "Milliseconds from the moment that a claim's client has noted to its readiness",
+            self.client_claim_startup.clone(),
         );
         registry.register(
             "agent_sandbox_claim_controller_startup_latency_ms",
@@ -119,11 +203,34 @@ impl Metrics {
             self.claim_controller_startup.clone(),
         );
         registry.register(
+            "agent_sandbox_creation_latency_ms",
+            "Milliseconds from the making of a Sandbox to its readiness",
+            self.creation.clone(),
+        );
+        registry.register(
             "agent_sandbox_claim_creation",
-            "Claims that have become ready",
+            "Sandboxes made or adopted for claims",
             self.claims.clone(),
         );
+        registry.register(
+            "agent_sandbox_finished",
+            "Sandboxes whose Pod has come to its end",
+            self.finished.clone(),
+        );
+        registry.register(
+            "agent_sandbox_expired",
+            "Sandboxes whose time was over",
+            self.expired.clone(),
+        );
         registry.register("agent_sandboxes", "Sandboxes", self.sandboxes.clone());
+        registry.register(
+            "agent_sandbox_warmpool_size",
+            "Sandboxes of pools",
+            self.pool_sizes.clone(),
+        );
+    }
+
+    fn register_ours(&self, registry: &mut Registry) {
         registry.register(
             "kiln_controller_adoptions",
             "Sandboxes of pools given to claims",
@@ -151,38 +258,93 @@ impl Metrics {
         );
     }
 
-    pub(crate) fn wrote(&self, verb: &str) {
-        let verb = verb.to_owned();
-        self.writes.get_or_create(&Verb { verb }).inc();
+    /// Counts a write of an object, or of its `subresource` where that has a name.
+    pub(crate) fn wrote<K: Kind>(&self, verb: &'static str, subresource: &'static str) {
+        let kind = K::kind(&()).into_owned();
+        let labels = Write {
+            verb,
+            kind,
+            subresource,
+        };
+        self.writes.get_or_create(&labels).inc();
     }
 
-    pub(crate) fn adopted(&self, template: &str) {
-        let sandbox_template = template.to_owned();
-        self.adopted
-            .get_or_create(&Template { sandbox_template })
-            .inc();
-    }
-
-    pub(crate) fn claim_ready(
-        &self,
-        launch: &str,
-        template: &str,
-        since_made: Option<Duration>,
-        since_seen: Duration,
-    ) {
-        let labels = Launch {
-            launch_type: launch.to_owned(),
-            sandbox_template: template.to_owned(),
+    /// Counts a Sandbox that a claim has got, from the pool of that name or by way of it.
+    pub(crate) fn obtained(&self, claim: &SandboxClaim, sandbox: &Sandbox, pool: &str) {
+        let labels = Creation {
+            namespace: claim.namespace().unwrap_or_default(),
+            sandbox_template: template_of(sandbox).unwrap_or(NO_TEMPLATE).to_owned(),
+            launch_type: launch_of(sandbox),
+            warmpool_name: pool.to_owned(),
+            pod_condition: match is_ready(sandbox) {
+                true => "ready",
+                false => "not_ready",
+            },
+            created_by: created_by(claim),
         };
         self.claims.get_or_create(&labels).inc();
-        if let Some(since) = since_made {
-            self.claim_startup
-                .get_or_create(&labels)
-                .observe(millis(since));
+        if labels.launch_type == keys::WARM {
+            let sandbox_template = labels.sandbox_template;
+            let template = Template { sandbox_template };
+            self.adopted.get_or_create(&template).inc();
         }
-        self.claim_controller_startup
-            .get_or_create(&labels)
-            .observe(millis(since_seen));
+    }
+
+    /// Counts a claim that has become ready.
+    pub(crate) fn claim_ready(&self, sandbox: &Sandbox, startup: Startup) {
+        let labels = Launch {
+            launch_type: launch_of(sandbox),
+            sandbox_template: template_of(sandbox).unwrap_or(NO_TEMPLATE).to_owned(),
+        };
+        for (histograms, took) in [
+            (&self.claim_startup, startup.since_made),
+            (&self.client_claim_startup, startup.since_asked),
+            (&self.claim_controller_startup, Some(startup.since_seen)),
+        ] {
+            if let Some(took) = took {
+                histograms.get_or_create(&labels).observe(millis(took));
+            }
+        }
+    }
+
+    /// Counts a Sandbox that is ready for the first time.
+    pub(crate) fn sandbox_ready(&self, sandbox: &Sandbox, took: Duration) {
+        let labels = LaunchIn {
+            namespace: sandbox.namespace().unwrap_or_default(),
+            launch_type: launch_of(sandbox),
+            sandbox_template: template_of(sandbox).unwrap_or(NO_TEMPLATE).to_owned(),
+        };
+        self.creation.get_or_create(&labels).observe(millis(took));
+    }
+
+    /// Counts what has come to its end between the status that a Sandbox has and its `new` one.
+    pub(crate) fn sandbox_changed(&self, sandbox: &Sandbox, new: &SandboxStatus) {
+        let old: &[Condition] = sandbox.status.as_ref().map_or(&[], |s| &s.conditions);
+        let namespace = || sandbox.namespace().unwrap_or_default();
+        let sandbox_template = || template_of(sandbox).unwrap_or("unknown").to_owned();
+        if let Some(finished) = condition::find(&new.conditions, FINISHED)
+            && !condition::is_true(old, FINISHED)
+        {
+            let labels = Ended {
+                namespace: namespace(),
+                sandbox_template: sandbox_template(),
+                owned_by: owned_by(sandbox),
+                reason: finished.reason.clone(),
+            };
+            self.finished.get_or_create(&labels).inc();
+        }
+        if is_expired(&new.conditions) && !is_expired(old) {
+            let labels = Expired {
+                namespace: namespace(),
+                sandbox_template: sandbox_template(),
+                owned_by: owned_by(sandbox),
+                shutdown_policy: match sandbox.spec.shutdown_policy.unwrap_or_default() {
+                    ShutdownPolicy::Delete => "Delete",
+                    ShutdownPolicy::Retain => "Retain",
+                },
+            };
+            self.expired.get_or_create(&labels).inc();
+        }
     }
 
     pub(crate) fn reconciled(&self, class: Class, outcome: Outcome, took: Duration) {
@@ -194,7 +356,7 @@ impl Metrics {
         };
         let labels = Result {
             kind: kind.clone(),
-            result: result.to_owned(),
+            result,
         };
         self.reconciles.get_or_create(&labels).inc();
         self.reconcile_seconds
@@ -215,18 +377,30 @@ impl Metrics {
 
     fn count_sandboxes(&self, context: &Context) {
         self.sandboxes.clear();
+        self.pool_sizes.clear();
         for sandbox in context.sandboxes.all() {
-            let ready = sandbox.status.as_ref();
-            let ready = ready.is_some_and(|s| condition::is_true(&s.conditions, READY));
-            let labels = sandbox.metadata.labels.as_ref();
-            let launch = labels.and_then(|l| l.get(kiln_crds::keys::LAUNCH_TYPE));
-            let owned_by = owner::controller(&*sandbox).map_or("None", |o| o.kind.as_str());
+            let conditions: &[Condition] = sandbox.status.as_ref().map_or(&[], |s| &s.conditions);
+            let owned_by = owned_by(&sandbox);
+            let sandbox_template = template_of(&sandbox).unwrap_or("unknown").to_owned();
+            if owned_by == POOL
+                && let Some(pool) = owner::controller(&*sandbox)
+            {
+                let labels = PoolSize {
+                    namespace: sandbox.namespace().unwrap_or_default(),
+                    warmpool_name: pool.name.clone(),
+                    sandbox_template: sandbox_template.clone(),
+                    sandbox_status: state(conditions),
+                };
+                self.pool_sizes.get_or_create(&labels).inc();
+            }
             let labels = Sandboxes {
-                namespace: sandbox.metadata.namespace.clone().unwrap_or_default(),
-                ready_condition: ready.to_string(),
-                launch_type: launch.cloned().unwrap_or_else(|| "unknown".to_owned()),
-                sandbox_template: template_of(&sandbox).unwrap_or("__unknown__").to_owned(),
-                owned_by: owned_by.to_owned(),
+                namespace: sandbox.namespace().unwrap_or_default(),
+                ready_condition: is_ready(&sandbox).to_string(),
+                expired: is_expired(conditions).to_string(),
+                launch_type: launch_of(&sandbox),
+                sandbox_template,
+                owned_by,
+                created_by: created_by(&*sandbox),
             };
             self.sandboxes.get_or_create(&labels).inc();
         }
@@ -235,4 +409,135 @@ impl Metrics {
 
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1_000.0
+}
+
+fn launch_of(sandbox: &Sandbox) -> String {
+    let launch = sandbox.labels().get(keys::LAUNCH_TYPE);
+    launch.cloned().unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn is_ready(sandbox: &Sandbox) -> bool {
+    let status = sandbox.status.as_ref();
+    status.is_some_and(|s| condition::is_true(&s.conditions, READY))
+}
+
+fn is_expired(conditions: &[Condition]) -> bool {
+    condition::find(conditions, READY).is_some_and(|c| c.reason == "SandboxExpired")
+}
+
+/// What a pool's Sandbox is good for.
+fn state(conditions: &[Condition]) -> &'static str {
+    match condition::find(conditions, FINISHED) {
+        Some(end) if end.reason == "PodFailed" => "failed",
+        Some(_) => "succeeded",
+        None if condition::is_true(conditions, READY) => "ready",
+        None => "pending",
+    }
+}
+
+fn owned_by(sandbox: &Sandbox) -> &'static str {
+    match owner::controller(sandbox) {
+        Some(owner) if owner::is_kind::<SandboxClaim>(owner) => "SandboxClaim",
+        Some(owner) if owner::is_kind::<SandboxWarmPool>(owner) => POOL,
+        _ => "None",
+    }
+}
+
+/// Who says to have made an object: a label's value is anybody's, and metrics must not grow by it.
+fn created_by<K: ResourceExt>(object: &K) -> &'static str {
+    let creator = object.labels().get(keys::CREATED_BY);
+    let known = keys::CREATORS
+        .into_iter()
+        .find(|c| Some(*c) == creator.map(String::as_str));
+    known.unwrap_or("unknown")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn sandbox(conditions: &Value) -> Sandbox {
+        serde_json::from_value(json!({
+            "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
+            "metadata": {
+                "name": "s", "namespace": "ns",
+                "labels": {keys::LAUNCH_TYPE: "warm", keys::CREATED_BY: "somebody"},
+                "annotations": {keys::TEMPLATE_REF: "t"},
+            },
+            "spec": {"podTemplate": {"spec": {"containers": []}}, "shutdownPolicy": "Delete"},
+            "status": {"conditions": conditions},
+        }))
+        .unwrap()
+    }
+
+    fn cond(kind: &str, status: &str, reason: &str) -> Value {
+        json!({"type": kind, "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    }
+
+    fn text(metrics: &Metrics) -> String {
+        let mut text = String::new();
+        encode(&mut text, &metrics.registry.lock().unwrap()).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_warm_start_is_told_from_a_slower_one() {
+        let metrics = Metrics::new();
+        let startup = Startup {
+            since_asked: Some(Duration::from_millis(15)),
+            since_seen: Duration::from_millis(9),
+            ..Startup::default()
+        };
+        metrics.claim_ready(&sandbox(&json!([])), startup);
+        metrics.sandbox_ready(&sandbox(&json!([])), Duration::from_millis(60));
+        let text = text(&metrics);
+        let labels = "launch_type=\"warm\",sandbox_template=\"t\"";
+        for line in [
+            format!(
+                "agent_sandbox_client_claim_startup_latency_ms_bucket{{le=\"10.0\",{labels}}} 0"
+            ),
+            format!(
+                "agent_sandbox_client_claim_startup_latency_ms_bucket{{le=\"20.0\",{labels}}} 1"
+            ),
+            format!(
+                "agent_sandbox_claim_controller_startup_latency_ms_bucket{{le=\"10.0\",{labels}}} 1"
+            ),
+            format!(
+                "agent_sandbox_creation_latency_ms_bucket{{le=\"80.0\",namespace=\"ns\",{labels}}} 1"
+            ),
+        ] {
+            assert!(text.contains(&line), "{line}\n{text}");
+        }
+        assert!(!text.contains("agent_sandbox_claim_startup_latency_ms_bucket"));
+    }
+
+    #[test]
+    fn ends_are_counted_when_they_come_about() {
+        let metrics = Metrics::new();
+        let running = sandbox(&json!([]));
+        let finished = sandbox(&json!([cond("Finished", "True", "PodFailed")]));
+        let expired = sandbox(&json!([
+            cond("Finished", "True", "PodFailed"),
+            cond("Ready", "False", "SandboxExpired")
+        ]));
+        for (old, new) in [
+            (&running, &finished),
+            (&finished, &finished),
+            (&finished, &expired),
+            (&expired, &expired),
+        ] {
+            metrics.sandbox_changed(old, new.status.as_ref().unwrap());
+        }
+        let text = text(&metrics);
+        let labels = "namespace=\"ns\",sandbox_template=\"t\",owned_by=\"None\"";
+        for line in [
+            format!("agent_sandbox_finished_total{{{labels},reason=\"PodFailed\"}} 1"),
+            format!("agent_sandbox_expired_total{{{labels},shutdown_policy=\"Delete\"}} 1"),
+        ] {
+            assert!(text.contains(&line), "{line}\n{text}");
+        }
+        assert_eq!(created_by(&running), "unknown");
+    }
 }

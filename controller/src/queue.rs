@@ -29,9 +29,17 @@ pub(crate) enum Class {
     Sandbox,
     Pool,
     Template,
+    /// All nodes together.
+    Node,
 }
 
-const CLASSES: [Class; 4] = [Class::Claim, Class::Sandbox, Class::Pool, Class::Template];
+const CLASSES: [Class; 5] = [
+    Class::Claim,
+    Class::Sandbox,
+    Class::Pool,
+    Class::Template,
+    Class::Node,
+];
 
 /// An object to look at.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -62,6 +70,7 @@ impl Limits {
             Class::Sandbox => self.sandboxes,
             Class::Pool => self.pools,
             Class::Template => self.templates,
+            Class::Node => 1,
         }
     }
 }

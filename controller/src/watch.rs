@@ -16,20 +16,20 @@ use k8s_openapi::api::{
     core::v1::{PersistentVolumeClaim, Pod, Service},
     networking::v1::NetworkPolicy,
 };
-use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool, keys};
+use kiln_crds::{Sandbox, SandboxClaim, SandboxNode, SandboxTemplate, SandboxWarmPool, keys};
 use kube::{
     Api, ResourceExt,
     core::DeserializeGuard,
     runtime::{WatchStreamExt, watcher},
 };
 use tokio::sync::Notify;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     cache::Key,
     condition::{self, READY},
-    context::{Context, Kind, pool_word, template_word},
-    owner,
+    context::{Context, Kind, orphan_word, pool_word, template_word},
+    error, node, owner,
     queue::{Class, Work},
 };
 
@@ -76,6 +76,7 @@ pub(crate) fn start(context: &Arc<Context>, synced: &Arc<Synced>, extensions: bo
         spawn::<SandboxWarmPool>(context, synced, all(), pool_changed);
         spawn::<SandboxTemplate>(context, synced, all(), template_changed);
         spawn::<NetworkPolicy>(context, synced, all(), policy_changed);
+        spawn::<SandboxNode>(context, synced, all(), node::changed);
     }
 }
 
@@ -133,8 +134,24 @@ async fn follow<K: Kind>(
                     changed(&context, &object, Some(&object));
                 }
             }
+            Err(e) if is_first && K::is_optional() && is_denied(&e) => {
+                info!("there are no {} here: {e}", K::plural(&()));
+                is_first = false;
+                synced.one_more();
+            }
+            Err(e) if K::is_optional() && is_denied(&e) => {}
             Err(e) => warn!("watch {}: {e}", K::plural(&())),
         }
+    }
+}
+
+/// Whether a kind is not served, or not ours to see.
+fn is_denied(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) => {
+            matches!(error::code(e), Some(403 | 404))
+        }
+        _ => false,
     }
 }
 
@@ -149,7 +166,16 @@ fn keep<K: Kind>(context: &Context, mut object: K, changed: Changed<K>) {
 }
 
 fn sandbox_changed(context: &Context, new: &Sandbox, old: Option<&Sandbox>) {
+    if is_gone(new, old) {
+        context.forget(new);
+    }
     context.add(Class::Sandbox, Key::of(new));
+    if let Some(word) = orphan_word(new) {
+        for pool in context.pools.find(&word) {
+            let work = Work::new(Class::Pool, Key::of(&*pool));
+            context.queue.add_after(work, GATHER);
+        }
+    }
     for sandbox in [Some(new), old].into_iter().flatten() {
         let Some(owner) = owner::controller(sandbox) else {
             continue;
@@ -180,6 +206,11 @@ fn child_changed<K: ResourceExt>(context: &Context, new: &K, _old: Option<&K>) {
     }
 }
 
+/// Whether an object has gone: then it comes as its own predecessor.
+pub(crate) fn is_gone<K>(new: &K, old: Option<&K>) -> bool {
+    old.is_some_and(|old| std::ptr::eq(old, new))
+}
+
 /// Whether an object is as the controller itself has written it.
 fn is_known<K: ResourceExt>(new: &K, old: Option<&K>) -> bool {
     old.is_some_and(|old| {
@@ -188,6 +219,10 @@ fn is_known<K: ResourceExt>(new: &K, old: Option<&K>) -> bool {
 }
 
 fn claim_changed(context: &Context, new: &SandboxClaim, old: Option<&SandboxClaim>) {
+    if is_gone(new, old) {
+        context.forget_claim(new);
+        return;
+    }
     // Nobody but the one that works on a claim writes it, and he knows what he wrote.
     if !is_known(new, old) {
         context.add(Class::Claim, Key::of(new));
@@ -199,6 +234,7 @@ fn pool_changed(context: &Context, new: &SandboxWarmPool, old: Option<&SandboxWa
         return;
     }
     context.add(Class::Pool, Key::of(new));
+    node::look(context);
     let namespace = new.namespace().unwrap_or_default();
     if old.is_none() {
         wake_claims(context, &pool_word(&namespace, &new.name_any()));
@@ -208,6 +244,7 @@ fn pool_changed(context: &Context, new: &SandboxWarmPool, old: Option<&SandboxWa
 fn template_changed(context: &Context, new: &SandboxTemplate, old: Option<&SandboxTemplate>) {
     let namespace = new.namespace().unwrap_or_default();
     context.add(Class::Template, Key::of(new));
+    node::look(context);
     let word = template_word(&namespace, &new.name_any());
     for pool in context.pools.find(&word) {
         context.add(Class::Pool, Key::of(&*pool));

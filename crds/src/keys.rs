@@ -26,6 +26,8 @@ pub const WARM: &str = "warm";
 pub const COLD: &str = "cold";
 /// Label of a claim or Sandbox: who made it.
 pub const CREATED_BY: &str = "agents.x-k8s.io/created-by";
+/// Whom upstream knows in [`CREATED_BY`]; on Pods and in metrics all others are `unknown`.
+pub const CREATORS: [&str; 3] = ["go-client", "python-client", "controller"];
 /// Label of a Pod or volume claim without an owner: `true` lets a Sandbox adopt it.
 pub const ADOPTABLE: &str = "agents.x-k8s.io/adoptable";
 /// Annotation of a Pod: which of its labels come from its Sandbox, separated by commas.
@@ -37,6 +39,8 @@ pub const PROPAGATED_ANNOTATIONS: &str = "agents.x-k8s.io/propagated-annotations
 pub const ASSIGNED_SANDBOX: &str = "agents.x-k8s.io/sandbox-name";
 /// Annotation of a claim: when its client asked, in RFC 3339 with nanoseconds.
 pub const CLIENT_REQUESTED_AT: &str = "agents.x-k8s.io/client-first-requested-at";
+/// Annotation of a claim: when an admission webhook saw it first, in the same form.
+pub const WEBHOOK_OBSERVED_AT: &str = "agents.x-k8s.io/webhook-first-observed-at";
 /// Annotation of a claim: when the controller saw it first.
 pub const CONTROLLER_OBSERVED_AT: &str = "agents.x-k8s.io/controller-first-observed-at";
 /// Annotation of a claim: when it was ready for the first time.

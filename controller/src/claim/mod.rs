@@ -26,7 +26,8 @@ use crate::{
     condition::{self, FINISHED, READY},
     context::{ClaimAnnotations, Context, template_of, template_word},
     error::{self, Error, Result},
-    owner, patch, pool,
+    metrics::Startup,
+    node, owner, patch, pool,
     queue::{Class, Outcome, Work},
     watch::GATHER,
 };
@@ -45,7 +46,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         context.forget_claim(&claim);
         return Ok(Outcome::Done);
     }
-    context.first_seen(&claim);
+    context.first_seen(&*claim);
     let now = Timestamp::now();
     if status::is_marked_expired(&claim) || status::ends_at(&claim).is_some_and(|at| at <= now) {
         return expire(context, &claim, now).await;
@@ -110,23 +111,20 @@ fn record(
     if status::is_ready(claim.status.as_ref()) || !status::is_ready(Some(new)) {
         return;
     }
-    let launch = sandbox
-        .labels()
-        .get(keys::LAUNCH_TYPE)
-        .map_or("unknown", String::as_str);
-    let template = template_of(sandbox).unwrap_or("__unknown__");
-    let since_made = claim.meta().creation_timestamp.as_ref();
-    let since_made =
-        since_made.and_then(|at| Duration::try_from(Timestamp::now().duration_since(at.0)).ok());
-    context.metrics.claim_ready(
-        launch,
-        template,
-        since_made,
-        context.first_seen(claim).elapsed(),
-    );
+    let now = Timestamp::now();
+    let since = |at: Timestamp| Duration::try_from(now.duration_since(at)).ok();
+    let noted = |key: &str| claim.annotations().get(key)?.parse().ok();
+    let made = claim.meta().creation_timestamp.as_ref().map(|at| at.0);
+    let startup = Startup {
+        since_made: noted(keys::WEBHOOK_OBSERVED_AT).or(made).and_then(since),
+        since_asked: noted(keys::CLIENT_REQUESTED_AT).and_then(since),
+        since_seen: context.first_seen(claim).elapsed(),
+    };
+    context.metrics.claim_ready(sandbox, startup);
     if context.options.claim_events {
-        let (reason, verb) = match launch {
-            keys::WARM => ("SandboxAdopted", "Adopted"),
+        let launch = sandbox.labels().get(keys::LAUNCH_TYPE);
+        let (reason, verb) = match launch.map(String::as_str) {
+            Some(keys::WARM) => ("SandboxAdopted", "Adopted"),
             _ => ("SandboxProvisioned", "Created"),
         };
         let note = format!("{verb} Sandbox \"{}\"", sandbox.name_any());
@@ -257,7 +255,13 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sand
     };
     let sandbox = build::cold(claim, template, &context.options.dns_servers)?;
     match context.create(&sandbox).await {
-        Ok(made) => Ok(made),
+        Ok(made) => {
+            let pool = claim.spec.warm_pool_ref.as_ref();
+            let pool = pool.map_or("", |pool| &pool.name);
+            context.metrics.obtained(claim, &made, pool);
+            node::claimed(context, source.template_key(claim));
+            Ok(made)
+        }
         Err(e) if error::is_conflict(&e) => {
             let key = Key::of(&sandbox);
             match context.fetch::<Sandbox>(&key).await? {
@@ -317,6 +321,10 @@ impl Source {
             template_name,
         })
     }
+
+    fn template_key(&self, claim: &SandboxClaim) -> Key {
+        Key::new(&claim.namespace().unwrap_or_default(), &self.template_name)
+    }
 }
 
 fn of_template(pool: Arc<SandboxWarmPool>, template: &str) -> Result<Arc<SandboxWarmPool>> {
@@ -348,7 +356,9 @@ async fn adopt(
         let key = Key::of(&*sandbox);
         match context.patch::<Sandbox>(&key, &patch).await {
             Ok(adopted) => {
-                context.metrics.adopted(&source.template_name);
+                let pool = owner::controller(&*sandbox).map_or("", |pool| &pool.name);
+                context.metrics.obtained(claim, &adopted, pool);
+                node::claimed(context, source.template_key(claim));
                 // The watch brings nothing new of it: the cache has it already.
                 if let Some(pool) = owner::controller(&*sandbox) {
                     let key = Key::new(&key.namespace, &pool.name);

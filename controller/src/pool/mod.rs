@@ -13,24 +13,31 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use k8s_openapi::{
+    api::core::v1::PodSpec,
+    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta},
+};
 use kiln_crds::{
     Sandbox, SandboxSpec, SandboxTemplate, SandboxTemplateSpec, SandboxWarmPool,
     SandboxWarmPoolStatus, UpdateStrategyType, keys,
 };
 use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
+use serde_json::json;
 
 use crate::{
     cache::Key,
     condition::{self, Is, READY, condition},
-    context::{Context, Options, template_of},
-    error::{Error, Result},
-    owner, patch,
+    context::{Context, Options, member_word, template_of},
+    error::{self, Error, Result},
+    node, owner, patch,
     queue::Outcome,
     template,
 };
 use plan::{Member, plan};
 
+/// How long it may take until a pool's status follows what nodes hold: that changes all the time,
+/// and mostly comes along with what else is written.
+const NODES_DELAY: Duration = Duration::from_secs(5);
 /// When to look again at a Sandbox that was to go, and that a claim was about to take.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -57,6 +64,9 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         .as_deref()
         .map(|t| Source::new(&pool, t, &context.options))
         .transpose()?;
+    if let Some(source) = &source {
+        adopt(context, &pool, source).await?;
+    }
     let members = members(context, &pool, source.as_ref());
     let strategy = pool
         .spec
@@ -95,7 +105,8 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         failure = Some(e);
     }
     let members = self::members(context, &pool, source.as_ref());
-    let wait = write_status(context, &pool, &members, failure.as_ref()).await?;
+    let pod = source.as_ref().map(|s| &s.model.spec.pod_template.spec);
+    let wait = write_status(context, &pool, &members, pod, failure.as_ref()).await?;
     if failure.is_some_and(|e| !e.is_final()) {
         return Ok(Outcome::Failed);
     }
@@ -118,6 +129,34 @@ fn members(context: &Context, pool: &SandboxWarmPool, source: Option<&Source>) -
         .filter(|s| s.meta().deletion_timestamp.is_none())
         .map(|s| Member::of(s, source.is_some_and(|source| source.is_stale(s)), now))
         .collect()
+}
+
+/// Takes in Sandboxes that say that they are the pool's and that nobody owns: a pool that was
+/// deleted without them and made again gets them back. Only what the pool would make itself, to the
+/// last annotation, is given to claims in its name.
+async fn adopt(context: &Context, pool: &SandboxWarmPool, source: &Source) -> Result<()> {
+    let namespace = pool.namespace().unwrap_or_default();
+    let word = member_word(&namespace, &keys::name_hash(&pool.name_any()));
+    for orphan in context.sandboxes.find(&word) {
+        if orphan.meta().deletion_timestamp.is_some() || !source.is_same(&orphan) {
+            continue;
+        }
+        let mut owners = orphan.owner_references().to_vec();
+        owners.push(owner::reference(pool));
+        let patch = json!({"metadata": {
+            "uid": orphan.uid(),
+            "resourceVersion": orphan.resource_version(),
+            "labels": {keys::LAUNCH_TYPE: keys::WARM},
+            "ownerReferences": owners,
+        }});
+        match context.patch::<Sandbox>(&Key::of(&*orphan), &patch).await {
+            // Its next state comes with the watch, if there is one.
+            Err(e) if error::is_not_found(&e) || error::is_conflict(&e) => {}
+            Err(e) => return Err(e.into()),
+            Ok(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Makes `count` Sandboxes: first one, then twice as many each time, so that what cannot work
@@ -205,14 +244,25 @@ impl Source {
             return true;
         }
         let hash = |s: &Sandbox| s.labels().get(keys::TEMPLATE_HASH).cloned();
-        let says = |s: &Sandbox| {
-            (
-                s.spec.pod_template.spec.clone(),
-                s.spec.volume_claim_templates.clone(),
-                s.spec.service,
-            )
-        };
-        hash(sandbox) != hash(&self.model) && says(sandbox) != says(&self.model)
+        hash(sandbox) != hash(&self.model) && !self.is_alike(sandbox)
+    }
+
+    /// Whether a Sandbox makes the Pod, the volumes and the Service that one of the pool makes.
+    fn is_alike(&self, sandbox: &Sandbox) -> bool {
+        let (one, other) = (&sandbox.spec, &self.model.spec);
+        one.pod_template.spec == other.pod_template.spec
+            && one.volume_claim_templates == other.volume_claim_templates
+            && one.service == other.service
+    }
+
+    /// Whether a Sandbox is what would be made now, whoever has made it.
+    fn is_same(&self, sandbox: &Sandbox) -> bool {
+        template_of(sandbox) == template_of(&self.model)
+            && self.is_alike(sandbox)
+            && sandbox.spec.pod_template.metadata == self.model.spec.pod_template.metadata
+            && !sandbox.spec.is_suspended()
+            && sandbox.spec.shutdown_time.is_none()
+            && !sandbox.labels().contains_key(keys::CLAIM_UID)
     }
 }
 
@@ -248,24 +298,28 @@ async fn write_status(
     context: &Arc<Context>,
     pool: &SandboxWarmPool,
     members: &[Member],
+    pod: Option<&PodSpec>,
     failure: Option<&Error>,
 ) -> Result<Option<Duration>> {
-    let new = status(pool, members, failure, Timestamp::now());
+    let now = Timestamp::now();
+    let mut new = status(pool, members, failure, now);
+    let capacity = pod.and_then(|pod| node::capacity(context, pod, pool.metadata.generation, now));
+    match capacity {
+        Some(capacity) => condition::set(&mut new.conditions, capacity, now),
+        None => condition::remove(&mut new.conditions, node::CAPACITY),
+    }
     let key = Key::of(pool);
     let Some(patch) = patch::status(pool.status.as_ref(), &new)? else {
         context.pending_statuses().remove(&key);
         return Ok(None);
     };
-    let is_full = usize::try_from(new.ready_replicas).is_ok_and(|ready| ready >= desired(pool));
-    if !is_full && failure.is_none() && pool.status.is_some() {
+    let delay = delay(context, pool, &new, failure);
+    if !delay.is_zero() {
         let since = *context
             .pending_statuses()
             .entry(key.clone())
             .or_insert_with(Instant::now);
-        let left = context
-            .options
-            .pool_status_delay
-            .saturating_sub(since.elapsed());
+        let left = delay.saturating_sub(since.elapsed());
         if !left.is_zero() {
             return Ok(Some(left));
         }
@@ -288,6 +342,31 @@ async fn write_status(
         .patch_status::<SandboxWarmPool>(&key, &patch)
         .await?;
     Ok(None)
+}
+
+/// How long a new status may wait for what else changes.
+fn delay(
+    context: &Context,
+    pool: &SandboxWarmPool,
+    new: &SandboxWarmPoolStatus,
+    failure: Option<&Error>,
+) -> Duration {
+    let Some(old) = &pool.status else {
+        return Duration::ZERO;
+    };
+    let without_nodes = |status: &SandboxWarmPoolStatus| {
+        let mut status = status.clone();
+        condition::remove(&mut status.conditions, node::CAPACITY);
+        status
+    };
+    if without_nodes(old) == without_nodes(new) {
+        return NODES_DELAY;
+    }
+    let is_full = usize::try_from(new.ready_replicas).is_ok_and(|ready| ready >= desired(pool));
+    if is_full || failure.is_some() {
+        return Duration::ZERO;
+    }
+    context.options.pool_status_delay
 }
 
 fn status(
@@ -343,8 +422,6 @@ fn status(
 mod tests {
     use std::str::FromStr;
 
-    use serde_json::json;
-
     use super::*;
 
     fn options() -> Options {
@@ -398,6 +475,35 @@ mod tests {
             .labels_mut()
             .insert(keys::TEMPLATE_HASH.to_owned(), "else".to_owned());
         assert!(!old.is_stale(&sandbox));
+    }
+
+    #[test]
+    fn only_what_the_pool_would_make_is_the_same() {
+        let source = Source::new(&pool("p"), &template("i"), &options()).unwrap();
+        let changed = |change: fn(&mut Sandbox)| {
+            let mut sandbox = source.sandbox();
+            change(&mut sandbox);
+            source.is_same(&sandbox)
+        };
+        assert!(changed(|_| ()));
+        assert!(changed(|s| s.metadata.owner_references = None));
+        let changes: [fn(&mut Sandbox); 6] = [
+            |s| s.spec.pod_template.spec.host_network = Some(true),
+            |s| {
+                let annotations = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+                s.spec.pod_template.metadata.annotations = Some(annotations);
+            },
+            |s| s.spec.service = Some(true),
+            |s| s.spec.replicas = Some(0),
+            |s| {
+                s.labels_mut()
+                    .insert(keys::CLAIM_UID.to_owned(), "c".to_owned());
+            },
+            |s| s.metadata.annotations = None,
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            assert!(!changed(change), "change {index}");
+        }
     }
 
     #[test]

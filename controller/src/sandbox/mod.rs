@@ -22,6 +22,7 @@ use crate::{
     condition,
     context::{Context, Kind},
     error::{self, Error, Result},
+    node,
     owner::{self, Ownership},
     patch,
     pool::plan::age,
@@ -49,6 +50,9 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         .map(|time| time.0.duration_since(now));
     if left.is_some_and(|left| left.as_nanos() <= 0) {
         return expire(context, &sandbox, now).await;
+    }
+    if sandbox.status.is_none() {
+        context.first_seen(&*sandbox);
     }
     let children = Children::reconcile(context, &sandbox).await;
     let new = status::compute(
@@ -122,14 +126,21 @@ async fn write_status(
     if same_node == old && !is_ready {
         return Ok(());
     }
-    match patch::status(sandbox.status.as_ref(), new)? {
-        Some(patch) => {
-            context
-                .patch_status::<Sandbox>(&Key::of(sandbox), &patch)
-                .await
-        }
-        None => Ok(()),
+    let Some(patch) = patch::status(sandbox.status.as_ref(), new)? else {
+        return Ok(());
+    };
+    context
+        .patch_status::<Sandbox>(&Key::of(sandbox), &patch)
+        .await?;
+    context.metrics.sandbox_changed(sandbox, new);
+    if is_ready && let Some(seen) = context.forget(sandbox) {
+        // The making is known to the second; one that is older than it was seen is from before us.
+        let age = age(sandbox, Timestamp::now()).saturating_sub(Duration::from_secs(1));
+        context
+            .metrics
+            .sandbox_ready(sandbox, age.max(seen.elapsed()));
     }
+    Ok(())
 }
 
 /// First the word that it is over, then the deed: who waits for the Sandbox learns why it went.
@@ -312,11 +323,11 @@ async fn reconcile_pod(context: &Context, sandbox: &Sandbox) -> Result<Option<Ar
     let found = match found {
         Some(found) => found,
         None => {
-            let (pod, made) = create_or_find(
-                context,
-                &pod::desired(sandbox, context.options.evict_warm_pods),
-            )
-            .await?;
+            let mut wanted = pod::desired(sandbox, context.options.evict_warm_pods);
+            if let Some(spec) = &mut wanted.spec {
+                node::prefer_warm(context, spec);
+            }
+            let (pod, made) = create_or_find(context, &wanted).await?;
             if made {
                 note_pod(context, sandbox, Some(&pod.name_any())).await?;
                 return Ok(Some(pod));

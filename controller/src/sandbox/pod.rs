@@ -14,9 +14,6 @@ use serde_json::{Value, json};
 
 use crate::{owner, patch};
 
-/// Who may be named in [`keys::CREATED_BY`] of a Pod; others are `unknown`.
-const CREATORS: [&str; 3] = ["go-client", "python-client", "controller"];
-
 /// Labels of a Pod that follow from who owns its Sandbox.
 const OF_OWNER: [&str; 3] = [keys::WARM_POOL, keys::TEMPLATE_REF_HASH, keys::CLAIM_UID];
 
@@ -159,7 +156,7 @@ fn created_by(sandbox: &Sandbox) -> Option<&'static str> {
         .labels()
         .get(keys::CREATED_BY)
         .filter(|c| !c.is_empty())?;
-    let known = CREATORS.into_iter().find(|known| known == creator);
+    let known = keys::CREATORS.into_iter().find(|known| known == creator);
     Some(known.unwrap_or("unknown"))
 }
 

@@ -317,7 +317,7 @@ pub(crate) fn same<T: PartialEq + Debug>(what: &str, found: &T, wanted: &T) -> R
     Ok(())
 }
 
-fn merge(into: &mut Value, from: &Value) {
+pub(crate) fn merge(into: &mut Value, from: &Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {

@@ -9,6 +9,7 @@ mod bad;
 mod claim;
 mod env;
 mod faults;
+mod node;
 mod pool;
 mod sandbox;
 
@@ -46,6 +47,9 @@ fn main() -> ExitCode {
         pool::another_template_is_followed_and_other_pools_are_left_alone,
         pool::one_says_why_it_is_not_ready,
         pool::a_template_has_its_network_policy,
+        pool::one_takes_in_what_a_former_pool_has_left,
+        node::nodes_are_asked_for_what_pools_and_claims_need,
+        node::a_pod_prefers_a_node_that_holds_its_sandbox,
         claim::a_running_sandbox_changes_hands,
         claim::the_words_of_v1alpha1_mean_what_they_meant,
         claim::a_hundred_at_once_get_a_hundred,
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
     );
     cases!(
         cases, add_alone:
+        node::pools_say_what_nodes_hold_while_there_are_nodes,
         faults::a_controller_that_is_killed_loses_and_doubles_nothing,
         faults::an_apiserver_that_restarts_is_waited_for,
         faults::two_controllers_take_turns,

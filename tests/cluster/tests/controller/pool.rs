@@ -12,7 +12,7 @@ use kiln_tests::wait;
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::env::{Env, Namespace, controller_of, same};
+use crate::env::{Env, Namespace, controller_of, merge, same};
 
 async fn uids(ns: &Namespace<'_>, pool: &str) -> Result<BTreeSet<String>> {
     let all = ns.list::<Sandbox>().await?;
@@ -72,6 +72,56 @@ pub(crate) async fn one_holds_what_its_spec_says(env: &Env) -> Result<()> {
     .await?;
     ns.delete::<SandboxWarmPool>("p").await?;
     ns.until_gone::<Sandbox>(&first.name_any()).await
+}
+
+pub(crate) async fn one_takes_in_what_a_former_pool_has_left(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.template("t", json!({})).await?;
+    ns.pool("p", "t", 3).await?;
+    let left = uids(&ns, "p").await?;
+    let orphan = ["delete", "swp/p", "--cascade=orphan", "-n", &ns.name];
+    env.plane.kubectl(&orphan).await?;
+    wait::until("orphans", wait::SOON, async || {
+        let all = ns.list::<Sandbox>().await.ok()?;
+        let are = all.len() == 3 && all.iter().all(|s| controller_of(s).is_none());
+        are.then_some(())
+    })
+    .await?;
+    // Of a former state, of another Pod, with more on it: these are nobody's any more.
+    let strays = ns.list::<Sandbox>().await?.remove(0);
+    let labels = json!(strays.labels());
+    let annotations = json!({keys::TEMPLATE_REF: "t"});
+    let stray = |name: &str, change: serde_json::Value| {
+        let mut spec = json!({"podTemplate": {"spec": {
+            "automountServiceAccountToken": false,
+            "containers": [{"name": "main", "image": "pause"}],
+            "dnsConfig": {"nameservers": ["8.8.8.8", "1.1.1.1"]}, "dnsPolicy": "None",
+        }}});
+        merge(&mut spec, &change);
+        let fields =
+            json!({"metadata": {"labels": labels, "annotations": annotations}, "spec": spec});
+        let name = name.to_owned();
+        let ns = &ns;
+        async move { ns.make::<Sandbox>(&name, fields).await }
+    };
+    let other =
+        json!({"podTemplate": {"spec": {"containers": [{"name": "main", "image": "evil"}]}}});
+    stray("stray-image", other).await?;
+    let marked = json!({"podTemplate": {"metadata": {"annotations": {"opt": "in"}}}});
+    stray("stray-mark", marked).await?;
+    let twin = stray("twin", json!({})).await?;
+    ns.pool("p", "t", 4).await?;
+    let mut wanted = left;
+    wanted.extend(twin.uid());
+    same("members", &uids(&ns, "p").await?, &wanted)?;
+    for name in ["stray-image", "stray-mark"] {
+        let stray: Sandbox = ns.get(name).await?;
+        ensure!(controller_of(&stray).is_none(), "{name} was taken in");
+    }
+    // What comes back can be claimed.
+    ns.claim("c", "p").await?;
+    ensure!(wanted.contains(&ns.claimed("c").await?.uid().unwrap()));
+    Ok(())
 }
 
 pub(crate) async fn one_follows_its_scale(env: &Env) -> Result<()> {

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! How many warm sandboxes of which shape each node should hold. Nothing here acts.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use kiln_crds::{NodeClassSpec, SandboxTemplate, SandboxWarmPool, keys};
+use kube::ResourceExt;
+
+use super::shape::Shape;
+use crate::cache::Key;
+
+/// A pool that nobody claims from holds one sandbox below its Pods for so many of them: enough to
+/// replace what the first claims take, without paying for each Pod twice.
+const PODS_PER_IDLE: usize = 4;
+/// Claims are counted by this time. One that comes within it is part of a burst: a node makes a
+/// few sandboxes a second, so that they have to be there before.
+const SLOT: Duration = Duration::from_secs(10);
+/// For so many slots the largest burst is remembered.
+const SLOTS: u64 = 60;
+
+/// The claims of late, by template and slot.
+#[derive(Debug, Default)]
+pub(crate) struct Arrivals(BTreeMap<Key, VecDeque<(u64, usize)>>);
+
+impl Arrivals {
+    /// Notes a claim on a template. `now` is the time since the controller started.
+    pub(crate) fn note(&mut self, template: Key, now: Duration) {
+        let slot = slot(now);
+        let slots = self.0.entry(template).or_default();
+        match slots.back_mut() {
+            Some((last, count)) if *last == slot => *count += 1,
+            _ => slots.push_back((slot, 1)),
+        }
+    }
+
+    /// The most claims in a slot, by template; what is too long ago is forgotten.
+    pub(crate) fn bursts(&mut self, now: Duration) -> BTreeMap<Key, usize> {
+        let current = slot(now);
+        self.0.retain(|_, slots| {
+            slots.retain(|(slot, _)| slot + SLOTS > current);
+            !slots.is_empty()
+        });
+        let largest = |slots: &VecDeque<(u64, usize)>| slots.iter().map(|(_, n)| *n).max();
+        self.0
+            .iter()
+            .map(|(template, slots)| (template.clone(), largest(slots).unwrap_or_default()))
+            .collect()
+    }
+}
+
+fn slot(now: Duration) -> u64 {
+    now.as_secs() / SLOT.as_secs()
+}
+
+/// How many sandboxes of which shape are wanted in all: for each template as many as its largest
+/// burst of late took, and for what its pools hold at least a few.
+pub(crate) fn demand<'a>(
+    templates: impl IntoIterator<Item = &'a SandboxTemplate>,
+    pools: impl IntoIterator<Item = &'a SandboxWarmPool>,
+    bursts: &BTreeMap<Key, usize>,
+) -> BTreeMap<Shape, usize> {
+    let mut idle: BTreeMap<Key, usize> = BTreeMap::new();
+    for pool in pools {
+        let namespace = pool.namespace().unwrap_or_default();
+        let template = Key::new(&namespace, &pool.spec.sandbox_template_ref.name);
+        let replicas = usize::try_from(pool.spec.replicas.unwrap_or(1)).unwrap_or(0);
+        *idle.entry(template).or_default() += replicas.div_ceil(PODS_PER_IDLE);
+    }
+    let mut demand = BTreeMap::new();
+    for template in templates {
+        let key = Key::of(template);
+        let of = |from: &BTreeMap<Key, usize>| from.get(&key).copied().unwrap_or_default();
+        let wanted = of(&idle).max(of(bursts));
+        if let Some(shape) = Shape::of(&template.spec.pod_template.spec)
+            && wanted > 0
+        {
+            *demand.entry(shape).or_default() += wanted;
+        }
+    }
+    demand
+}
+
+/// Shares `demand` out among `nodes`, the classes that each can hold by its name. Each gets the
+/// same, and what is left over goes to one after the other, beginning at another node for each
+/// shape.
+pub(crate) fn share(
+    demand: &BTreeMap<Shape, usize>,
+    nodes: &BTreeMap<String, BTreeSet<String>>,
+) -> BTreeMap<String, Vec<NodeClassSpec>> {
+    let mut shares: BTreeMap<String, Vec<NodeClassSpec>> = BTreeMap::new();
+    for (shape, wanted) in demand {
+        let able: Vec<&String> = nodes
+            .iter()
+            .filter(|(_, classes)| classes.contains(&shape.class))
+            .map(|(name, _)| name)
+            .collect();
+        if able.is_empty() {
+            continue;
+        }
+        let (each, rest) = (wanted / able.len(), wanted % able.len());
+        let first = start(shape, able.len());
+        for (index, name) in able.iter().enumerate() {
+            let turn = (index + able.len() - first) % able.len();
+            let warm = each + usize::from(turn < rest);
+            if warm > 0 {
+                let share = shares.entry((*name).clone()).or_default();
+                share.push(shape.wish(warm));
+            }
+        }
+    }
+    shares
+}
+
+fn start(shape: &Shape, nodes: usize) -> usize {
+    let text = format!("{}/{}/{}", shape.class, shape.memory, shape.cpu);
+    let hash = u32::from_str_radix(&keys::name_hash(&text), 16).unwrap_or_default();
+    usize::try_from(hash).unwrap_or_default() % nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn template(name: &str, class: &str, memory: &str) -> SandboxTemplate {
+        serde_json::from_value(json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxTemplate",
+            "metadata": {"name": name, "namespace": "ns"},
+            "spec": {"podTemplate": {"spec": {
+                "runtimeClassName": class,
+                "containers": [{"name": "c", "resources": {"limits": {"memory": memory}}}],
+            }}},
+        }))
+        .unwrap()
+    }
+
+    fn pool(template: &str, replicas: i32) -> SandboxWarmPool {
+        serde_json::from_value(json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
+            "metadata": {"name": "p", "namespace": "ns"},
+            "spec": {"replicas": replicas, "sandboxTemplateRef": {"name": template}},
+        }))
+        .unwrap()
+    }
+
+    fn shape(class: &str, memory: i64) -> Shape {
+        Shape {
+            class: class.to_owned(),
+            memory,
+            cpu: 0,
+        }
+    }
+
+    #[test]
+    fn a_burst_is_remembered_for_a_while_and_the_largest_counts() {
+        let key = || Key::new("ns", "t");
+        let at = Duration::from_secs;
+        let mut arrivals = Arrivals::default();
+        for (second, claims) in [(0, 2), (14, 5), (25, 3)] {
+            for _ in 0..claims {
+                arrivals.note(key(), at(second));
+            }
+        }
+        let mut burst = |second| arrivals.bursts(at(second)).get(&key()).copied();
+        assert_eq!(burst(30), Some(5));
+        assert_eq!(burst(600), Some(5));
+        assert_eq!(burst(610), Some(3));
+        assert_eq!(burst(620), None);
+    }
+
+    #[test]
+    fn demand_is_what_bursts_took_and_a_few_for_idle_pools() {
+        let templates = [
+            template("a", "gvisor", "1Mi"),
+            template("same-shape", "gvisor", "1Mi"),
+            template("idle", "gvisor", "2Mi"),
+            template("unused", "gvisor", "3Mi"),
+            template("classless", "", "1Mi"),
+        ];
+        let pools = [
+            pool("a", 5),
+            pool("a", 1),
+            pool("same-shape", 1),
+            pool("idle", 0),
+            pool("classless", 8),
+            pool("missing", 8),
+        ];
+        let bursts = BTreeMap::from([
+            (Key::new("ns", "same-shape"), 7),
+            (Key::new("ns", "a"), 2),
+            (Key::new("other", "idle"), 9),
+        ]);
+        let demand = demand(&templates, &pools, &bursts);
+        // Two and one for the pools of the first, more than its burst; the burst of the second.
+        assert_eq!(demand, BTreeMap::from([(shape("gvisor", 1 << 20), 3 + 7)]));
+    }
+
+    #[test]
+    fn nodes_share_what_they_are_able_to_hold() {
+        let nodes = |all: &[(&str, &[&str])]| -> BTreeMap<String, BTreeSet<String>> {
+            let classes = |of: &[&str]| of.iter().map(|c| (*c).to_owned()).collect();
+            let node = |(name, of): &(&str, &[&str])| ((*name).to_owned(), classes(of));
+            all.iter().map(node).collect()
+        };
+        let three = nodes(&[
+            ("a", &["gvisor"]),
+            ("b", &["gvisor", "kata"]),
+            ("c", &["gvisor"]),
+        ]);
+        let demand = BTreeMap::from([
+            (shape("gvisor", 1), 7),
+            (shape("gvisor", 2), 1),
+            (shape("kata", 1), 2),
+            (shape("unknown", 1), 9),
+        ]);
+        let shares = share(&demand, &three);
+        let warm = |class: &str, memory: i64| -> Vec<i32> {
+            let all = shares.values().flatten();
+            let mut warm: Vec<i32> = all
+                .filter(|c| c.class == class && c.memory_bytes == memory)
+                .map(|c| c.warm)
+                .collect();
+            warm.sort_unstable();
+            warm
+        };
+        assert_eq!(warm("gvisor", 1), [2, 2, 3]);
+        assert_eq!(warm("gvisor", 2), [1]);
+        assert_eq!(warm("kata", 1), [2]);
+        assert_eq!(warm("unknown", 1), [0; 0]);
+        assert!(shares["b"].contains(&shape("kata", 1).wish(2)));
+        assert!(share(&demand, &nodes(&[])).is_empty());
+    }
+
+    /// Classes by node, and how many of which shape are wanted.
+    type Case = (Vec<Vec<u8>>, Vec<(u8, u8, u16)>);
+
+    #[test]
+    fn all_that_can_be_held_is_shared_out_and_nothing_else() {
+        bolero::check!()
+            .with_type::<Case>()
+            .for_each(|(nodes, wanted)| {
+                let class = |n: u8| format!("c{}", n % 3);
+                let nodes: BTreeMap<String, BTreeSet<String>> = nodes
+                    .iter()
+                    .enumerate()
+                    .map(|(n, of)| (format!("n{n}"), of.iter().map(|c| class(*c)).collect()))
+                    .collect();
+                let demand: BTreeMap<Shape, usize> = wanted
+                    .iter()
+                    .map(|(c, memory, n)| (shape(&class(*c), (*memory).into()), (*n).into()))
+                    .collect();
+                let shares = share(&demand, &nodes);
+                for (shape, wanted) in &demand {
+                    let able = nodes.values().filter(|c| c.contains(&shape.class)).count();
+                    let wishes = shares.values().flatten();
+                    let wishes: Vec<usize> = wishes
+                        .filter(|w| w.class == shape.class && w.memory_bytes == shape.memory)
+                        .map(|w| usize::try_from(w.warm).unwrap())
+                        .collect();
+                    let sum: usize = wishes.iter().sum();
+                    assert_eq!(sum, if able > 0 { *wanted } else { 0 });
+                    assert!(wishes.iter().all(|n| *n > 0 && *n <= wanted.div_ceil(able)));
+                }
+                for (node, wishes) in &shares {
+                    assert!(wishes.iter().all(|w| nodes[node].contains(&w.class)));
+                }
+            });
+    }
+}
