@@ -34,7 +34,9 @@ demo-node: deps build guest ## Run Pods in gVisor on a private containerd, and s
 	$(CARGO) run -q -p kiln-tests --bin kiln-demo
 
 .PHONY: demo
-demo: demo-node ## The same
+demo: deps build guest ## Agent Sandbox on a Kubernetes of its own: pool, claim, code in a warm sandbox
+	$(CARGO) build -q -p kiln-controller -p kiln-node-agent -p kiln-cluster
+	@target/debug/kiln-mission
 
 .PHONY: cluster-up
 cluster-up: deps build guest ## A whole Kubernetes of one node with Kiln in it, until make cluster-down
@@ -77,6 +79,7 @@ test-controller: deps ## The controller on a real etcd and kube-apiserver
 
 .PHONY: test-cluster
 test-cluster: deps build guest ## What kubectl does to Pods in gVisor, on a whole cluster
+	$(CARGO) build -p kiln-controller -p kiln-node-agent
 	$(CARGO) test -p kiln-cluster --test cluster
 
 .PHONY: critest

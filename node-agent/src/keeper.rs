@@ -32,6 +32,13 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How often a ready sandbox is asked whether it answers.
 const HEALTH: Duration = Duration::from_secs(60);
 
+/// After so many adoptions in a row that failed, none is tried for a while: Pods are better off
+/// cold than with an agent that another shim does not understand.
+const FAILURES: u32 = 3;
+
+/// That while.
+const REST: Duration = Duration::from_secs(300);
+
 /// How long nothing is booted after a boot that failed, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -49,6 +56,10 @@ struct State {
     classes: Vec<Class>,
     active: Option<Active>,
     problem: String,
+    /// Adoptions that failed since the last that did not.
+    failures: u32,
+    /// Nothing is handed out before.
+    next_handout: Instant,
     /// Nothing is booted before.
     next_boot: Instant,
     /// How long nothing will be booted after the next boot that fails.
@@ -82,6 +93,8 @@ impl Keeper {
             classes: config.class.clone(),
             active: None,
             problem: "the runtime has not been tried yet".to_owned(),
+            failures: 0,
+            next_handout: Instant::now(),
             next_boot: Instant::now(),
             backoff: BACKOFF.0,
         };
@@ -150,6 +163,9 @@ impl Keeper {
     fn choose(&self, shape: &Shape) -> Result<(String, Booter), Miss> {
         let mut state = self.state();
         let active = state.active.clone().ok_or(Miss::Broken)?;
+        if Instant::now() < state.next_handout {
+            return Err(Miss::Broken);
+        }
         if !active.runtime.makes(shape) {
             return Err(Miss::Stale);
         }
@@ -164,7 +180,7 @@ impl Keeper {
     pub(crate) async fn adopted(&self, id: String, shape: &Shape, took: Duration) {
         self.metrics.adopted.inc();
         self.metrics.adoption.observe(took.as_secs_f64());
-        self.state().pool.adopted(shape);
+        self.note_adoption(shape);
         let store = self.store.clone();
         let removed = blocking("remove a bundle", move || store.remove_bundle(&id));
         if let Err(e) = removed.await {
@@ -176,10 +192,28 @@ impl Keeper {
     pub(crate) async fn release(&self, id: String, reason: &str) {
         warn!("{id} was not adopted: {reason}");
         self.metrics.released.inc();
-        let booter = self.state().active.as_ref().map(|a| a.booter.clone());
+        let booter = self.note_failure();
         if let Some(booter) = booter {
             booter.doom(id, Place::Handed).await;
         }
+    }
+
+    fn note_adoption(&self, shape: &Shape) {
+        let mut state = self.state();
+        state.pool.adopted(shape);
+        state.failures = 0;
+    }
+
+    fn note_failure(&self) -> Option<Booter> {
+        let mut state = self.state();
+        state.failures += 1;
+        if state.failures >= FAILURES {
+            let rest = REST.as_secs();
+            error!("{FAILURES} adoptions failed in a row: none for {rest} s");
+            state.failures = 0;
+            state.next_handout = Instant::now() + REST;
+        }
+        state.active.as_ref().map(|a| a.booter.clone())
     }
 
     /// Replaces the classes that the configuration named.

@@ -232,19 +232,27 @@ impl Handed {
         }
     }
 
-    /// Destroys a sandbox that did not become the Pod's.
-    async fn discard(&self, sandbox: &Sandbox, why: &Error) -> Result<()> {
+    async fn destroy(&self, sandbox: &Sandbox) -> Result<()> {
         let taken = sandbox.scratch.adopted();
-        if taken.exists() {
-            sandbox.runtime.delete(&self.id, true).await?;
-            let (old, new) = (self.cgroup.clone(), sandbox.cgroup.clone());
-            blocking(move || {
-                fs::remove_file(&taken).map_err(Error::io("remove", &taken))?;
-                old.remove()?;
-                // The runtime takes one that is there for set up already.
-                new.remove()
-            })
-            .await?;
+        if !taken.exists() {
+            return Ok(()); // the agent does it
+        }
+        sandbox.runtime.delete(&self.id, true).await?;
+        let (old, new) = (self.cgroup.clone(), sandbox.cgroup.clone());
+        blocking(move || {
+            fs::remove_file(&taken).map_err(Error::io("remove", &taken))?;
+            old.remove()?;
+            // The runtime takes one that is there for set up already.
+            new.remove()
+        })
+        .await
+    }
+
+    /// Destroys a sandbox that did not become the Pod's. What stays of it is for the Pod's own
+    /// clean-up, which knows of it by the record.
+    async fn discard(&self, sandbox: &Sandbox, why: &Error) -> Result<()> {
+        if let Err(e) = self.destroy(sandbox).await {
+            warn!("destroy {}: {e}", self.id);
         }
         if let Err(e) = self.agent.release(self.id.as_str(), &why.to_string()).await {
             debug!("tell the agent: {e}");

@@ -45,14 +45,18 @@ pub(crate) fn state_dir(name: &str) -> PathBuf {
 }
 
 /// The socket of the agent of the place `name`.
-pub(crate) fn socket(name: &str) -> PathBuf {
+#[must_use]
+pub fn socket(name: &str) -> PathBuf {
     state_dir(name).join("a.sock")
 }
 
 impl Agent {
     /// An agent for the handler whose runtime `runtime_config` describes. `more` is the rest of
     /// its configuration.
-    pub(crate) fn new(place: &Place, runtime_config: &Path, more: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When its configuration cannot be written.
+    pub fn new(place: &Place, runtime_config: &Path, more: &str) -> Result<Self> {
         let state = state_dir(place.name());
         let text = format!(
             "socket = \"{}\"\nstate = \"{}\"\nruntime_config = \"{}\"\npause = \"{}\"\ncgroup = \"/{}/warm\"\n{more}\n",
@@ -76,7 +80,7 @@ impl Agent {
     ///
     /// # Errors
     /// When it cannot be run.
-    pub(crate) async fn run(&self, place: &Place) -> Result<()> {
+    pub async fn run(&self, place: &Place) -> Result<()> {
         let args = ["--standalone", "--config"].map(OsStr::new);
         let args = [&args[..], &[self.config.as_os_str()]].concat();
         let program = tools::ours("kiln-node-agent")?;
@@ -179,6 +183,19 @@ impl Agent {
         let what = format!("{count} warm sandboxes");
         let found = wait::until(&what, READY, look).await;
         found.with_context(|| self.log())
+    }
+
+    /// Waits until it holds `count` sandboxes ready, at least.
+    ///
+    /// # Errors
+    /// When it does not come to that, with its log.
+    pub async fn expect_all_ready(&self, count: u32) -> Result<()> {
+        let start = Instant::now();
+        while !self.ready().await.is_ok_and(|ready| ready >= count) {
+            ensure!(start.elapsed() < READY, "not {count} warm\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// Waits until it holds a sandbox ready.

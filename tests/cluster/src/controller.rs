@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use kiln_tests::{
+    place::Place,
     process::{Background, Cmd},
     wait,
 };
@@ -43,19 +44,37 @@ impl Controller {
         program: &Path,
         flags: &[&str],
     ) -> Result<Self> {
+        let flags = [&["--leader-elect=false"], flags].concat();
+        Self::launch(program, plane.kubeconfig(), plane.place(), &flags).await
+    }
+
+    /// Starts the controller of this workspace as who `kubeconfig` says, with the files of
+    /// `place` and `flags`.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start_as(kubeconfig: &Path, place: &Place, flags: &[&str]) -> Result<Self> {
+        Self::launch(&program()?, kubeconfig, place, flags).await
+    }
+
+    async fn launch(
+        program: &Path,
+        kubeconfig: &Path,
+        place: &Place,
+        flags: &[&str],
+    ) -> Result<Self> {
         let [port, metrics] = free_ports()?;
-        let log = plane.dir().join(format!("controller-{port}.log"));
+        let log = place.dir().join(format!("controller-{port}.log"));
         let process = Cmd::new(program)
             .args([
                 "--extensions=true",
-                "--leader-elect=false",
                 &format!("--health-probe-bind-address=127.0.0.1:{port}"),
                 &format!("--metrics-bind-address=127.0.0.1:{metrics}"),
             ])
             .args(flags)
-            .env("KUBECONFIG", plane.kubeconfig())
+            .env("KUBECONFIG", kubeconfig)
             .env("POD_NAMESPACE", "default")
-            .cgroup(plane.place().cgroup())
+            .cgroup(place.cgroup())
             .background(&log)?;
         let ready = wait::until("the controller", STARTS, async || {
             let answer = get(port, "/readyz").await.ok()?;

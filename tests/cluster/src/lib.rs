@@ -8,5 +8,7 @@
 pub mod cluster;
 pub mod control_plane;
 pub mod controller;
+pub mod mission;
 pub mod pki;
 pub mod standin;
+pub mod system;

@@ -32,9 +32,13 @@ pub enum CatalogueError {
 const DOCKER: &str = "docker.io/library";
 const KUBERNETES: &str = "registry.k8s.io";
 const E2E: &str = "registry.k8s.io/e2e-test-images";
+const AGENT_SANDBOX: &str = "registry.k8s.io/agent-sandbox";
 const CRI_TOOLS: &str = "gcr.io/k8s-staging-cri-tools";
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The program of the image `python-runtime-sandbox`.
+const PYTHON_RUNTIME: &[u8] = include_bytes!("python_runtime.py");
 
 /// Directories of the busybox layer besides /tmp.
 const DIRECTORIES: [&str; 21] = [
@@ -161,11 +165,42 @@ impl Shelf {
             self.add(
                 "python",
                 named(DOCKER, "python", &["latest", "3", "3.11", "3-slim"])?,
-                layers,
-                config,
+                layers.clone(),
+                config.clone(),
             )?;
+            self.python_runtime(parts, layers, config)?;
         }
         Ok(())
+    }
+
+    /// What answers over HTTP in the sandboxes of agent-sandbox's examples.
+    fn python_runtime(
+        &mut self,
+        parts: &Parts<'_>,
+        mut layers: Vec<Layer>,
+        python: Config,
+    ) -> Result<(), CatalogueError> {
+        let mut layer = LayerBuilder::new();
+        let users = Attributes {
+            mode: 0o755,
+            owner: (1000, 1000),
+        };
+        layer.directory("app", users)?;
+        layer.file("opt/runtime.py", 0o644, PYTHON_RUNTIME)?;
+        layers.push(layer.finish(parts.cache)?);
+        let config = Config {
+            user: Some("1000:1000".to_owned()),
+            exposed_ports: BTreeMap::from([("8888/tcp".to_owned(), Empty {})]),
+            entrypoint: ["python3", "/opt/runtime.py"].map(str::to_owned).into(),
+            cmd: Vec::new(),
+            ..python
+        };
+        let names = named(
+            AGENT_SANDBOX,
+            "python-runtime-sandbox",
+            &["v0.1.0", "latest"],
+        )?;
+        self.add("python-runtime", names, layers, config)
     }
 
     /// The image of Pod sandboxes, and the one that critest pulls and removes from two hosts.

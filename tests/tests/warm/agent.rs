@@ -3,7 +3,7 @@
 //! Agents, shims and sandboxes that die, hang or are flooded: every Pod runs, none twice, and
 //! nothing is left.
 
-use std::{fs, os::unix::process::CommandExt, process::Command, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::join_all;
@@ -11,7 +11,7 @@ use kiln_agent_api::{AgentError, Shape};
 use kiln_tests::{
     node::Node,
     pod::Pod,
-    process::{Proc, signal_to},
+    process::{Cmd, Proc, signal_to},
     tools,
     wait::{self, SOON},
 };
@@ -207,17 +207,19 @@ pub(crate) async fn others_are_refused(node: &Node) -> Result<()> {
     let own = copy.path().join("agent");
     fs::copy(program, &own)?;
     set_mode(copy.path(), 0o755)?;
-    let ask = |uid: u32| {
-        let mut command = Command::new(&own);
-        command.arg("--report").arg(&socket).uid(uid).gid(uid);
-        command.output().context("run the agent's report")
+    let setpriv = tools::program("setpriv")?;
+    let ask = async |uid: u32| {
+        let who = [format!("--reuid={uid}"), format!("--regid={uid}")];
+        let command = Cmd::new(&setpriv).args(who).args(["--clear-groups"]);
+        let command = command.args([own.as_os_str(), "--report".as_ref(), socket.as_os_str()]);
+        command.output().await
     };
-    let ask_root = ask(0)?;
+    let ask_root = ask(0).await?;
     ensure!(ask_root.status.success(), "{ask_root:?}");
-    ensure!(!ask(65534)?.status.success(), "nobody was told");
+    ensure!(!ask(65534).await?.status.success(), "nobody was told");
     set_mode(agent.state(), 0o755)?;
     set_mode(&socket, 0o666)?;
-    let open = ask(65534)?;
+    let open = ask(65534).await?;
     set_mode(&socket, 0o600)?;
     set_mode(agent.state(), 0o700)?;
     ensure!(!open.status.success(), "nobody was told: {open:?}");
@@ -307,4 +309,40 @@ pub(crate) async fn another_runtime_drains_the_pool(node: &Node) -> Result<()> {
             .then_some(())
     };
     wait::until("the first runtime's sandboxes", SOON, look).await
+}
+
+/// Sandboxes that cannot be adopted after all cost a Pod or two another try by the kubelet, and
+/// then no Pod anything: the agent hands out no more.
+pub(crate) async fn adoptions_that_fail_are_given_up(node: &Node) -> Result<()> {
+    const TRIES: usize = 6;
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let program = agent.state().join("rootfs/pause");
+    let kept = agent.state().join("pause.kept");
+    fs::rename(&program, &kept)?;
+    let mut failed = 0;
+    let pod = loop {
+        match node.pod(HANDLER).cold_or_warm().run().await {
+            Ok(pod) => break pod,
+            Err(e) if failed == TRIES => return Err(e),
+            Err(e) => {
+                ensure!(format!("{e:#}").contains("without addresses"), "{e:#}");
+                failed += 1;
+            }
+        }
+    };
+    ensure!(
+        failed > 0 && pod.sandbox() == pod.id(),
+        "adopted without a name"
+    );
+    works(&pod).await?;
+    pod.remove().await?;
+    fs::rename(&kept, &program)?;
+    // Another agent begins anew.
+    agent.stop(Signal::SIGTERM).await?;
+    node.run_agent().await?;
+    agent.expect_ready(WARM).await?;
+    let next = node.pod(HANDLER).run().await?;
+    works(&next).await?;
+    next.remove().await
 }

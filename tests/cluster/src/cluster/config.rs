@@ -118,10 +118,18 @@ fn handler(layout: &Layout) -> Result<String> {
     replace_line(HANDLER, "ConfigPath = ", &config)
 }
 
-/// The runtime's file, with the path of this node.
+/// The runtime's file, with the paths of this node.
 fn runtime(layout: &Layout) -> Result<String> {
-    let root = format!("root = \"{}\"", layout.at("runsc").display());
-    replace_line(RUNTIME, "root = ", &root)
+    let mut text = RUNTIME.to_owned();
+    for (key, path) in [
+        ("binary_name", layout.bin().join("runsc")),
+        ("root", layout.at("runsc")),
+        ("agent", layout.agent_socket()),
+    ] {
+        let line = format!("{key} = \"{}\"", path.display());
+        text = replace_line(&text, &format!("{key} = "), &line)?;
+    }
+    Ok(text)
 }
 
 /// Replaces the only line that begins with `start`.
@@ -213,7 +221,9 @@ mod tests {
         let text = handler(&layout).unwrap();
         assert!(text.contains("\nConfigPath = \"/x/etc/runsc.toml\"\n"));
         let text = runtime(&layout).unwrap();
+        assert!(text.contains("\nbinary_name = \"/x/bin/runsc\"\n"));
         assert!(text.contains("\nroot = \"/x/runsc\"\n"));
+        assert!(text.contains("\nagent = \"/run/c-agent/a.sock\"\n"));
         assert!(text.contains("platform = \"systrap\""));
     }
 

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kiln_tests::agent;
+
 /// The node.
 pub(super) const NODE: &str = "kiln-node";
 /// Addresses of Pods. All clusters have the same: they are in network namespaces of their own.
@@ -68,6 +70,12 @@ impl Layout {
 
     pub(super) fn containerd_socket(&self) -> PathBuf {
         self.at("c.sock")
+    }
+
+    /// The socket of the node's agent, where one is started: that of an agent in the place that
+    /// the cgroup belongs to.
+    pub(super) fn agent_socket(&self) -> PathBuf {
+        agent::socket(self.cgroup.split('/').next().unwrap_or_default())
     }
 
     /// Where containerd keeps the bundles of containers, by their ids.

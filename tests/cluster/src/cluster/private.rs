@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use kiln_tests::{
+    agent::Agent,
     mounts,
     netns::Netns,
     place::Place,
@@ -84,6 +85,24 @@ impl Private {
             .deadline(DEADLINE)
             .run()
             .await
+    }
+
+    /// What is made for it alone.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Starts the node's agent, from which the Pods of class `gvisor` adopt. `more` is its
+    /// configuration beside paths.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub async fn run_agent(&self, more: &str) -> Result<Agent> {
+        let runtime = self.cluster.layout.etc("runsc.toml");
+        let agent = Agent::new(&self.place, &runtime, more)?;
+        agent.run(&self.place).await?;
+        Ok(agent)
     }
 
     /// A command of kubectl, with all rights.

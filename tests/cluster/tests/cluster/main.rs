@@ -7,6 +7,7 @@
 
 mod env;
 mod life;
+mod mission;
 mod node;
 mod reach;
 mod session;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         life::a_job_runs_to_its_end,
         life::a_pod_leaves_nothing,
         life::an_image_of_any_registry_is_pulled,
+        mission::the_manifests_word_for_word,
         node::stats_have_cpu_and_memory,
         node::a_second_up_changes_nothing,
         node::others_may_not_use_its_place,
