@@ -165,7 +165,7 @@ impl Context {
     }
 
     pub(crate) async fn create<K: Kind>(&self, object: &K) -> kube::Result<Arc<K>> {
-        self.metrics.wrote::<K>("POST", "");
+        let _writing = self.metrics.write::<K>("POST", "");
         let params = PostParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PostParams::default()
@@ -175,7 +175,7 @@ impl Context {
     }
 
     pub(crate) async fn patch<K: Kind>(&self, key: &Key, patch: &Value) -> kube::Result<Arc<K>> {
-        self.metrics.wrote::<K>("PATCH", "");
+        let _writing = self.metrics.write::<K>("PATCH", "");
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
@@ -187,7 +187,7 @@ impl Context {
 
     /// Patches a status. An object that is gone has none.
     pub(crate) async fn patch_status<K: Kind>(&self, key: &Key, patch: &Value) -> Result<()> {
-        self.metrics.wrote::<K>("PATCH", "status");
+        let _writing = self.metrics.write::<K>("PATCH", "status");
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
@@ -208,7 +208,7 @@ impl Context {
 
     /// Makes an object what `object` says, also where others have changed it.
     pub(crate) async fn apply<K: Kind>(&self, object: &K) -> Result<Arc<K>> {
-        self.metrics.wrote::<K>("PATCH", "");
+        let _writing = self.metrics.write::<K>("PATCH", "");
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let api = self.api::<K>(&object.namespace().unwrap_or_default());
         let name = object.name_any();
@@ -227,7 +227,7 @@ impl Context {
 
     /// Deletes this very object, not another of its name. That it is gone is as good.
     pub(crate) async fn delete<K: Kind>(&self, object: &K, params: DeleteParams) -> Result<()> {
-        self.metrics.wrote::<K>("DELETE", "");
+        let _writing = self.metrics.write::<K>("DELETE", "");
         let params = params.preconditions(Preconditions {
             uid: object.uid(),
             resource_version: None,

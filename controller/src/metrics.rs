@@ -3,7 +3,10 @@
 //! Metrics, under upstream's names where it has them (its `internal/metrics/metrics.go`), with
 //! buckets that tell a warm start from a cold one.
 
-use std::{sync::Mutex, sync::PoisonError, time::Duration};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kiln_crds::{Sandbox, SandboxClaim, SandboxStatus, SandboxWarmPool, ShutdownPolicy, keys};
@@ -131,6 +134,7 @@ pub(crate) struct Metrics {
     expired: Family<Expired, Counter>,
     adopted: Family<Template, Counter>,
     writes: Family<Write, Counter>,
+    write_seconds: Histograms<Write>,
     reconciles: Family<Result, Counter>,
     reconcile_seconds: Histograms<Of>,
     queue: Gauge,
@@ -167,6 +171,7 @@ impl Metrics {
             expired: Family::default(),
             adopted: Family::default(),
             writes: Family::default(),
+            write_seconds: Family::new_with_constructor(duration),
             reconciles: Family::default(),
             reconcile_seconds: Family::new_with_constructor(duration),
             queue: Gauge::default(),
@@ -242,6 +247,11 @@ impl Metrics {
             self.writes.clone(),
         );
         registry.register(
+            "kiln_controller_write_seconds",
+            "Seconds until the apiserver has answered such a request",
+            self.write_seconds.clone(),
+        );
+        registry.register(
             "kiln_controller_reconciles",
             "Objects looked at",
             self.reconciles.clone(),
@@ -258,8 +268,13 @@ impl Metrics {
         );
     }
 
-    /// Counts a write of an object, or of its `subresource` where that has a name.
-    pub(crate) fn wrote<K: Kind>(&self, verb: &'static str, subresource: &'static str) {
+    /// Counts a write of an object, or of its `subresource` where that has a name. It takes until
+    /// the result is dropped.
+    pub(crate) fn write<K: Kind>(
+        &self,
+        verb: &'static str,
+        subresource: &'static str,
+    ) -> Writing<'_> {
         let kind = K::kind(&()).into_owned();
         let labels = Write {
             verb,
@@ -267,6 +282,11 @@ impl Metrics {
             subresource,
         };
         self.writes.get_or_create(&labels).inc();
+        Writing {
+            metrics: self,
+            labels,
+            start: Instant::now(),
+        }
     }
 
     /// Counts a Sandbox that a claim has got, from the pool of that name or by way of it.
@@ -404,6 +424,20 @@ impl Metrics {
             };
             self.sandboxes.get_or_create(&labels).inc();
         }
+    }
+}
+
+/// A write that is under way.
+pub(crate) struct Writing<'a> {
+    metrics: &'a Metrics,
+    labels: Write,
+    start: Instant,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        let seconds = self.metrics.write_seconds.get_or_create(&self.labels);
+        seconds.observe(self.start.elapsed().as_secs_f64());
     }
 }
 

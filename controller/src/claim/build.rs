@@ -404,4 +404,104 @@ mod tests {
             assert_eq!(annotations, &wanted);
         }
     }
+
+    /// Environment of a container: its variables, and whether it has sources of others.
+    type Env = (Vec<u8>, bool);
+
+    fn container(index: usize, (names, has_sources): &Env) -> Container {
+        let mut names: Vec<u8> = names.iter().map(|n| n % 6).collect();
+        names.sort_unstable();
+        names.dedup();
+        let env: Vec<Value> = names
+            .iter()
+            .map(|n| json!({"name": format!("V{n}"), "value": "template"}))
+            .collect();
+        let sources = if *has_sources {
+            json!([{"prefix": "X"}])
+        } else {
+            json!([])
+        };
+        serde_json::from_value(json!({"name": format!("c{index}"), "env": env, "envFrom": sources}))
+            .unwrap()
+    }
+
+    fn variables(containers: &[Container]) -> BTreeMap<(String, String), String> {
+        let of = |c: &Container| {
+            let name = c.name.clone();
+            let env = c.env.clone().unwrap_or_default().into_iter();
+            env.map(move |e| ((name.clone(), e.name), e.value.unwrap_or_default()))
+                .collect::<Vec<_>>()
+        };
+        containers.iter().flat_map(of).collect()
+    }
+
+    #[test]
+    fn any_injection_adds_what_the_policy_allows_and_changes_nothing_else() {
+        type Wish = (u8, Option<u8>);
+        bolero::check!()
+            .with_type::<(Vec<Env>, Vec<Env>, Vec<Wish>)>()
+            .for_each(|(init, main, wishes)| {
+                let init = init.iter().take(2).enumerate();
+                let init: Vec<Container> = init.map(|(n, env)| container(n, env)).collect();
+                let main = main.iter().take(2).enumerate();
+                let main: Vec<Container> = main.map(|(n, env)| container(n + 2, env)).collect();
+                let wish = |(n, (name, target)): (usize, &Wish)| EnvVar {
+                    name: format!("V{}", name % 6),
+                    value: format!("claim{n}"),
+                    container_name: target.map(|t| format!("c{}", t % 5)),
+                };
+                let env: Vec<EnvVar> = wishes.iter().enumerate().map(wish).collect();
+                let all: Vec<Container> = init.iter().chain(&main).cloned().collect();
+                for policy in [
+                    InjectionPolicy::Disallowed,
+                    InjectionPolicy::Allowed,
+                    InjectionPolicy::Overrides,
+                ] {
+                    let (mut new_init, mut new_main) = (init.clone(), main.clone());
+                    let result = inject(&mut new_init, &mut new_main, &env, policy);
+                    assert_eq!(result.is_ok(), expected(&all, &main, &env, policy));
+                    if result.is_ok() {
+                        let mut wanted = variables(&all);
+                        for e in &env {
+                            wanted.insert((target(e, &main), e.name.clone()), e.value.clone());
+                        }
+                        let new: Vec<Container> = new_init.into_iter().chain(new_main).collect();
+                        assert_eq!(variables(&new), wanted);
+                    }
+                }
+            });
+    }
+
+    fn target(variable: &EnvVar, main: &[Container]) -> String {
+        let first = main.first().map(|c| c.name.clone());
+        variable
+            .container_name
+            .clone()
+            .or(first)
+            .unwrap_or_default()
+    }
+
+    /// Whether the policy lets a claim bring `env`, said in another way.
+    fn expected(
+        all: &[Container],
+        main: &[Container],
+        env: &[EnvVar],
+        policy: InjectionPolicy,
+    ) -> bool {
+        let mut taken: Vec<(String, String)> = variables(all).into_keys().collect();
+        env.iter().all(|variable| {
+            let name = target(variable, main);
+            let Some(container) = all.iter().find(|c| c.name == name) else {
+                return false;
+            };
+            let is_new = !taken.contains(&(name.clone(), variable.name.clone()));
+            taken.push((name, variable.name.clone()));
+            let is_plain = container.env_from.as_ref().is_none_or(Vec::is_empty);
+            match policy {
+                InjectionPolicy::Disallowed => false,
+                InjectionPolicy::Allowed => is_new && is_plain,
+                InjectionPolicy::Overrides => true,
+            }
+        })
+    }
 }

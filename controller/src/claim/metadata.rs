@@ -224,4 +224,121 @@ mod tests {
         let e = of(json!({"d/a": "2"})).unwrap_err().to_string();
         assert!(e.contains("metadata override conflict"), "{e}");
     }
+
+    /// Keys and values made of pieces that matter.
+    fn text(pieces: &[u8]) -> String {
+        let all = [
+            "a",
+            "Z",
+            "7",
+            "-",
+            "_",
+            ".",
+            "/",
+            " ",
+            "é",
+            "app",
+            "sandbox-router",
+            "x",
+            "sandbox.users.io",
+            "kubernetes.io",
+            "k8s.io",
+            "agents.x-k8s.io",
+            "io",
+            "cluster-autoscaler.kubernetes.io/safe-to-evict",
+            "sandbox.users.io/",
+            "",
+        ];
+        let piece = |n: &u8| all[usize::from(*n) % all.len()];
+        pieces.iter().take(8).map(piece).collect()
+    }
+
+    /// What the apiserver takes for a key: an optional domain in lower case, and a name.
+    fn is_key(key: &str) -> bool {
+        let plain = |c: char| c.is_ascii_alphanumeric();
+        let name = key.rsplit('/').next().unwrap_or_default();
+        let domain = key.strip_suffix(name).unwrap_or_default().strip_suffix('/');
+        let is_name = !name.is_empty()
+            && name.len() < 64
+            && name.starts_with(plain)
+            && name.ends_with(plain)
+            && name.chars().all(|c| plain(c) || "-_.".contains(c));
+        let is_part = |part: &str| {
+            let part_is = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+            part.starts_with(part_is)
+                && part.ends_with(part_is)
+                && part.chars().all(|c| part_is(c) || c == '-')
+        };
+        is_name && domain.is_none_or(|domain| domain.split('.').all(is_part))
+    }
+
+    #[test]
+    fn any_label_that_is_taken_is_valid_and_of_an_allowed_domain() {
+        bolero::check!()
+            .with_type::<(Vec<u8>, Vec<u8>)>()
+            .for_each(|(key, value)| {
+                let (key, value) = (text(key), text(value));
+                let is_taken = verdict(&json!({&key: value}), &json!({})) == "fine";
+                let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+                let is_ours = format!(".{domain}").ends_with(".sandbox.users.io");
+                let is_value = value.is_empty() || (is_key(&value) && !value.contains('/'));
+                assert_eq!(
+                    is_taken,
+                    is_key(&key) && is_ours && is_value,
+                    "{key}={value}"
+                );
+            });
+    }
+
+    #[test]
+    fn any_annotation_that_is_taken_is_valid_and_not_the_systems() {
+        bolero::check!().with_type::<Vec<u8>>().for_each(|key| {
+            let key = text(key);
+            let is_taken = verdict(&json!({}), &json!({&key: "any text"})) == "fine";
+            let domain = format!(".{}", key.split_once('/').map_or("", |(domain, _)| domain));
+            let is_systems = RESTRICTED
+                .iter()
+                .any(|r| domain.ends_with(&format!(".{r}")));
+            let is_open = !is_systems || key == keys::SAFE_TO_EVICT;
+            assert_eq!(is_taken, is_key(&key) && is_open, "{key}");
+        });
+    }
+
+    #[test]
+    fn any_merge_keeps_all_or_names_the_conflict() {
+        type Pairs = Vec<(u8, u8)>;
+        let map = |pairs: &Pairs| -> BTreeMap<String, String> {
+            let pair =
+                |(key, value): &(u8, u8)| (format!("d/{}", key % 8), (value % 3).to_string());
+            pairs.iter().map(pair).collect()
+        };
+        bolero::check!()
+            .with_type::<(Pairs, Pairs)>()
+            .for_each(|(template, brought)| {
+                let (template, brought) = (map(template), map(brought));
+                let claim: SandboxClaim = serde_json::from_value(json!({
+                    "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim",
+                    "metadata": {"name": "c"},
+                    "spec": {"warmPoolRef": {"name": "p"}, "additionalPodMetadata": {"labels": brought}},
+                }))
+                .unwrap();
+                let of_template = PodMetadata {
+                    labels: Some(template.clone()),
+                    ..PodMetadata::default()
+                };
+                let clash = brought.iter().find(|(k, v)| template.get(*k).is_some_and(|t| t != *v));
+                match merge(&of_template, &claim) {
+                    Ok(merged) => {
+                        let mut all = template.clone();
+                        all.extend(brought.clone());
+                        assert_eq!(merged.labels, Some(all));
+                        assert!(clash.is_none());
+                    }
+                    Err(e) => {
+                        let key = clash.map(|(key, _)| format!("label \"{key}\"")).unwrap();
+                        assert!(e.to_string().contains(&key), "{e}");
+                    }
+                }
+            });
+    }
 }

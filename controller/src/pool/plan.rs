@@ -209,4 +209,76 @@ mod tests {
         };
         assert_eq!(plan(3, &[over], true, false, GRACE).make, 0);
     }
+
+    /// Age in seconds, readiness, staleness, end, and whether no node takes it.
+    type Some = (u16, bool, bool, bool, bool);
+
+    fn members(all: &[Some]) -> Vec<Member> {
+        let member = |(index, (age, ready, stale, over, homeless)): (usize, &Some)| Member {
+            name: format!("m{index}"),
+            age: Duration::from_secs((*age).into()),
+            is_ready: *ready && !over,
+            is_stale: *stale,
+            is_over: *over,
+            unschedulable: homeless.then(|| "no room".to_owned()),
+        };
+        all.iter().enumerate().map(member).collect()
+    }
+
+    /// The members after a plan was carried out, with new ones that are ready at once.
+    fn carried_out(members: &[Member], plan: &Plan) -> Vec<Member> {
+        let stay = members.iter().filter(|m| !plan.delete.contains(&m.name));
+        let made = (0..plan.make).map(|n| Member {
+            age: Duration::ZERO,
+            ..member(&format!("new{n}"))
+        });
+        stay.cloned().chain(made).collect()
+    }
+
+    #[test]
+    fn any_pool_gets_what_it_lacks_no_more_and_rests() {
+        bolero::check!()
+            .with_type::<(u8, Vec<Some>, bool, bool)>()
+            .for_each(|(desired, all, replaces_stale, can_make)| {
+                let desired = usize::from(*desired);
+                let before = members(all);
+                let plan_of = |m: &[Member]| plan(desired, m, *replaces_stale, *can_make, GRACE);
+                let first = plan_of(&before);
+                let after = carried_out(&before, &first);
+                assert_eq!(after.len(), before.len() - first.delete.len() + first.make);
+                if *can_make {
+                    assert_eq!(after.len(), desired);
+                } else {
+                    assert_eq!(after.len(), desired.min(before.len()));
+                }
+                let rest = plan_of(&after);
+                assert_eq!((rest.make, rest.delete.len()), (0, 0));
+                // Later, what waits for its time is replaced, and then it rests again.
+                let later: Vec<Member> = after
+                    .iter()
+                    .map(|m| Member {
+                        age: m.age + rest.again.unwrap_or_default(),
+                        ..m.clone()
+                    })
+                    .collect();
+                let last = carried_out(&later, &plan_of(&later));
+                let rest = plan_of(&last);
+                assert_eq!((rest.make, rest.delete.len()), (0, 0));
+            });
+    }
+
+    #[test]
+    fn of_what_any_pool_has_too_much_the_ready_go_last() {
+        bolero::check!()
+            .with_type::<(u8, Vec<Some>)>()
+            .for_each(|(desired, all)| {
+                let before = members(all);
+                // Without a template nothing but the number counts.
+                let plan = plan(usize::from(*desired), &before, true, false, GRACE);
+                let goes = |m: &&Member| plan.delete.contains(&m.name);
+                let loses_ready = before.iter().filter(goes).any(|m| m.is_ready);
+                let keeps_unready = before.iter().filter(|m| !goes(m)).any(|m| !m.is_ready);
+                assert!(!(loses_ready && keeps_unready));
+            });
+    }
 }

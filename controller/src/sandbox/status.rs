@@ -481,4 +481,127 @@ mod tests {
         );
         assert!(over.selector.is_none());
     }
+
+    /// What there is of a Sandbox: of its Pod the phase, readiness, address and owner.
+    #[derive(Debug, Clone, bolero::TypeGenerator)]
+    struct World {
+        suspended: bool,
+        service: Option<bool>,
+        has_service: bool,
+        pod: Option<(u8, bool, bool, bool)>,
+        is_known: bool,
+        has_error: bool,
+        has_two_pods: bool,
+    }
+
+    impl World {
+        fn phase(&self) -> Option<&'static str> {
+            let phases = ["Pending", "Running", "Succeeded", "Failed", "Unknown"];
+            self.pod
+                .map(|(phase, ..)| phases[usize::from(phase) % phases.len()])
+        }
+
+        fn sandbox(&self) -> Sandbox {
+            let mode = if self.suspended {
+                "Suspended"
+            } else {
+                "Running"
+            };
+            let mut spec = json!({"operatingMode": mode});
+            if let Some(service) = self.service {
+                spec["service"] = json!(service);
+            }
+            sandbox(&spec)
+        }
+
+        fn pod(&self) -> Option<Pod> {
+            let (_, is_ready, has_ip, is_ours) = self.pod?;
+            let ready = if is_ready { "True" } else { "False" };
+            let mut status = running(ready);
+            status["phase"] = json!(self.phase());
+            if !has_ip {
+                status["podIPs"] = json!([]);
+            }
+            Some(pod(if is_ours { "u1" } else { "other" }, &status))
+        }
+
+        fn errors(&self) -> Vec<Error> {
+            let other = self
+                .has_error
+                .then(|| Error::TemplateNotFound("t".to_owned()));
+            let two = self.has_two_pods.then_some(Error::MultiplePods(2));
+            other.into_iter().chain(two).collect()
+        }
+
+        /// Upstream's word for it, from its documentation of conditions.
+        fn ready(&self) -> String {
+            let two = "multiple Pods (2) are controlled by this Sandbox; refusing to choose or create a Pod";
+            match (self.has_two_pods, self.has_error, self.suspended) {
+                (true, _, _) => return format!("False MultiplePods: {two}"),
+                (_, true, _) => {
+                    return "False ReconcilerError: Error seen: SandboxTemplate \"t\" not found"
+                        .to_owned();
+                }
+                (_, _, true) if self.pod.is_some() => {
+                    return "False SandboxSuspended: Sandbox is suspending".to_owned();
+                }
+                (_, _, true) => return "False SandboxSuspended: Sandbox is suspended".to_owned(),
+                _ => {}
+            }
+            let pod = match (self.phase(), self.pod) {
+                (Some("Succeeded"), _) => {
+                    return "False PodSucceeded: Pod completed successfully".to_owned();
+                }
+                (Some("Failed"), _) => return "False PodFailed: Pod failed".to_owned(),
+                (Some("Running"), Some((_, false, ..))) => "Pod is Running but not Ready",
+                (Some("Running"), Some((_, true, false, _))) => {
+                    "Pod is Ready but has no podIPs yet"
+                }
+                (Some("Running"), _) => "Pod is Ready",
+                (Some("Pending"), _) => "Pod exists with phase: Pending",
+                (Some(_), _) => "Pod exists with phase: Unknown",
+                (None, _) => "Pod does not exist",
+            };
+            let service = match (self.service, self.has_service) {
+                (Some(false), _) | (None, false) => "",
+                (_, true) => "; Service Exists",
+                (Some(true), false) => "; Service does not exist",
+            };
+            let is_ready = pod == "Pod is Ready" && service != "; Service does not exist";
+            let (is, reason) = match is_ready {
+                true => ("True", "DependenciesReady"),
+                false => ("False", "DependenciesNotReady"),
+            };
+            format!("{is} {reason}: {pod}{service}")
+        }
+    }
+
+    #[test]
+    fn any_state_has_upstreams_words_and_a_second_look_changes_nothing() {
+        bolero::check!().with_type::<World>().for_each(|world| {
+            let mut sandbox = world.sandbox();
+            let (pod, errors) = (world.pod(), world.errors());
+            let service = world.has_service.then(service);
+            let seen = Seen {
+                pod: pod.as_ref(),
+                pod_is_known: world.is_known,
+                service: service.as_ref(),
+                errors: &errors,
+            };
+            let first = compute(&sandbox, &seen, "cluster.local", Timestamp::UNIX_EPOCH);
+            let ready = condition::find(&first.conditions, READY).unwrap();
+            let line = format!("{} {}: {}", ready.status, ready.reason, ready.message);
+            assert_eq!(line, world.ready());
+            let is_ours = world.pod.is_some_and(|(.., is_ours)| is_ours);
+            let has_ended = matches!(world.phase(), Some("Succeeded" | "Failed"));
+            let is_finished = condition::is_true(&first.conditions, FINISHED);
+            assert_eq!(is_finished, is_ours && has_ended);
+            let suspended = condition::find(&first.conditions, SUSPENDED).unwrap();
+            let is_away = world.suspended && world.pod.is_none() && world.is_known;
+            assert_eq!(suspended.status == "True", is_away);
+            sandbox.status = Some(first.clone());
+            let later = Timestamp::from_second(60).unwrap();
+            assert_eq!(compute(&sandbox, &seen, "cluster.local", later), first);
+        });
+    }
 }

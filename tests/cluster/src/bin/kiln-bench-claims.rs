@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io::Write as _,
     path::{Path, PathBuf},
     pin::pin,
@@ -58,7 +58,7 @@ async fn main() -> Result<()> {
 }
 
 /// The figures of one run, by name, with their units.
-type Figures = Vec<(&'static str, &'static str, f64)>;
+type Figures = Vec<(String, &'static str, f64)>;
 
 async fn measure(program: Option<&Path>) -> Result<Figures> {
     let plane = ControlPlane::start().await?;
@@ -74,18 +74,22 @@ async fn measure(program: Option<&Path>) -> Result<Figures> {
     let mut single = bench.one_by_one().await?;
     bench.filled(20).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let writes = self::writes(&controller).await? - writes;
+    let spent = self::writes(&controller).await?.since(&writes);
     single.sort_by(f64::total_cmp);
+    progress(&format!("one by one:\n{}", spent.text()));
 
     let size = i32::try_from(BURST)?;
     bench.scale(size).await?;
+    let before = self::writes(&controller).await?;
     let burst = bench.burst().await?;
+    let during = self::writes(&controller).await?.since(&before);
+    progress(&format!("burst:\n{}", during.text()));
     let start = Instant::now();
     bench.filled(size).await?;
     let refill = start.elapsed();
     bench.scale(MANY - size - i32::try_from(SINGLE)?).await?;
     let memory = controller.memory()?;
-    let figures = vec![
+    let mut figures = [
         ("claim_ready_p50_ms", "ms", percentile(&single, 50)),
         ("claim_ready_p99_ms", "ms", percentile(&single, 99)),
         ("claims_per_s", "1/s", count(BURST) / burst.as_secs_f64()),
@@ -95,21 +99,88 @@ async fn measure(program: Option<&Path>) -> Result<Figures> {
             "MB",
             count(usize::try_from(memory >> 10)?) / 1024.0,
         ),
-        ("requests_per_claim", "", writes / count(SINGLE)),
-    ];
+        ("requests_per_claim", "", spent.total() / count(SINGLE)),
+    ]
+    .map(|(name, unit, value)| (name.to_owned(), unit, value))
+    .to_vec();
+    for (request, number) in spent.0 {
+        let name = format!("- {request}");
+        figures.push((name, "", number.requests / count(SINGLE)));
+    }
     plane.stop()?;
     Ok(figures)
 }
 
-/// Writes of our controller so far; 0 for another, which does not count them.
-async fn writes(controller: &Controller) -> Result<f64> {
-    let text = controller.metrics().await?;
-    let lines = text
-        .lines()
-        .filter(|l| l.starts_with("kiln_controller_writes_total{"));
-    Ok(lines
-        .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
-        .sum())
+/// Requests of one kind, and how long they took in all.
+#[derive(Clone, Copy, Default)]
+struct Number {
+    requests: f64,
+    seconds: f64,
+}
+
+/// What the controller has written, by verb and kind.
+struct Writes(BTreeMap<String, Number>);
+
+impl Writes {
+    fn since(self, before: &Self) -> Self {
+        let less = |(name, now): (String, Number)| {
+            let before = before.0.get(&name).copied().unwrap_or_default();
+            let number = Number {
+                requests: now.requests - before.requests,
+                seconds: now.seconds - before.seconds,
+            };
+            (name, number)
+        };
+        let all = self.0.into_iter().map(less);
+        Self(all.filter(|(_, n)| n.requests > 0.0).collect())
+    }
+
+    fn total(&self) -> f64 {
+        self.0.values().map(|n| n.requests).sum()
+    }
+
+    /// Each with its mean time.
+    fn text(&self) -> String {
+        let line = |(name, n): (&String, &Number)| {
+            format!(
+                "  {name}: {} of {:.1} ms\n",
+                n.requests,
+                n.seconds / n.requests * 1e3
+            )
+        };
+        self.0.iter().map(line).collect()
+    }
+}
+
+/// Writes of our controller so far; another does not count them.
+async fn writes(controller: &Controller) -> Result<Writes> {
+    let mut writes = BTreeMap::<String, Number>::new();
+    for line in controller.metrics().await?.lines() {
+        let Some((name, value)) = line.rsplit_once(' ') else {
+            continue;
+        };
+        let Some((metric, labels)) = name.split_once('{') else {
+            continue;
+        };
+        let label = |name: &str| {
+            let from = labels.split_once(&format!("{name}=\""))?.1;
+            from.split_once('"').map(|(value, _)| value)
+        };
+        let key = || {
+            let names = ["verb", "kind", "subresource"].map(|l| label(l).unwrap_or_default());
+            names.join(" ").trim_end().to_owned()
+        };
+        match metric {
+            "kiln_controller_writes_total" => {
+                writes.entry(key()).or_default().requests = value.parse()?;
+            }
+            "kiln_controller_write_seconds_sum" => {
+                writes.entry(key()).or_default().seconds = value.parse()?;
+            }
+            _ => {}
+        }
+    }
+    Ok(Writes(writes))
 }
 
 struct Bench {
@@ -273,10 +344,10 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-fn median(runs: &[Figures], index: usize) -> Option<f64> {
+fn median(runs: &[Figures], figure: &str) -> Option<f64> {
     let mut values: Vec<f64> = runs
         .iter()
-        .filter_map(|run| Some(run.get(index)?.2))
+        .filter_map(|run| Some(run.iter().find(|(name, ..)| name == figure)?.2))
         .collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()
@@ -291,15 +362,15 @@ fn report(ours: &[Figures], theirs: &[Figures]) -> Result<()> {
     let first = ours.first().context("no runs")?;
     let mut rows = Vec::new();
     let mut table = format!(
-        "{:<22}{:>10}{:>10}{:>8}\n",
+        "{:<30}{:>10}{:>10}{:>8}\n",
         "figure", "ours", "upstream", "ratio"
     );
-    for (index, (figure, unit, _)) in first.iter().enumerate() {
-        let (our, their) = (median(ours, index), median(theirs, index));
+    for (figure, unit, _) in first {
+        let (our, their) = (median(ours, figure), median(theirs, figure));
         let ratio = our.zip(their).filter(|(_, t)| *t > 0.0).map(|(o, t)| o / t);
         let text = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
         table += &format!(
-            "{figure:<22}{:>10}{:>10}{:>8}\n",
+            "{figure:<30}{:>10}{:>10}{:>8}\n",
             text(our),
             text(their),
             text(ratio)
