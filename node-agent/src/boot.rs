@@ -123,6 +123,13 @@ impl Booter {
         Ok(self.runtime.create(&opts).await?)
     }
 
+    /// What the runtime says of its version.
+    pub(crate) async fn version(&self) -> Result<String> {
+        let features = self.runtime.features().await?;
+        let version = &features["annotations"]["dev.gvisor.version"];
+        Ok(version.as_str().unwrap_or("unknown").to_owned())
+    }
+
     /// Does to a sandbox of `shape` what its adoption would, and destroys it.
     pub(crate) async fn trial(&self, shape: &Shape) -> Result<()> {
         let warm = self.boot(shape).await?;

@@ -10,6 +10,8 @@
 //! pause = "/opt/kiln/bin/kiln-pause"
 //! cgroup = "/kiln-warm"                   # parent of the cgroups of warm sandboxes
 //! metrics = "127.0.0.1:9477"              # "" for none
+//! runtime_class = "gvisor"                # whose Pods these sandboxes are for
+//! overhead = 0                            # memory in the RuntimeClass's overhead, bytes
 //!
 //! [limits]
 //! total = 16                # warm sandboxes, those that boot included
@@ -77,6 +79,10 @@ pub struct Config {
     /// Where metrics are served.
     #[serde(deserialize_with = "address")]
     pub metrics: Option<SocketAddr>,
+    /// Name of the RuntimeClass whose Pods the sandboxes are for.
+    pub runtime_class: String,
+    /// Bytes of memory that a kubelet adds to a Pod's limit, by the overhead of its RuntimeClass.
+    pub overhead: u64,
     /// What the agent must not exceed.
     pub limits: Limits,
     /// Which warm sandboxes to hold.
@@ -109,6 +115,9 @@ pub struct Class {
     pub warm: u32,
     /// Bytes of memory that the sandbox says it has.
     pub memory: Option<u64>,
+    /// Quota and period of the Pods' CPU time in microseconds, for runtimes that derive the number
+    /// of CPUs from them (`cpu-num-from-quota`).
+    pub cpu: Option<(u64, u64)>,
     /// Kernel parameters of the Pods: those that containerd sets by default
     /// (`enable_unprivileged_ports`, `enable_unprivileged_icmp` of its CRI plugin).
     #[serde(default = "default_sysctl")]
@@ -125,6 +134,8 @@ impl Default for Config {
             pause: "/opt/kiln/bin/kiln-pause".into(),
             cgroup: "/kiln-warm".to_owned(),
             metrics: None,
+            runtime_class: "gvisor".to_owned(),
+            overhead: 0,
             limits: Limits::default(),
             class: Vec::new(),
         }

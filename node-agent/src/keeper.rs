@@ -71,6 +71,7 @@ struct State {
 struct Active {
     runtime: Runtime,
     booter: Booter,
+    version: String,
 }
 
 /// What one look at the pool says should be done.
@@ -216,17 +217,39 @@ impl Keeper {
         state.active.as_ref().map(|a| a.booter.clone())
     }
 
-    /// Replaces the classes that the configuration named.
-    pub fn set_classes(&self, classes: Vec<Class>) {
+    /// Holds `wished` beside what the configuration names.
+    pub(crate) fn wish(&self, wished: Vec<Class>) {
+        let classes = [self.config.class.clone(), wished].concat();
         let mut state = self.state();
-        if state.classes != classes {
-            state.classes = classes;
-            if let Err(e) = state.want() {
-                warn!("{e}");
-            }
-            drop(state);
-            self.changed.notify_one();
+        if state.classes == classes {
+            return;
         }
+        state.classes = classes;
+        if let Err(e) = state.want() {
+            warn!("{e}");
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Name of the RuntimeClass whose Pods the sandboxes are for.
+    pub(crate) fn class(&self) -> &str {
+        &self.config.runtime_class
+    }
+
+    /// Bytes of memory that a kubelet adds to the limit of a Pod of that class.
+    pub(crate) fn overhead(&self) -> u64 {
+        self.config.overhead
+    }
+
+    /// Bytes of memory that warm sandboxes held at the last look.
+    pub(crate) fn held(&self) -> u64 {
+        u64::try_from(self.metrics.held.get()).unwrap_or_default()
+    }
+
+    /// Version of the runtime, where it is in use.
+    pub(crate) fn version(&self) -> Option<String> {
+        self.state().active.as_ref().map(|a| a.version.clone())
     }
 
     /// Keeps the node's warm sandboxes, for ever.
@@ -408,10 +431,16 @@ impl Keeper {
             name: "trial".to_owned(),
             warm: 0,
             memory: None,
+            cpu: None,
             sysctl: crate::config::default_sysctl(),
         };
         booter.trial(&runtime.shape(&blank)?).await?;
-        let active = Active { runtime, booter };
+        let version = booter.version().await?;
+        let active = Active {
+            runtime,
+            booter,
+            version,
+        };
         let mut state = self.state();
         state.active = Some(active.clone());
         state.problem.clear();

@@ -11,6 +11,7 @@ mod boot;
 pub mod config;
 pub mod http;
 pub mod keeper;
+pub mod kube;
 mod metrics;
 mod netns;
 pub mod pool;

@@ -4,12 +4,12 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::{io::IsTerminal as _, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Parser;
 use kiln_agent_api::{Agent, SOCKET};
-use kiln_node_agent::{config::Config, http, keeper::Keeper, service};
+use kiln_node_agent::{config::Config, http, keeper::Keeper, kube::Reporter, service};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
@@ -24,6 +24,10 @@ struct Args {
     /// Without Kubernetes: hold what the configuration says, and tell nobody.
     #[arg(long)]
     standalone: bool,
+
+    /// Name of this node in the cluster.
+    #[arg(long, env = "NODE_NAME", required_unless_present_any = ["standalone", "drain", "report"])]
+    node_name: Option<String>,
 
     /// Log in JSON.
     #[arg(long)]
@@ -61,7 +65,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     if args.drain {
         return keeper.drain().await;
     }
-    anyhow::ensure!(args.standalone, "only --standalone is there for now");
     let mut server = service::serve(keeper.clone(), &socket)
         .await
         .with_context(|| format!("listen at {}", socket.display()))?;
@@ -69,6 +72,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
         http::serve(keeper.clone(), address)
             .await
             .with_context(|| format!("listen at {address}"))?;
+    }
+    if let Some(node) = args.node_name.filter(|_| !args.standalone) {
+        let client = kube::Client::try_default()
+            .await
+            .context("connect to the apiserver")?;
+        tokio::spawn(Reporter::new(client, node, keeper.clone()).run());
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -85,6 +94,7 @@ fn start_logging(as_json: bool) {
         tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     let format = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     if as_json {
         format.json().init();

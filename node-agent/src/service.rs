@@ -212,7 +212,7 @@ pub(crate) fn report(keeper: &Keeper) -> ReportResponse {
             });
         }
     });
-    report.held_bytes = u64::try_from(keeper.metrics.held.get()).unwrap_or(0);
+    report.held_bytes = keeper.held();
     report.failed = keeper.metrics.released.get();
     report
 }

@@ -75,6 +75,10 @@ impl Runtime {
         if let Some(memory) = class.memory {
             spec["linux"]["resources"]["memory"]["limit"] = memory.into();
         }
+        if let Some((quota, period)) = class.cpu {
+            spec["linux"]["resources"]["cpu"]["quota"] = quota.into();
+            spec["linux"]["resources"]["cpu"]["period"] = period.into();
+        }
         spec["linux"]["sysctl"] = serde_json::json!(class.sysctl);
         Shape::of(&spec, self.setup()).map_err(|source| SetupError::Class {
             name: class.name.clone(),

@@ -43,6 +43,12 @@ use crate::{
     server::{self, READY, ServerOpts},
 };
 
+/// File in the bundle with the address of the sandbox's server.
+const ADDRESS: &str = "kiln.address";
+
+/// Longest address, in bytes.
+const MAX_ADDRESS: u64 = 4 << 10;
+
 /// Largest message on standard input, as in containerd's own shims.
 const MAX_INPUT: u64 = 10 << 20;
 
@@ -142,6 +148,8 @@ fn start(flags: &Flags, id: &ContainerId) -> Result<()> {
             });
         }
     } else {
+        // Before there is a socket, so that whoever cleans up after this process knows of it.
+        fs::write(ADDRESS, &address).map_err(Error::io("write", Path::new(ADDRESS)))?;
         spawn_server(flags, params.as_ref(), &address)?;
     }
     if matches!(reply, Reply::Address) {
@@ -185,11 +193,10 @@ fn address_of(flags: &Flags, params: Option<&BootstrapParams>, sandbox: &Contain
     }
 }
 
-/// The address that containerd noted in a bundle (containerd `core/runtime/v2/shim.go`).
+/// The address that `start` noted in a bundle.
 fn address_in(bundle: &Path) -> Option<String> {
-    let note = read_capped(&bundle.join("bootstrap.json"), 64 << 10).ok()?;
-    let note: serde_json::Value = serde_json::from_slice(&note).ok()?;
-    Some(note.get("address")?.as_str()?.to_owned())
+    let note = read_capped(&bundle.join(ADDRESS), MAX_ADDRESS).ok()?;
+    String::from_utf8(note).ok()
 }
 
 fn socket_path(address: &str) -> &Path {
@@ -301,12 +308,13 @@ async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResponse> {
     })?;
     let mut errors = Vec::new();
     match Record::load(&bundle) {
-        Ok(record) => delete_recorded(flags, id, &bundle, &record, &mut errors).await,
+        Ok(record) => delete_recorded(flags, id, &record, &mut errors).await,
         // No record: create never came to the runtime.
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
         Err(e) => errors.push(e),
     }
     errors.extend(rootfs::unmount(&bundle.join("rootfs")).err());
+    remove_socket(&bundle);
     if let Some(first) = errors.into_iter().next() {
         return Err(first);
     }
@@ -321,7 +329,6 @@ async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResponse> {
 async fn delete_recorded(
     flags: &Flags,
     id: &ContainerId,
-    bundle: &Path,
     record: &Record,
     errors: &mut Vec<Error>,
 ) {
@@ -344,14 +351,20 @@ async fn delete_recorded(
         let cgroup = Cgroup::new(Path::new(cgroup::MOUNT), &record.cgroup);
         errors.extend(cgroup.and_then(|c| c.remove()).err());
     }
-    if record.sandbox != id.as_str() {
-        return;
+    if record.sandbox == id.as_str() {
+        errors.extend(Scratch::remove_stale(id).err());
     }
-    errors.extend(Scratch::remove_stale(id).err());
-    let socket = address_in(bundle).unwrap_or_else(|| address_of(flags, None, id));
-    if UnixStream::connect(socket_path(&socket)).is_err() {
-        // Nobody serves it. That it is gone already is as good.
-        fs::remove_file(socket_path(&socket)).ok();
+}
+
+/// Removes the socket of a server that is gone.
+fn remove_socket(bundle: &Path) {
+    let Some(address) = address_in(bundle) else {
+        return;
+    };
+    let socket = socket_path(&address);
+    if UnixStream::connect(socket).is_err() {
+        // That it is gone already is as good.
+        fs::remove_file(socket).ok();
     }
 }
 

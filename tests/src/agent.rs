@@ -76,22 +76,29 @@ impl Agent {
         })
     }
 
-    /// Runs it.
+    /// Runs it without a cluster.
     ///
     /// # Errors
     /// When it cannot be run.
     pub async fn run(&self, place: &Place) -> Result<()> {
-        let args = ["--standalone", "--config"].map(OsStr::new);
-        let args = [&args[..], &[self.config.as_os_str()]].concat();
+        self.start(place, &["--standalone".as_ref()], &[]).await
+    }
+
+    /// Runs it as the agent of `node` in the cluster of `kubeconfig`.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub async fn run_on(&self, place: &Place, node: &str, kubeconfig: &Path) -> Result<()> {
+        let args = ["--node-name", node].map(OsStr::new);
+        let envs = [("KUBECONFIG", kubeconfig.as_os_str())];
+        // It must reach the apiserver, as the host's own programs do.
+        self.start(place, &args, &envs).await
+    }
+
+    async fn start(&self, place: &Place, args: &[&OsStr], envs: &[(&str, &OsStr)]) -> Result<()> {
+        let args = [args, &["--config".as_ref(), self.config.as_os_str()]].concat();
         let program = tools::ours("kiln-node-agent")?;
-        let daemon = Daemon::start(
-            &program,
-            &args,
-            &[],
-            place.netns(),
-            place.cgroup(),
-            &self.log,
-        )?;
+        let daemon = Daemon::start(&program, &args, envs, None, place.cgroup(), &self.log)?;
         *self.daemon.lock().await = Some(daemon);
         Ok(())
     }

@@ -137,7 +137,14 @@ impl Node {
         let envs = [("TMPDIR", self.dir().as_os_str()), ("PATH", &path)];
         let program = tools::program("containerd")?;
         let log = self.place.log();
-        let mut daemon = Daemon::start(&program, &args, &envs, self.netns(), self.cgroup(), &log)?;
+        let mut daemon = Daemon::start(
+            &program,
+            &args,
+            &envs,
+            Some(self.netns()),
+            self.cgroup(),
+            &log,
+        )?;
         let start = Instant::now();
         while !self.is_ready().await {
             if let Some(status) = daemon.ended()? {

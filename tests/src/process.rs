@@ -336,7 +336,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `program` in `netns` and in `cgroup`, with its output appended to `log`.
+    /// Starts `program` in `netns` (the test's own without) and in `cgroup`, with its output
+    /// appended to `log`.
     ///
     /// # Errors
     /// When it cannot be run.
@@ -344,7 +345,7 @@ impl Daemon {
         program: &Path,
         args: &[&OsStr],
         envs: &[(&str, &OsStr)],
-        netns: &Netns,
+        netns: Option<&Netns>,
         cgroup: &Cgroup,
         log: &Path,
     ) -> Result<Self> {
@@ -359,7 +360,9 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);
-        enter(&mut command, netns);
+        if let Some(netns) = netns {
+            enter(&mut command, netns);
+        }
         join(&mut command, cgroup)?;
         let child = command
             .spawn()

@@ -74,6 +74,17 @@ impl<'a> Mission<'a> {
         self.audience.chapter("What there is now");
         self.kubectl("get sandboxwarmpool,sandboxclaim,sandbox,pod")
             .await?;
+        self.until("the node's report", async |m: &Self| {
+            let node = m
+                .get(&format!("sandboxnode/{}", m.cluster.cluster().node()))
+                .await?;
+            let ready = node["status"]["total"]["ready"]
+                .as_i64()
+                .unwrap_or_default();
+            Ok(is_ready(&node) && ready >= i64::from(WARM))
+        })
+        .await?;
+        self.kubectl("get sandboxnodes").await?;
         self.all_on_gvisor().await?;
         let adopted = system.agent.adopted().await?;
         ensure!(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Agent Sandbox on a cluster: the definitions, the controller with the rights of its
-//! ServiceAccount and no others, and the node's agent.
+//! Agent Sandbox on a cluster: the definitions, and the controller and the node's agent with
+//! the rights of their ServiceAccounts and no others.
 //!
 //! Controller and agent run as processes beside the cluster, so that a test can kill them.
 
@@ -20,8 +20,9 @@ use crate::{cluster::Private, controller::Controller};
 /// Where the controller's objects are.
 pub const NAMESPACE: &str = "agent-sandbox-system";
 
-/// ServiceAccount and role of the controller.
-const ACCOUNT: &str = "agent-sandbox-controller";
+/// ServiceAccounts of controller and agent.
+const CONTROLLER: &str = "agent-sandbox-controller";
+const AGENT: &str = "kiln-node-agent";
 
 /// What runs of it.
 pub struct System {
@@ -52,7 +53,8 @@ impl System {
         cluster.kubectl(established)?.run().await?;
         apply(cluster, &["-f", &rbac]).await?;
         let controller = start_controller(cluster).await?;
-        let agent = cluster.run_agent(agent).await?;
+        let account = kubeconfig_of(cluster, AGENT).await?;
+        let agent = cluster.run_agent(agent, &account).await?;
         Ok(Self { controller, agent })
     }
 
@@ -72,7 +74,7 @@ impl System {
 /// # Errors
 /// When it does not become ready.
 pub async fn start_controller(cluster: &Private) -> Result<Controller> {
-    let kubeconfig = kubeconfig_of_account(cluster).await?;
+    let kubeconfig = kubeconfig_of(cluster, CONTROLLER).await?;
     let flags = [
         "--leader-elect=true",
         &format!("--leader-election-namespace={NAMESPACE}"),
@@ -92,9 +94,9 @@ async fn apply(cluster: &Private, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The administrator's kubeconfig with the credentials of the controller in it.
-async fn kubeconfig_of_account(cluster: &Private) -> Result<PathBuf> {
-    let token = ["-n", NAMESPACE, "create", "token", ACCOUNT, "--duration=2h"];
+/// The administrator's kubeconfig with the credentials of a ServiceAccount in it.
+async fn kubeconfig_of(cluster: &Private, account: &str) -> Result<PathBuf> {
+    let token = ["-n", NAMESPACE, "create", "token", account, "--duration=2h"];
     let token = cluster.kubectl(token)?.run().await?;
     let config = ["config", "view", "--raw", "-ojson"];
     let config = cluster.kubectl(config)?.run().await?;
@@ -103,7 +105,7 @@ async fn kubeconfig_of_account(cluster: &Private) -> Result<PathBuf> {
         .pointer_mut("/users/0/user")
         .context("a kubeconfig without a user")?;
     *user = json!({"token": token.trim()});
-    let path = cluster.dir().join("controller.conf");
+    let path = cluster.dir().join(format!("{account}.conf"));
     fs::write(&path, config.to_string())?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     Ok(path)

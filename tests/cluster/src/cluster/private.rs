@@ -94,14 +94,15 @@ impl Private {
     }
 
     /// Starts the node's agent, from which the Pods of class `gvisor` adopt. `more` is its
-    /// configuration beside paths.
+    /// configuration beside paths, and `kubeconfig` says who it is in the cluster.
     ///
     /// # Errors
     /// When it cannot be run.
-    pub async fn run_agent(&self, more: &str) -> Result<Agent> {
+    pub async fn run_agent(&self, more: &str, kubeconfig: &Path) -> Result<Agent> {
         let runtime = self.cluster.layout.etc("runsc.toml");
         let agent = Agent::new(&self.place, &runtime, more)?;
-        agent.run(&self.place).await?;
+        let node = self.cluster.node();
+        agent.run_on(&self.place, node, kubeconfig).await?;
         Ok(agent)
     }
 

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The node in the cluster: what it should hold is read from its `SandboxNode`, and what it holds
+//! is written there.
+
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::Node,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
+use kiln_agent_api::Shape;
+use kiln_crds::{NodeClassSpec, NodeClassStatus, NodeTotal, SandboxNode, SandboxNodeStatus};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+    runtime::watcher,
+};
+use serde_json::json;
+use tokio::time::{Instant, interval};
+use tracing::{info, warn};
+
+use crate::{
+    config::{Class, default_sysctl},
+    keeper::Keeper,
+    pool::{Counts, Pool, Wanted},
+};
+
+/// Who writes.
+const MANAGER: &str = "kiln-node-agent";
+
+/// Least time between two writes.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Longest time between two writes.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// How long the apiserver is left alone after it refused.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Period of CPU quotas in microseconds, as a kubelet sets it.
+const PERIOD: u64 = 100_000;
+
+/// The agent's side of a `SandboxNode`.
+pub struct Reporter {
+    client: Client,
+    node: String,
+    keeper: Arc<Keeper>,
+}
+
+impl Reporter {
+    /// For the node of this name, with what the keeper holds.
+    pub fn new(client: Client, node: String, keeper: Arc<Keeper>) -> Self {
+        Self {
+            client,
+            node,
+            keeper,
+        }
+    }
+
+    fn api(&self) -> Api<SandboxNode> {
+        Api::all(self.client.clone())
+    }
+
+    /// Reads and writes, for ever.
+    pub async fn run(self) {
+        tokio::join!(self.follow(), self.report());
+    }
+
+    /// Has the keeper hold what the object says.
+    async fn follow(&self) {
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.node));
+        let mut events = pin!(watcher(self.api(), config));
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
+                    let wished = node.spec.classes.iter();
+                    let wished = wished.filter_map(|c| class(c, &self.keeper));
+                    self.keeper.wish(wished.collect());
+                }
+                // What it last said holds as long as nobody says otherwise.
+                Ok(_) => {}
+                Err(e) => {
+                    warn!("watch SandboxNode {}: {e}", self.node);
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Writes what the keeper holds whenever that changes, and from time to time without.
+    async fn report(&self) {
+        while let Err(e) = self.make().await {
+            warn!("make SandboxNode {}: {e}", self.node);
+            tokio::time::sleep(RETRY).await;
+        }
+        info!("SandboxNode {} is there", self.node);
+        let mut ticks = interval(PAUSE);
+        let mut last: Option<(SandboxNodeStatus, Instant)> = None;
+        loop {
+            ticks.tick().await;
+            let status = status(&self.keeper, last.as_ref().map(|(status, _)| status));
+            let old = |(old, at): &(SandboxNodeStatus, Instant)| {
+                at.elapsed() < HEARTBEAT && *old == status
+            };
+            if last.as_ref().is_some_and(old) {
+                continue;
+            }
+            match self.write(&status).await {
+                Ok(()) => last = Some((status, Instant::now())),
+                Err(e) => {
+                    warn!("write SandboxNode {}: {e}", self.node);
+                    tokio::time::sleep(RETRY).await;
+                    // It may be gone, with its node or by hand.
+                    self.make().await.ok();
+                }
+            }
+        }
+    }
+
+    /// Makes the object, owned by its node, so that it goes with it.
+    async fn make(&self) -> kube::Result<()> {
+        let node = Api::<Node>::all(self.client.clone())
+            .get(&self.node)
+            .await?;
+        let owner = json!({
+            "apiVersion": Node::api_version(&()), "kind": Node::kind(&()),
+            "name": node.name_any(), "uid": node.uid(),
+        });
+        let object = json!({
+            "apiVersion": SandboxNode::api_version(&()), "kind": SandboxNode::kind(&()),
+            "metadata": {"name": self.node, "ownerReferences": [owner]}, "spec": {},
+        });
+        let params = PatchParams::apply(MANAGER).force();
+        self.api()
+            .patch(&self.node, &params, &Patch::Apply(object))
+            .await?;
+        Ok(())
+    }
+
+    async fn write(&self, status: &SandboxNodeStatus) -> kube::Result<()> {
+        let status = SandboxNodeStatus {
+            heartbeat: Some(Time(Timestamp::now())),
+            ..status.clone()
+        };
+        let object = json!({
+            "apiVersion": SandboxNode::api_version(&()), "kind": SandboxNode::kind(&()),
+            "metadata": {"name": self.node}, "status": status,
+        });
+        let params = PatchParams::apply(MANAGER).force();
+        self.api()
+            .patch_status(&self.node, &params, &Patch::Apply(object))
+            .await?;
+        Ok(())
+    }
+}
+
+/// What is to be held for a wish, where it is for this node's class.
+fn class(wish: &NodeClassSpec, keeper: &Keeper) -> Option<Class> {
+    if wish.class != keeper.class() {
+        return None;
+    }
+    let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0);
+    Some(Class {
+        name: wish.class.clone(),
+        warm: u32::try_from(wish.warm).unwrap_or_default(),
+        memory: positive(wish.memory_bytes).map(|m| m.saturating_add(keeper.overhead())),
+        cpu: positive(wish.cpu_milli).map(|milli| (milli.saturating_mul(PERIOD) / 1000, PERIOD)),
+        sysctl: default_sysctl(),
+    })
+}
+
+/// What the keeper holds, without the time.
+fn status(keeper: &Keeper, last: Option<&SandboxNodeStatus>) -> SandboxNodeStatus {
+    let (held, version) = (keeper.held(), keeper.version());
+    let name = keeper.class().to_owned();
+    let overhead = keeper.overhead();
+    keeper.look(|pool, problem| {
+        let all = pool.ready().max(1) as u64;
+        let classes: Vec<_> = pool
+            .shapes()
+            .into_iter()
+            .map(|(shape, wanted, counts)| {
+                let held = held / all * u64::from(counts.ready);
+                class_status(&name, overhead, pool, (shape, wanted, &counts), held)
+            })
+            .collect();
+        let version = version.filter(|_| problem.is_empty());
+        SandboxNodeStatus {
+            heartbeat: None,
+            runtime_versions: version
+                .map(|v| BTreeMap::from([(name, v)]))
+                .unwrap_or_default(),
+            total: Some(NodeTotal::of(&classes)),
+            classes,
+            conditions: vec![ready(problem, last)],
+        }
+    })
+}
+
+fn class_status(
+    class: &str,
+    overhead: u64,
+    pool: &Pool,
+    (shape, _wanted, counts): (&Shape, Option<&Wanted>, &Counts),
+    held: u64,
+) -> NodeClassStatus {
+    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let small = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let cpu = shape
+        .cpu
+        .map(|(quota, period)| quota.saturating_mul(1000) / period.max(1));
+    let boot = counts.boot_time().map(|t| t.as_millis());
+    NodeClassStatus {
+        class: class.to_owned(),
+        memory_bytes: shape
+            .memory
+            .map_or(0, |m| signed(m.saturating_sub(overhead))),
+        cpu_milli: cpu.map_or(0, signed),
+        ready: small(counts.ready),
+        warming: small(counts.warming),
+        room: small(pool.room()),
+        adopted: signed(counts.adopted),
+        missed: signed(counts.missed),
+        boot_p50_ms: boot.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)),
+        held_bytes: signed(held),
+    }
+}
+
+/// Whether the node boots sandboxes ahead; the time is that of the last change.
+fn ready(problem: &str, last: Option<&SandboxNodeStatus>) -> Condition {
+    let (status, reason) = match problem {
+        "" => ("True", "SandboxesCanBeAdopted"),
+        _ => ("False", "NoWarmSandboxes"),
+    };
+    let before = last.and_then(|l| l.conditions.first());
+    let since = before
+        .filter(|c| c.status == status)
+        .map(|c| c.last_transition_time.clone());
+    Condition {
+        type_: "Ready".to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message: problem.chars().take(1024).collect(),
+        last_transition_time: since.unwrap_or_else(|| Time(Timestamp::now())),
+        observed_generation: None,
+    }
+}
