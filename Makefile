@@ -93,13 +93,18 @@ test: check test-unit test-controller test-node test-cluster critest ## Everythi
 bench-node: deps build guest ## Ours, gVisor's Go shim and runc side by side: target/bench/node.json
 	$(CARGO) run -q --release -p kiln-tests --bin kiln-bench
 
+.PHONY: bench-warm
+bench-warm: deps build guest ## Pods in sandboxes booted ahead, beside cold ones: target/bench/warm.json
+	$(CARGO) build -q --release -p kiln-node-agent
+	$(CARGO) run -q --release -p kiln-tests --bin kiln-bench-warm
+
 .PHONY: bench-claims
 bench-claims: deps ## Claims against a pool, and what they cost: target/bench/claims.json
 	$(CARGO) build --release -p kiln-controller -p kiln-cluster
 	KILN_CONTROLLER=$(CURDIR)/target/release/kiln-controller target/release/kiln-bench-claims
 
 .PHONY: bench
-bench: bench-node bench-claims ## All benchmarks
+bench: bench-node bench-warm bench-claims ## All benchmarks
 
 .PHONY: clean
 clean: ## Remove what was built here; the cache stays

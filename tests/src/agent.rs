@@ -218,6 +218,15 @@ impl Agent {
         Ok(())
     }
 
+    /// How long adoptions took, in milliseconds, as it has logged them.
+    #[must_use]
+    pub fn adoption_times(&self) -> Vec<f64> {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let told = log.lines().filter(|line| line.contains("is adopted after"));
+        let micros = told.filter_map(|line| line.rsplit(' ').nth(1)?.parse::<f64>().ok());
+        micros.map(|us| us / 1000.0).collect()
+    }
+
     /// The end of its log.
     pub fn log(&self) -> String {
         crate::process::tail(&self.log)
