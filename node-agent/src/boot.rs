@@ -73,11 +73,6 @@ impl Booter {
         }
     }
 
-    /// `cgroupsPath` of sandbox `id`.
-    pub(crate) fn cgroup_of(&self, id: &str) -> String {
-        format!("{}/{id}", self.cgroup.trim_end_matches('/'))
-    }
-
     /// Boots a sandbox of `shape`, up to where it can be handed out.
     pub(crate) async fn boot(&self, shape: &Shape) -> Result<Warm> {
         let name = format!("warm-{:024x}", rand::rng().random::<u128>() >> 32);
@@ -91,7 +86,7 @@ impl Booter {
 
     async fn make(&self, id: &ContainerId, shape: &Shape) -> Result<Warm> {
         let (store, rootfs, name) = (self.store.clone(), self.store.rootfs(), id.clone());
-        let (wanted, cgroup) = (shape.clone(), self.cgroup_of(id.as_str()));
+        let (wanted, cgroup) = (shape.clone(), spec::cgroup_of(&self.cgroup, id.as_str()));
         let bundle = blocking("make the bundle of a warm sandbox", move || {
             let bundle = store.make(name.as_str())?;
             spec::write(&bundle, &name, &wanted, &rootfs, &cgroup)?;
@@ -209,7 +204,11 @@ impl Booter {
             warn!("{id}: {e}");
             return;
         }
-        let (store, name, cgroup) = (self.store.clone(), id.clone(), self.cgroup_of(&id));
+        let (store, name, cgroup) = (
+            self.store.clone(),
+            id.clone(),
+            spec::cgroup_of(&self.cgroup, &id),
+        );
         let removed = blocking("remove a sandbox", move || {
             spec::remove_cgroup(&cgroup);
             store.remove(&name)

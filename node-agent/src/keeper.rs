@@ -120,7 +120,7 @@ impl Keeper {
 
     /// `cgroupsPath` of sandbox `id`.
     pub(crate) fn cgroup_of(&self, id: &str) -> String {
-        format!("{}/{id}", self.config.cgroup.trim_end_matches('/'))
+        spec::cgroup_of(&self.config.cgroup, id)
     }
 
     /// Looks at the pool.

@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use crate::{
     config::{Class, default_sysctl},
     keeper::Keeper,
-    pool::{Counts, Pool, Wanted},
+    pool::Counts,
 };
 
 /// Who writes.
@@ -182,9 +182,10 @@ fn status(keeper: &Keeper, last: Option<&SandboxNodeStatus>) -> SandboxNodeStatu
         let classes: Vec<_> = pool
             .shapes()
             .into_iter()
-            .map(|(shape, wanted, counts)| {
-                let held = held / all * u64::from(counts.ready);
-                class_status(&name, overhead, pool, (shape, wanted, &counts), held)
+            .map(|(shape, _, counts)| NodeClassStatus {
+                held_bytes: signed(held / all * u64::from(counts.ready)),
+                room: small(pool.room()),
+                ..class_status(&name, overhead, shape, &counts)
             })
             .collect();
         let version = version.filter(|_| problem.is_empty());
@@ -200,15 +201,8 @@ fn status(keeper: &Keeper, last: Option<&SandboxNodeStatus>) -> SandboxNodeStatu
     })
 }
 
-fn class_status(
-    class: &str,
-    overhead: u64,
-    pool: &Pool,
-    (shape, _wanted, counts): (&Shape, Option<&Wanted>, &Counts),
-    held: u64,
-) -> NodeClassStatus {
-    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let small = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+/// What is said of the sandboxes of one shape, but for what all shapes share.
+fn class_status(class: &str, overhead: u64, shape: &Shape, counts: &Counts) -> NodeClassStatus {
     let cpu = shape
         .cpu
         .map(|(quota, period)| quota.saturating_mul(1000) / period.max(1));
@@ -221,12 +215,19 @@ fn class_status(
         cpu_milli: cpu.map_or(0, signed),
         ready: small(counts.ready),
         warming: small(counts.warming),
-        room: small(pool.room()),
         adopted: signed(counts.adopted),
         missed: signed(counts.missed),
         boot_p50_ms: boot.map(|ms| i64::try_from(ms).unwrap_or(i64::MAX)),
-        held_bytes: signed(held),
+        ..NodeClassStatus::default()
     }
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn small(n: u32) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
 }
 
 /// Whether the node boots sandboxes ahead; the time is that of the last change.

@@ -20,6 +20,11 @@ const CPU_SHARES: u32 = 32;
 /// What CRI gives the first process of a Pod (kubelet's `qos.PodInfraOOMAdj`).
 const OOM_SCORE_ADJ: i64 = -998;
 
+/// `cgroupsPath` of sandbox `id` below the cgroup `parent`.
+pub(crate) fn cgroup_of(parent: &str, id: &str) -> String {
+    format!("{}/{id}", parent.trim_end_matches('/'))
+}
+
 /// The spec of a root container, before it has a shape: what [`Shape::of`] is asked about.
 pub(crate) fn blank() -> Value {
     let namespaces = ["pid", "ipc", "uts", "mount", "network"].map(|kind| json!({"type": kind}));
