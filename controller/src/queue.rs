@@ -3,7 +3,8 @@
 //! What is to be looked at next.
 //!
 //! An object is in the queue once, and is never worked on twice at the same time. Claims go
-//! first: somebody waits for them, while nobody waits for what refills a pool.
+//! first: somebody waits for them, while nobody waits for what refills a pool. What an apiserver
+//! does at a time it does slower, so that while claims come, little else is begun.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -19,8 +20,13 @@ use crate::cache::Key;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// How many of a class may be worked on while claims wait.
-const BESIDE_CLAIMS: usize = 2;
+/// How many of a class may be worked on while claims come, and while many are worked on.
+const BESIDE_CLAIMS: usize = 4;
+const BESIDE_MANY: usize = 1;
+/// How many claims are many.
+const MANY: usize = 4;
+/// For so long after a claim others are expected.
+const QUIET: Duration = Duration::from_millis(50);
 
 /// The kinds of work, the most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,6 +99,8 @@ struct State {
     /// To be looked at when its time comes.
     later: HashMap<Work, Instant>,
     failures: HashMap<Work, u32>,
+    /// When the last claim was done.
+    last_claim: Option<Instant>,
 }
 
 impl Queue {
@@ -123,11 +131,14 @@ impl Queue {
             let changed = self.changed.notified();
             let due = {
                 let mut state = self.state();
-                let due = state.wake(Instant::now());
-                if let Some(work) = state.pick(&self.limits) {
+                let now = Instant::now();
+                let due = state.wake(now);
+                if let Some(work) = state.pick(&self.limits, now) {
                     return work;
                 }
-                due
+                // What claims have held up goes on when no more come.
+                let quiet = state.last_claim.map(|at| at + QUIET);
+                due.into_iter().chain(quiet.filter(|at| *at > now)).min()
             };
             match due {
                 Some(due) => {
@@ -145,6 +156,9 @@ impl Queue {
     pub(crate) fn done(&self, work: &Work, outcome: Outcome) {
         let mut state = self.state();
         state.running.remove(work);
+        if work.class == Class::Claim {
+            state.last_claim = Some(Instant::now());
+        }
         if let Some(n) = state.running_of.get_mut(&work.class) {
             *n = n.saturating_sub(1);
         }
@@ -170,6 +184,11 @@ impl Queue {
         }
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// Whether claims come now.
+    pub(crate) fn has_claims(&self) -> bool {
+        self.state().claims(Instant::now()) != Claims::None
     }
 
     /// How much waits or is under way.
@@ -227,18 +246,29 @@ impl State {
         self.later.values().min().copied()
     }
 
-    fn pick(&mut self, limits: &Limits) -> Option<Work> {
-        let claims = self
-            .waiting
-            .get(&Class::Claim)
-            .is_some_and(|q| !q.is_empty())
-            || self.running_of.get(&Class::Claim).is_some_and(|n| *n > 0);
+    fn claims(&self, now: Instant) -> Claims {
+        let waiting = self.waiting.get(&Class::Claim).map_or(0, VecDeque::len);
+        let running = self.running_of.get(&Class::Claim).copied();
+        let count = waiting + running.unwrap_or_default();
+        if count >= MANY {
+            return Claims::Many;
+        }
+        let is_quiet = self.last_claim.is_none_or(|at| at + QUIET <= now);
+        if count == 0 && is_quiet {
+            Claims::None
+        } else {
+            Claims::Few
+        }
+    }
+
+    fn pick(&mut self, limits: &Limits, now: Instant) -> Option<Work> {
+        let claims = self.claims(now);
         for class in CLASSES {
             let running = self.running_of.entry(class).or_default();
-            let limit = match class {
-                Class::Claim => limits.of(class),
-                _ if claims => limits.of(class).min(BESIDE_CLAIMS),
-                _ => limits.of(class),
+            let limit = match (class, claims) {
+                (Class::Claim, _) | (_, Claims::None) => limits.of(class),
+                (_, Claims::Few) => limits.of(class).min(BESIDE_CLAIMS),
+                (_, Claims::Many) => limits.of(class).min(BESIDE_MANY),
             };
             if *running >= limit {
                 continue;
@@ -256,6 +286,14 @@ impl State {
     }
 }
 
+/// How many claims there are to work on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claims {
+    None,
+    Few,
+    Many,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,20 +309,54 @@ mod tests {
         Work::new(class, Key::new("ns", name))
     }
 
+    /// How many of `class` can be taken out at once.
+    async fn takes(queue: &Queue, class: Class) -> usize {
+        let mut count = 0;
+        let brief = Duration::from_millis(1);
+        while let Ok(next) = tokio::time::timeout(brief, queue.next()).await {
+            assert_eq!(next.class, class);
+            count += 1;
+        }
+        count
+    }
+
     #[tokio::test(start_paused = true)]
     async fn claims_go_first_and_leave_a_little_for_the_rest() {
-        let queue = Queue::new(LIMITS);
-        for name in ["a", "b", "c"] {
-            queue.add(work(Class::Sandbox, name));
+        for (claims, beside) in [
+            (0, LIMITS.sandboxes),
+            (1, BESIDE_CLAIMS),
+            (MANY, BESIDE_MANY),
+        ] {
+            let queue = Queue::new(LIMITS);
+            for n in 0..20 {
+                queue.add(work(Class::Sandbox, &n.to_string()));
+            }
+            for n in 0..claims {
+                queue.add(work(Class::Claim, &n.to_string()));
+            }
+            for _ in 0..claims {
+                assert_eq!(queue.next().await.class, Class::Claim);
+            }
+            assert_eq!(queue.has_claims(), claims > 0);
+            assert_eq!(takes(&queue, Class::Sandbox).await, beside);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rest_goes_on_when_no_more_claims_come() {
+        let queue = Queue::new(LIMITS);
         queue.add(work(Class::Claim, "x"));
-        assert_eq!(queue.next().await, work(Class::Claim, "x"));
-        assert_eq!(queue.next().await, work(Class::Sandbox, "a"));
-        assert_eq!(queue.next().await, work(Class::Sandbox, "b"));
-        let blocked = tokio::time::timeout(Duration::from_secs(1), queue.next()).await;
-        assert!(blocked.is_err());
-        queue.done(&work(Class::Claim, "x"), Outcome::Done);
-        assert_eq!(queue.next().await, work(Class::Sandbox, "c"));
+        let claim = queue.next().await;
+        for n in 0..20 {
+            queue.add(work(Class::Sandbox, &n.to_string()));
+        }
+        queue.done(&claim, Outcome::Done);
+        assert_eq!(takes(&queue, Class::Sandbox).await, BESIDE_CLAIMS);
+        let start = Instant::now();
+        queue.next().await;
+        assert!(start.elapsed() <= QUIET && !queue.has_claims());
+        let left = LIMITS.sandboxes - BESIDE_CLAIMS - 1;
+        assert_eq!(takes(&queue, Class::Sandbox).await, left);
     }
 
     #[tokio::test(start_paused = true)]

@@ -390,27 +390,33 @@ async fn adopt(
 fn candidates(context: &Context, source: &Source) -> Vec<Arc<Sandbox>> {
     let mut all = Vec::new();
     for pool in &source.pools {
+        let hash = keys::name_hash(&pool.name_any());
         let owned = context.owned::<Sandbox>(&pool.uid().unwrap_or_default());
-        all.extend(
-            owned
-                .into_iter()
-                .filter(|s| is_free(context, source, pool, s)),
-        );
+        let free = owned.into_iter();
+        all.extend(free.filter(|s| is_free(context, source, pool, &hash, s)));
     }
-    let node = |s: &Sandbox| s.status.as_ref().and_then(|s| s.node_name.clone());
-    let mut on_node: HashMap<Option<String>, usize> = HashMap::new();
+    let mut on_node: HashMap<Option<&str>, usize> = HashMap::new();
     for sandbox in &all {
-        *on_node.entry(node(sandbox)).or_default() += 1;
+        *on_node.entry(node_of(sandbox)).or_default() += 1;
     }
-    all.sort_by_cached_key(|s| {
+    let rank = |s: &Arc<Sandbox>| {
+        let made = s.meta().creation_timestamp.as_ref().map(|t| t.0);
         (
             !is_ready(s),
-            Reverse(on_node.get(&node(s)).copied()),
-            s.meta().creation_timestamp.clone().map(|t| t.0),
-            s.name_any(),
+            Reverse(on_node.get(&node_of(s)).copied()),
+            made,
         )
+    };
+    let mut ranked: Vec<_> = all.iter().map(|s| (rank(s), s)).collect();
+    ranked.sort_unstable_by(|(a, one), (b, other)| {
+        a.cmp(b)
+            .then_with(|| one.meta().name.cmp(&other.meta().name))
     });
-    all
+    ranked.into_iter().map(|(_, s)| Arc::clone(s)).collect()
+}
+
+fn node_of(sandbox: &Sandbox) -> Option<&str> {
+    sandbox.status.as_ref()?.node_name.as_deref()
 }
 
 fn is_ready(sandbox: &Sandbox) -> bool {
@@ -422,9 +428,15 @@ fn is_ready(sandbox: &Sandbox) -> bool {
 
 /// Whether a pool's Sandbox can be given away. An owner reference alone is not enough: whoever can
 /// edit one Sandbox must not be able to slip it to somebody else's claim.
-fn is_free(context: &Context, source: &Source, pool: &SandboxWarmPool, sandbox: &Sandbox) -> bool {
+fn is_free(
+    context: &Context,
+    source: &Source,
+    pool: &SandboxWarmPool,
+    hash: &str,
+    sandbox: &Sandbox,
+) -> bool {
     let is_pools = owner::controls(pool, sandbox)
-        && sandbox.labels().get(keys::WARM_POOL) == Some(&keys::name_hash(&pool.name_any()))
+        && sandbox.labels().get(keys::WARM_POOL).map(String::as_str) == Some(hash)
         && !sandbox.labels().contains_key(keys::CLAIM_UID);
     let is_over = sandbox
         .status

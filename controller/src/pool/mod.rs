@@ -38,6 +38,8 @@ use plan::{Member, plan};
 /// How long it may take until a pool's status follows what nodes hold: that changes all the time,
 /// and mostly comes along with what else is written.
 const NODES_DELAY: Duration = Duration::from_secs(5);
+/// When to look again at a pool whose Sandboxes wait for claims to pass.
+const HOLD_BACK: Duration = Duration::from_millis(100);
 /// When to look again at a Sandbox that was to go, and that a claim was about to take.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -99,10 +101,12 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
             context.delete(&*sandbox, DeleteParams::default()).await?;
         }
     }
-    if let Some(source) = &source
-        && let Err(e) = make(context, source, plan.make).await
-    {
-        failure = Some(e);
+    let mut left = 0;
+    if let Some(source) = &source {
+        match make(context, &pool, source, plan.make).await {
+            Ok(held_back) => left = held_back,
+            Err(e) => failure = Some(e),
+        }
     }
     let members = self::members(context, &pool, source.as_ref());
     let pod = source.as_ref().map(|s| &s.model.spec.pod_template.spec);
@@ -111,7 +115,9 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         return Ok(Outcome::Failed);
     }
     let look = is_taken.then_some(LOOK_AGAIN);
-    let again = [wait, plan.again, look].into_iter().flatten().min();
+    let held_back = (left > 0).then_some(HOLD_BACK);
+    let again = [wait, plan.again, look, held_back];
+    let again = again.into_iter().flatten().min();
     Ok(again.map_or(Outcome::Done, Outcome::Again))
 }
 
@@ -160,12 +166,25 @@ async fn adopt(context: &Context, pool: &SandboxWarmPool, source: &Source) -> Re
 }
 
 /// Makes `count` Sandboxes: first one, then twice as many each time, so that what cannot work
-/// fails once and not a hundred times.
-async fn make(context: &Context, source: &Source, count: usize) -> Result<()> {
+/// fails once and not a hundred times. While claims come, those of a pool that has enough wait, and
+/// those of another are made one at a time: the claims need the apiserver more. Returns how many
+/// are left.
+async fn make(
+    context: &Context,
+    pool: &SandboxWarmPool,
+    source: &Source,
+    count: usize,
+) -> Result<usize> {
     let mut left = count;
     let mut batch = 1;
     while left > 0 {
-        let now = batch.min(left).min(context.options.pool_batch.max(1));
+        let mut now = batch.min(left).min(context.options.pool_batch.max(1));
+        if context.queue.has_claims() {
+            if has_enough(context, pool) {
+                break;
+            }
+            now = 1;
+        }
         let made = stream::iter(0..now)
             .map(|_| async { context.create(&source.sandbox()).await })
             .buffer_unordered(now);
@@ -176,7 +195,13 @@ async fn make(context: &Context, source: &Source, count: usize) -> Result<()> {
         left -= now;
         batch *= 2;
     }
-    Ok(())
+    Ok(left)
+}
+
+/// Whether more than half of a pool is ready.
+fn has_enough(context: &Context, pool: &SandboxWarmPool) -> bool {
+    let members = members(context, pool, None);
+    members.iter().filter(|m| m.is_ready).count() * 2 > desired(pool)
 }
 
 /// What the Sandboxes of a pool are made from.

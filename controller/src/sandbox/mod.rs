@@ -51,9 +51,8 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     if left.is_some_and(|left| left.as_nanos() <= 0) {
         return expire(context, &sandbox, now).await;
     }
-    if sandbox.status.is_none() {
-        context.first_seen(&*sandbox);
-    }
+    // Not its age, which is known in whole seconds.
+    let is_new = sandbox.status.is_none() && context.first_seen(&*sandbox).elapsed() < FIRST_STATUS;
     let children = Children::reconcile(context, &sandbox).await;
     let new = status::compute(
         &sandbox,
@@ -61,10 +60,9 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         &context.options.cluster_domain,
         now,
     );
-    if sandbox.status.is_none()
+    if is_new
         && children.errors.is_empty()
         && !condition::is_true(&new.conditions, condition::READY)
-        && age(&*sandbox, now) < FIRST_STATUS
     {
         return Ok(Outcome::Again(FIRST_STATUS));
     }
