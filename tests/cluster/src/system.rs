@@ -40,7 +40,8 @@ impl System {
     pub async fn enable(cluster: &Private, agent: &str) -> Result<Self> {
         let deploy = deploy();
         let crds = deploy.join("crds").display().to_string();
-        let rbac = deploy.join("rbac.yaml").display().to_string();
+        let [namespace, rbac] =
+            ["namespace", "rbac"].map(|file| format!("{}/base/{file}.yaml", deploy.display()));
         // Larger than the annotation of a client-side apply may be.
         apply(cluster, &["--server-side", "-f", &crds]).await?;
         let established = [
@@ -51,7 +52,7 @@ impl System {
             &crds,
         ];
         cluster.kubectl(established)?.run().await?;
-        apply(cluster, &["-f", &rbac]).await?;
+        apply(cluster, &["-f", &namespace, "-f", &rbac]).await?;
         let controller = start_controller(cluster).await?;
         let account = kubeconfig_of(cluster, AGENT).await?;
         let agent = cluster.run_agent(agent, &account).await?;

@@ -29,7 +29,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
 
 /// The class of Pods that our handler runs.
-const RUNTIME_CLASS: &str = include_str!("../../../../deploy/runtimeclass.yaml");
+const RUNTIME_CLASS: &str = include_str!("../../../../deploy/base/runtimeclass.yaml");
 
 /// Waits until `probe` holds; fails as soon as `check` does.
 pub(super) async fn until(

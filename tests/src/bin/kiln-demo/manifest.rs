@@ -62,7 +62,7 @@ impl Sandbox {
     }
 
     /// The RuntimeClass of its Pod, which has the same name as its handler
-    /// (`deploy/runtimeclass.yaml`).
+    /// (`deploy/base/runtimeclass.yaml`).
     pub(crate) fn runtime_class(&self) -> &str {
         &self.spec.pod_template.spec.runtime_class_name
     }
