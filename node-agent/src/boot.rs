@@ -7,8 +7,8 @@ use std::{io, os::fd::AsFd, path::PathBuf, sync::Arc};
 use kiln_agent_api::{Shape, naming_process};
 use rand::RngExt as _;
 use runsc_wrapper::{
-    ContainerId, CreateOpts, ExecOpts, Exit, InvalidId, Runtime, RuntimeError, Status, Stdio,
-    reap::Tracked,
+    ContainerId, CreateOpts, ExecOpts, Exit, InvalidId, Runtime, RuntimeError, StartWay, Status,
+    Stdio, reap::Tracked,
 };
 use tracing::warn;
 
@@ -125,18 +125,21 @@ impl Booter {
         Ok(version.as_str().unwrap_or("unknown").to_owned())
     }
 
-    /// Does to a sandbox of `shape` what its adoption would, and destroys it.
-    pub(crate) async fn trial(&self, shape: &Shape) -> Result<()> {
+    /// Does to a sandbox of `shape` what its adoption in this `way` would, and destroys it.
+    pub(crate) async fn trial(&self, shape: &Shape, way: StartWay) -> Result<()> {
         let warm = self.boot(shape).await?;
-        let tried = self.try_out(&warm).await;
+        let tried = self.try_out(&warm, way).await;
         self.doom(warm.id, Place::Ready).await;
         tried
     }
 
-    async fn try_out(&self, warm: &Warm) -> Result<()> {
+    async fn try_out(&self, warm: &Warm, way: StartWay) -> Result<()> {
         let id: ContainerId = warm.id.parse()?;
-        let netns = blocking("make a network namespace", netns::with_loopback).await?;
-        self.runtime.start_on_network(&id, netns.as_fd()).await?;
+        let netns = netns::with_link().await;
+        let netns = netns.map_err(io_error("make a network namespace"))?;
+        self.runtime
+            .start_on_network(&id, netns.as_fd(), way)
+            .await?;
         let scratch = self.store.bundle(id.as_str()).join("exec");
         let dir = scratch.clone();
         blocking("make a directory", move || std::fs::create_dir(dir)).await?;
@@ -157,7 +160,10 @@ impl Booter {
         }
         // The namespace that the sandbox was booted in has no link that is up.
         let links = self.runtime.stats(&id).await?.network;
-        if !links.iter().any(|link| link.name == "lo") {
+        if !["lo", netns::LINK]
+            .iter()
+            .all(|name| links.iter().any(|link| link.name == *name))
+        {
             let words = "it does not take the network that it is shown".to_owned();
             return Err(BootError::Unfit(words));
         }

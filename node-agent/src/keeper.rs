@@ -9,7 +9,7 @@ use std::{
 };
 
 use kiln_agent_api::Shape;
-use runsc_wrapper::Runsc;
+use runsc_wrapper::{Runsc, StartWay};
 use tokio::{sync::Notify, time::sleep};
 use tracing::{error, info, warn};
 
@@ -72,6 +72,7 @@ struct Active {
     runtime: Runtime,
     booter: Booter,
     version: String,
+    way: StartWay,
 }
 
 /// What one look at the pool says should be done.
@@ -402,7 +403,7 @@ impl Keeper {
         let first = self.state().active.is_none();
         match self.take_up(runtime).await {
             Ok(active) => {
-                info!("the runtime makes sandboxes that can be adopted");
+                info!("sandboxes can be adopted, way: {:?}", active.way);
                 self.metrics.usable.set(1);
                 if first {
                     self.recover(&active).await;
@@ -435,18 +436,45 @@ impl Keeper {
             cpu: None,
             sysctl: crate::config::default_sysctl(),
         };
-        booter.trial(&runtime.shape(&blank)?).await?;
         let version = booter.version().await?;
+        let shape = runtime.shape(&blank)?;
+        let way = self.try_ways(&booter, &shape, &version, &runtime).await?;
         let active = Active {
             runtime,
             booter,
             version,
+            way,
         };
         let mut state = self.state();
         state.active = Some(active.clone());
         state.problem.clear();
         state.want()?;
         Ok(active)
+    }
+
+    /// Finds the best way that works.
+    async fn try_ways(
+        &self,
+        booter: &Booter,
+        shape: &Shape,
+        version: &str,
+        runtime: &Runtime,
+    ) -> Result<StartWay, BootError> {
+        if runsc_wrapper::known(version, &runtime.config.flags) == StartWay::Control {
+            match booter.trial(shape, StartWay::Control).await {
+                Ok(()) => return Ok(StartWay::Control),
+                Err(e) => warn!("{version} is not as it was known: {e}"),
+            }
+        }
+        booter.trial(shape, StartWay::Command).await?;
+        Ok(StartWay::Command)
+    }
+
+    /// How sandboxes that are handed out now are to be started.
+    pub(crate) fn start_way(&self) -> StartWay {
+        let state = self.state();
+        let way = state.active.as_ref().map(|active| active.way);
+        way.unwrap_or(StartWay::Command)
     }
 
     fn booter(&self, runtime: &Runtime) -> Booter {

@@ -20,7 +20,7 @@ use kiln_agent_api::{
         ReleaseRequest, ReleaseResponse, ReportRequest, ReportResponse, Warm, create_agent,
     },
 };
-use runsc_wrapper::ContainerId;
+use runsc_wrapper::{ContainerId, StartWay};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
@@ -149,6 +149,7 @@ impl Agent for Service {
                 answer.warm = Some(Warm {
                     file: file.to_string_lossy().into_owned(),
                     cgroup: self.keeper.cgroup_of(&id),
+                    by_control_socket: self.keeper.start_way() == StartWay::Control,
                     id,
                     pid,
                     ..Warm::default()

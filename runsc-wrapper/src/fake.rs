@@ -23,7 +23,7 @@ use tokio::sync::{SetOnce, watch};
 
 use crate::{
     CheckpointOpts, ContainerId, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, KillTarget, Process,
-    Result, Runtime, RuntimeError, Stats, Status, Stdio, exec::open_terminal,
+    Result, Runtime, RuntimeError, StartWay, Stats, Status, Stdio, exec::open_terminal,
 };
 
 /// First of the fake pids; Linux ends at 2^22.
@@ -402,7 +402,12 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
-    async fn start_on_network(&self, id: &ContainerId, _netns: BorrowedFd<'_>) -> Result<()> {
+    async fn start_on_network(
+        &self,
+        id: &ContainerId,
+        _netns: BorrowedFd<'_>,
+        _way: StartWay,
+    ) -> Result<()> {
         self.start(id, &Stdio::default()).await
     }
 

@@ -22,6 +22,7 @@ mod exec;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod id;
+mod network;
 pub mod reap;
 mod runc;
 mod runsc;
@@ -40,6 +41,7 @@ use async_trait::async_trait;
 pub use config::{Config, RuntimeKind};
 pub use error::{Result, RuntimeError};
 pub use id::{ContainerId, InvalidId};
+pub use network::{StartWay, in_netns, known};
 pub use runc::Runc;
 pub use runsc::Runsc;
 pub use types::{
@@ -68,10 +70,16 @@ pub trait Runtime: Send + Sync {
 
     /// Starts the created root container of a sandbox on the network of `netns`, which its host
     /// processes do not join: the way of a sandbox that was booted before that network was there.
+    /// A network that [`StartWay::Control`] cannot give is given by the command.
     ///
     /// # Errors
     /// [`RuntimeError::Unsupported`] from runtimes that make no sandboxes.
-    async fn start_on_network(&self, id: &ContainerId, _netns: BorrowedFd<'_>) -> Result<()> {
+    async fn start_on_network(
+        &self,
+        id: &ContainerId,
+        _netns: BorrowedFd<'_>,
+        _way: StartWay,
+    ) -> Result<()> {
         Err(RuntimeError::Unsupported {
             op: "start",
             id: id.to_string(),

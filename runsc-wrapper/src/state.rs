@@ -3,9 +3,10 @@
 //! What runsc writes about a container: `<root>/<container>_sandbox:<sandbox>.state`
 //! (gVisor `runsc/container/state_file.go`).
 //!
-//! These files are read, and written in one case only ([`set_cgroup`]). Names are matched in full: the command line takes a
-//! unique prefix of an id for the id, so that `delete abc` could remove container `abcdef`;
-//! whoever looks here first is safe from that.
+//! These files are read, and written for sandboxes that are adopted only ([`set_cgroup`],
+//! [`set_running`]). Names are matched in full: the command line takes a unique prefix of an id
+//! for the id, so that `delete abc` could remove container `abcdef`; whoever looks here first is
+//! safe from that.
 //!
 //! The directory is a tmpfs of root's (`/run`), so reading it does not block.
 
@@ -142,31 +143,59 @@ pub(crate) async fn settled(root: &Path, id: &ContainerId, deadline: Duration) -
 /// runsc's to remove. A sandbox without a cgroup stays without.
 ///
 /// # Errors
+/// See [`edit`].
+pub(crate) fn set_cgroup(root: &Path, id: &ContainerId, path: &str) -> io::Result<()> {
+    edit(root, id, |state| {
+        let cgroup = state.pointer_mut("/sandbox/cgroup");
+        let cgroup = cgroup.ok_or_else(|| io::Error::other("it has no sandbox"))?;
+        if let Some(v1) = cgroup.get_mut("cgroupv1") {
+            v1["name"] = path.into();
+            v1["own"] = serde_json::json!({});
+        } else if let Some(v2) = cgroup.get_mut("cgroupv2") {
+            v2["path"] = path.into();
+            v2["own"] = serde_json::Value::Null;
+        }
+        Ok(())
+    })
+}
+
+/// Writes that the container `id` runs. Returns the `oomScoreAdj` of its specification, which
+/// runsc gives a sandbox's processes at that time (gVisor `runsc/container/container.go`).
+///
+/// # Errors
+/// See [`edit`].
+pub(crate) fn set_running(root: &Path, id: &ContainerId) -> io::Result<Option<i64>> {
+    edit(root, id, |state| {
+        state["status"] = "running".into();
+        let score = state.pointer("/spec/process/oomScoreAdj");
+        Ok(score.and_then(serde_json::Value::as_i64))
+    })
+}
+
+/// Changes what is written of container `id`.
+///
+/// # Errors
 /// When there is no state, it makes no sense, another command works on it, or it cannot be
 /// written.
-pub(crate) fn set_cgroup(root: &Path, id: &ContainerId, path: &str) -> io::Result<()> {
+fn edit<T>(
+    root: &Path,
+    id: &ContainerId,
+    change: impl FnOnce(&mut serde_json::Value) -> io::Result<T>,
+) -> io::Result<T> {
     let missing = || io::Error::from(io::ErrorKind::NotFound);
     let lock = File::open(find(root, id, ".lock")?.ok_or_else(missing)?)?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
     let file = find(root, id, ".state")?.ok_or_else(missing)?;
     let strange = |e: &dyn std::fmt::Display| io::Error::other(format!("{}: {e}", file.display()));
-    let mut state: serde_json::Value =
-        serde_json::from_slice(&fs::read(&file)?).map_err(|e| strange(&e))?;
-    let cgroup = state.pointer_mut("/sandbox/cgroup");
-    let cgroup = cgroup.ok_or_else(|| strange(&"it has no sandbox"))?;
-    let nobodys = serde_json::json!({});
-    if let Some(v1) = cgroup.get_mut("cgroupv1") {
-        v1["name"] = path.into();
-        v1["own"] = nobodys;
-    } else if let Some(v2) = cgroup.get_mut("cgroupv2") {
-        v2["path"] = path.into();
-        v2["own"] = serde_json::Value::Null;
-    } else {
-        return Ok(());
+    let mut state = serde_json::from_slice(&fs::read(&file)?).map_err(|e| strange(&e))?;
+    if !matches!(state, serde_json::Value::Object(_)) {
+        return Err(strange(&"it is no object"));
     }
+    let result = change(&mut state).map_err(|e| strange(&e))?;
     let new = file.with_extension("state.new");
     fs::write(&new, state.to_string())?;
-    fs::rename(new, file)
+    fs::rename(new, file)?;
+    Ok(result)
 }
 
 /// Removes the files of container `id`, as runsc does after it has destroyed it.
@@ -379,6 +408,31 @@ mod tests {
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         assert!(set_cgroup(dir.path(), &id("t"), "/p").is_err());
+        for garbage in ["[]", "{}", "x"] {
+            fs::write(&file, garbage).unwrap();
+            assert!(set_cgroup(dir.path(), &id("s"), "/p").is_err(), "{garbage}");
+        }
+    }
+
+    #[test]
+    fn a_container_is_noted_as_running_with_the_score_that_is_due() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("s_sandbox:s.state");
+        fs::write(dir.path().join("s_sandbox:s.lock"), "").unwrap();
+        for (spec, score) in [
+            (r#"{"process":{"oomScoreAdj":-998}}"#, Some(-998)),
+            (r#"{"process":{}}"#, None),
+        ] {
+            let text = format!(r#"{{"id":"s","status":"created","spec":{spec},"goferPid":0}}"#);
+            fs::write(&file, text).unwrap();
+            assert_eq!(set_running(dir.path(), &id("s")).unwrap(), score);
+            let text = fs::read_to_string(&file).unwrap();
+            let state: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(
+                (&state["status"], &state["goferPid"]),
+                (&"running".into(), &0.into())
+            );
+        }
     }
 
     #[test]

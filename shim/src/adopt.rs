@@ -11,20 +11,18 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     fs::{self, File},
     net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use kiln_agent_api::{Agent, AgentError, RuntimeFile, Setup, Shape, api::Warm, naming_process};
 use log::{debug, info, warn};
-use nix::{
-    ifaddrs::getifaddrs,
-    sched::{CloneFlags, setns},
-};
-use runsc_wrapper::{ContainerId, ExecOpts, RuntimeKind, Stdio};
+use nix::ifaddrs::getifaddrs;
+use runsc_wrapper::{ContainerId, ExecOpts, RuntimeKind, StartWay, Stdio, in_netns};
 
 use crate::{
     bundle::{Network, Spec},
@@ -51,6 +49,36 @@ pub(crate) enum Adoption {
     Cold,
 }
 
+/// How long each step of an adoption took.
+struct Steps {
+    last: Instant,
+    done: Vec<(&'static str, Duration)>,
+}
+
+impl Steps {
+    fn new() -> Self {
+        Self {
+            last: Instant::now(),
+            done: Vec::new(),
+        }
+    }
+
+    fn done(&mut self, step: &'static str) {
+        let now = Instant::now();
+        self.done.push((step, now - self.last));
+        self.last = now;
+    }
+}
+
+impl fmt::Display for Steps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (step, took) in &self.done {
+            write!(f, " {step}={}", took.as_micros())?;
+        }
+        Ok(())
+    }
+}
+
 /// A sandbox that was handed out.
 struct Handed {
     agent: Agent,
@@ -58,6 +86,7 @@ struct Handed {
     pid: u32,
     file: PathBuf,
     cgroup: Cgroup,
+    way: StartWay,
     /// Of the Pod.
     netns: OwnedFd,
 }
@@ -89,15 +118,20 @@ impl Adopter {
         bundle: &Path,
     ) -> Result<Adoption> {
         let begun = Instant::now();
+        let mut steps = Steps::new();
         let Some(handed) = self.acquire(sandbox, spec).await else {
             return Ok(Adoption::Cold);
         };
+        steps.done("acquire");
         let id = handed.id.clone();
-        match handed.become_sandbox(sandbox, spec, bundle).await {
+        match handed
+            .become_sandbox(sandbox, spec, bundle, &mut steps)
+            .await
+        {
             Ok(()) => {
                 // Nobody asks before the first container is made, and it is made by one shim once.
                 sandbox.adopted.set(id.clone()).ok();
-                info!("adopted {id} in {} ms", begun.elapsed().as_millis());
+                info!("adopted {id} in {} us:{steps}", begun.elapsed().as_micros());
                 let (agent, pod, took) = (handed.agent, sandbox.id.clone(), begun.elapsed());
                 tokio::spawn(async move {
                     if let Err(e) = agent.adopted(id.as_str(), pod.as_str(), took).await {
@@ -172,11 +206,22 @@ impl Handed {
             pid: warm.pid,
             file: PathBuf::from(&warm.file),
             cgroup: sandbox.cgroup.beside(&warm.cgroup)?,
+            way: if warm.by_control_socket {
+                StartWay::Control
+            } else {
+                StartWay::Command
+            },
             netns,
         })
     }
 
-    async fn become_sandbox(&self, sandbox: &Sandbox, spec: &Spec, bundle: &Path) -> Result<()> {
+    async fn become_sandbox(
+        &self,
+        sandbox: &Sandbox,
+        spec: &Spec,
+        bundle: &Path,
+        steps: &mut Steps,
+    ) -> Result<()> {
         let path = sandbox.cgroup.spec_path();
         let record = Record::new(&sandbox.id, sandbox.config_file.clone(), path.clone());
         let record = record.known_as(&self.id);
@@ -191,6 +236,7 @@ impl Handed {
             fs::rename(&from, &to).map_err(Error::io("take", &from))
         })
         .await?;
+        steps.done("take");
         let (old, new) = (self.cgroup.clone(), sandbox.cgroup.clone());
         let moved = blocking(move || {
             new.make()?;
@@ -198,13 +244,16 @@ impl Handed {
             old.remove()
         });
         let runtime = &sandbox.runtime;
-        let started = runtime.start_on_network(&self.id, self.netns.as_fd());
+        let started = runtime.start_on_network(&self.id, self.netns.as_fd(), self.way);
         let (moved, started) = tokio::join!(moved, started);
         started?;
         moved?;
         runtime.note_cgroup(&self.id, &path).await?;
+        steps.done("start");
         self.set_hostname(sandbox, spec.hostname().unwrap_or_default())
-            .await
+            .await?;
+        steps.done("hostname");
+        Ok(())
     }
 
     async fn set_hostname(&self, sandbox: &Sandbox, name: &str) -> Result<()> {
@@ -261,7 +310,7 @@ impl Handed {
             .netns
             .try_clone()
             .map_err(Error::io("hold", Path::new("the network")))?;
-        if blocking(move || has_addresses(netns)).await? {
+        if blocking(move || has_addresses(&netns)).await? {
             return Ok(());
         }
         let words = format!("its network was left without addresses by a start that failed: {why}");
@@ -269,11 +318,10 @@ impl Handed {
     }
 }
 
-/// Whether any link of `netns` but loopback has an address: `runsc start` takes them from the
-/// host's side and gives them to the sentry. Blocks.
-fn has_addresses(netns: OwnedFd) -> Result<bool> {
-    let look = move || {
-        setns(netns, CloneFlags::CLONE_NEWNET)?;
+/// Whether any link of `netns` but loopback has an address: those that a sandbox gets are taken
+/// from the host's side. Blocks.
+fn has_addresses(netns: &OwnedFd) -> Result<bool> {
+    let look = || {
         Ok(getifaddrs()?.any(|link| {
             let address = link.address.as_ref();
             let v4 = address
@@ -286,10 +334,7 @@ fn has_addresses(netns: OwnedFd) -> Result<bool> {
                 .is_some_and(|ip| !ip.is_loopback() && !is_link_local(ip))
         }))
     };
-    let found = std::thread::spawn(look).join();
-    let found: std::io::Result<bool> =
-        found.unwrap_or_else(|_| Err(std::io::Error::other("the thread in it panicked")));
-    found.map_err(Error::io("look into", Path::new("the network")))
+    in_netns(netns.as_fd(), look).map_err(Error::io("look into", Path::new("the network")))
 }
 
 /// Whether the kernel gives such an address to a link by itself.

@@ -12,7 +12,7 @@ use std::{
     io::{self, Write as _},
     path::{Component, Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::error::{Error, Result};
@@ -21,9 +21,15 @@ use crate::error::{Error, Result};
 const REMOVE_TRIES: u32 = 50;
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
-/// How often a cgroup is looked at until nothing is in it any more: what is moved makes its
-/// children elsewhere.
-const MOVE_ROUNDS: u32 = 50;
+/// How long a cgroup is looked at until nothing is in it any more: what is moved makes its
+/// children elsewhere, but one that is on its way out stays where it is.
+const MOVE_TIME: Duration = Duration::from_secs(2);
+
+/// Rounds of that without a pause.
+const MOVE_ROUNDS: u32 = 3;
+
+/// Pause between later rounds.
+const MOVE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Where cgroup file systems are mounted.
 pub const MOUNT: &str = "/sys/fs/cgroup";
@@ -350,6 +356,7 @@ impl Cgroup {
     /// # Errors
     /// When a process cannot be moved, or ever more appear.
     pub fn take_all(&self, from: &Self) -> Result<()> {
+        let until = Instant::now() + MOVE_TIME;
         for hierarchy in self.hierarchies() {
             let procs = |cgroup: &Self| hierarchy.join(&cgroup.path).join("cgroup.procs");
             let (source, target) = (procs(from), procs(self));
@@ -362,10 +369,13 @@ impl Cgroup {
                 if pids.is_empty() {
                     break;
                 }
-                rounds += 1;
-                if rounds > MOVE_ROUNDS {
+                if Instant::now() > until {
                     let words = io::Error::other("ever more processes appear in it");
                     return Err(Error::io("empty", &source)(words));
+                }
+                rounds += 1;
+                if rounds > MOVE_ROUNDS {
+                    thread::sleep(MOVE_PAUSE);
                 }
                 move_to(&target, &pids).map_err(Error::io("write", &target))?;
             }

@@ -3,8 +3,8 @@
 //! A client of the sentry's control socket, for the calls whose wire form has stayed the same
 //! in runsc's releases since 2023 (gVisor `runsc/boot/controller.go`).
 //!
-//! What sets up containers or networks is not here: those calls change from release to
-//! release, and the command line is their stable face. See `wire.rs` for how a call is made and
+//! What sets up containers or networks changes from release to release, and the command line is
+//! its stable face; the module `network` knows some releases better. See `wire.rs` for how a call is made and
 //! why its peer is not trusted.
 
 mod wire;
@@ -369,7 +369,17 @@ impl Client {
             .await
     }
 
-    async fn order<A: Serialize>(
+    /// Starts the root container, whose sandbox has its network.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn start_root(&self, container: &str) -> Result<()> {
+        self.order("containerManager.StartRoot", &container, &[])
+            .await
+    }
+
+    /// A call without a result.
+    pub(crate) async fn order<A: Serialize>(
         &self,
         method: &str,
         arg: &A,

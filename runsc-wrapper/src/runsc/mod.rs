@@ -15,7 +15,7 @@ mod tests;
 use std::{
     collections::HashMap,
     io,
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -33,6 +33,7 @@ use crate::{
     cli::{self, Cli},
     command::Cover,
     control::{ControlError, RuntimeState, Target},
+    network::{Network, StartWay},
     reap,
     sandbox::{Answer, Paused, Sandbox},
     state::{self, State},
@@ -153,6 +154,58 @@ impl Runsc {
         });
         // Two may learn at the same time; all must use the same.
         Ok(Some(known.entry(id.clone()).or_insert(container).clone()))
+    }
+
+    /// Starts a sandbox's root container by a command that sees `netns` as the sandbox's own.
+    async fn start_covered(&self, container: &Container, netns: BorrowedFd<'_>) -> Result<()> {
+        let id = &container.id;
+        let cover = Cover::new(container.sandbox.pid(), netns)
+            .map_err(|e| cli::io_error(&format!("give {id} its network"), e))?;
+        let call = self.cli.call("start", id.as_str())?;
+        call.deadline(self.cli.config.deadlines.start)
+            .cover(cover)
+            .stdio(Stdio::default())
+            .id()
+            .run()
+            .await?;
+        Ok(())
+    }
+
+    /// Starts a sandbox's root container over its control socket. Returns `false` where that way
+    /// is closed, or the network is one that only the command can give; nothing was done then.
+    async fn start_by_socket(
+        &self,
+        container: &Arc<Container>,
+        netns: BorrowedFd<'_>,
+    ) -> Result<bool> {
+        let id = container.id.clone();
+        let failed = |e: io::Error| cli::io_error(&format!("start {id} on its network"), e);
+        let refused = |e: ControlError| failed(io::Error::other(e));
+        let Some(client) = container.sandbox.client().await else {
+            return Ok(false);
+        };
+        let netns = netns.try_clone_to_owned().map_err(failed)?;
+        let network = match blocking(move || Network::of(netns.as_fd())).await {
+            Ok(network) => network,
+            Err(e) => {
+                log::info!("{id} is started by command: {e}");
+                return Ok(false);
+            }
+        };
+        network.give(&client).await.map_err(refused)?;
+        blocking(move || network.take_addresses())
+            .await
+            .map_err(failed)?;
+        client.start_root(id.as_str()).await.map_err(refused)?;
+        let root = self.root().to_owned();
+        let (noted, pid) = (id.clone(), container.sandbox.pid());
+        let wanted = blocking(move || state::set_running(&root, &noted)).await;
+        if let Some(score) = wanted.map_err(failed)?
+            && let Err(e) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+        {
+            log::warn!("{id}: oom_score_adj stays as it is: {e}");
+        }
+        Ok(true)
     }
 
     /// Removes what a `create` that failed with `error` may have left.
@@ -278,17 +331,16 @@ impl Runtime for Runsc {
         Ok(())
     }
 
-    async fn start_on_network(&self, id: &ContainerId, netns: BorrowedFd<'_>) -> Result<()> {
+    async fn start_on_network(
+        &self,
+        id: &ContainerId,
+        netns: BorrowedFd<'_>,
+        way: StartWay,
+    ) -> Result<()> {
         let container = self.container("start", id)?;
-        let cover = Cover::new(container.sandbox.pid(), netns)
-            .map_err(|e| cli::io_error(&format!("give {id} its network"), e))?;
-        let call = self.cli.call("start", id.as_str())?;
-        call.deadline(self.cli.config.deadlines.start)
-            .cover(cover)
-            .stdio(Stdio::default())
-            .id()
-            .run()
-            .await?;
+        if way == StartWay::Command || !self.start_by_socket(&container, netns).await? {
+            self.start_covered(&container, netns).await?;
+        }
         container.started.send_replace(true);
         Ok(())
     }
@@ -594,6 +646,13 @@ impl Runsc {
             sandbox.ends_within(SANDBOX_END).await;
         }
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(io::Error::other)?
 }
 
 async fn resume(cli: &Cli, container: &Container) -> Result<()> {

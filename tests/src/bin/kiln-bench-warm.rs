@@ -80,6 +80,9 @@ async fn run() -> Result<()> {
     .map(|figure| compared(figure, "ms", &samples))
     .collect();
     figures.extend(of_the_agent(&node).await?);
+        complain(&l);
+    }
+    figures.extend(steps(&node.log_lines("adopted warm-")?));
     print(&figures);
     let dir = tools::target_dir()?.join("bench");
     fs::create_dir_all(&dir)?;
@@ -137,6 +140,20 @@ async fn of_the_agent(node: &Node) -> Result<Vec<Value>> {
             report.held_bytes as f64 / f64::from(class.ready.max(1)) / 1e6,
         ),
     ])
+}
+
+/// What the shims say of the steps of adoptions.
+fn steps(lines: &[String]) -> Vec<Value> {
+    let mut all: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for word in lines.iter().flat_map(|line| line.split([' ', '"'])) {
+        if let Some((step, micros)) = word.split_once('=')
+            && let Ok(micros) = micros.parse::<f64>()
+        {
+            all.entry(step.to_owned()).or_default().push(micros / 1e3);
+        }
+    }
+    let figure = |(step, samples): (&String, &Vec<f64>)| json!({"figure": format!("- {step}"), "unit": "ms", "ours": median(samples)});
+    all.iter().map(figure).collect()
 }
 
 fn compared(figure: &str, unit: &str, samples: &Samples) -> Value {
