@@ -26,8 +26,10 @@ build: ## The shim and pause as they are installed, static and small, in target/
 	cp target/$(TARGET)/small/kiln-pause target/small/kiln-pause
 
 .PHONY: guest
-guest: ## Build the static program that test images are made of
+guest: ## Build the static programs that tests run in Pods
 	$(CARGO) rustc -p kiln-guest $(STATIC) -C relocation-model=static
+	$(CARGO) rustc -p kiln-probe $(STATIC) -C relocation-model=static
+	mkdir -p target/small && cp target/$(TARGET)/small/kiln-probe target/small/kiln-probe
 
 .PHONY: demo-node
 demo-node: deps build guest ## Run Pods in gVisor on a private containerd, and show what happens

@@ -62,6 +62,8 @@ pub(crate) struct Booter {
     store: Store,
     /// Parent of the sandboxes' cgroups.
     cgroup: String,
+    /// Whether sentries read their root file system from an image, without a gofer.
+    from_image: bool,
 }
 
 impl Booter {
@@ -70,7 +72,14 @@ impl Booter {
             runtime,
             store,
             cgroup,
+            from_image: false,
         }
+    }
+
+    /// The same with sandboxes that have no gofer.
+    pub(crate) fn with_image(mut self) -> Self {
+        self.from_image = true;
+        self
     }
 
     /// Boots a sandbox of `shape`, up to where it can be handed out.
@@ -86,10 +95,12 @@ impl Booter {
 
     async fn make(&self, id: &ContainerId, shape: &Shape) -> Result<Warm> {
         let (store, rootfs, name) = (self.store.clone(), self.store.rootfs(), id.clone());
+        let image = self.from_image.then(|| self.store.image());
         let (wanted, cgroup) = (shape.clone(), spec::cgroup_of(&self.cgroup, id.as_str()));
         let bundle = blocking("make the bundle of a warm sandbox", move || {
             let bundle = store.make(name.as_str())?;
-            spec::write(&bundle, &name, &wanted, &rootfs, &cgroup)?;
+            let root = (rootfs.as_path(), image.as_deref());
+            spec::write(&bundle, &name, &wanted, root, &cgroup)?;
             Ok(bundle)
         })
         .await?;

@@ -75,6 +75,27 @@ struct Active {
     way: StartWay,
 }
 
+/// Finds the best way that works, where the runtime is one for which `known` might.
+async fn best_way(
+    booter: Booter,
+    shape: &Shape,
+    known: StartWay,
+) -> Result<(Booter, StartWay), BootError> {
+    let image = booter.clone().with_image();
+    let mut ways = vec![(image.clone(), known)];
+    if known != StartWay::Command {
+        ways.push((image, StartWay::Command));
+    }
+    for (booter, way) in ways {
+        match booter.trial(shape, way).await {
+            Ok(()) => return Ok((booter, way)),
+            Err(e) => warn!("adoption from an image, way {way:?}: {e}"),
+        }
+    }
+    booter.trial(shape, StartWay::Command).await?;
+    Ok((booter, StartWay::Command))
+}
+
 /// What one look at the pool says should be done.
 enum Step {
     Boot(Active, Shape),
@@ -425,9 +446,10 @@ impl Keeper {
     }
 
     async fn take_up(&self, runtime: Runtime) -> Result<Active, TakeUp> {
-        let (rootfs, pause) = (self.store.rootfs(), self.config.pause.clone());
+        let (rootfs, image) = (self.store.rootfs(), self.store.image());
+        let pause = self.config.pause.clone();
         let what = format!("install {}", pause.display());
-        blocking(&what, move || spec::write_rootfs(&rootfs, &pause)).await?;
+        blocking(&what, move || spec::write_rootfs(&rootfs, &image, &pause)).await?;
         let booter = self.booter(&runtime);
         let blank = Class {
             name: "trial".to_owned(),
@@ -438,7 +460,8 @@ impl Keeper {
         };
         let version = booter.version().await?;
         let shape = runtime.shape(&blank)?;
-        let way = self.try_ways(&booter, &shape, &version, &runtime).await?;
+        let known = runsc_wrapper::known(&version, &runtime.config.flags);
+        let (booter, way) = best_way(booter, &shape, known).await?;
         let active = Active {
             runtime,
             booter,
@@ -450,24 +473,6 @@ impl Keeper {
         state.problem.clear();
         state.want()?;
         Ok(active)
-    }
-
-    /// Finds the best way that works.
-    async fn try_ways(
-        &self,
-        booter: &Booter,
-        shape: &Shape,
-        version: &str,
-        runtime: &Runtime,
-    ) -> Result<StartWay, BootError> {
-        if runsc_wrapper::known(version, &runtime.config.flags) == StartWay::Control {
-            match booter.trial(shape, StartWay::Control).await {
-                Ok(()) => return Ok(StartWay::Control),
-                Err(e) => warn!("{version} is not as it was known: {e}"),
-            }
-        }
-        booter.trial(shape, StartWay::Command).await?;
-        Ok(StartWay::Command)
     }
 
     /// How sandboxes that are handed out now are to be started.

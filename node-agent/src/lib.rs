@@ -9,6 +9,7 @@
 
 mod boot;
 pub mod config;
+mod erofs;
 pub mod http;
 pub mod keeper;
 pub mod kube;

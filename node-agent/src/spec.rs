@@ -13,6 +13,8 @@ use kiln_agent_api::Shape;
 use runsc_wrapper::ContainerId;
 use serde_json::{Value, json};
 
+use crate::erofs;
+
 /// Weight of a warm sandbox's CPU time beside a container's 1024, in v1's shares: booting must
 /// not slow what runs.
 const CPU_SHARES: u32 = 32;
@@ -47,12 +49,13 @@ pub(crate) fn blank() -> Value {
     })
 }
 
-/// Writes the bundle of sandbox `id` into `dir`. Blocks.
+/// Writes the bundle of sandbox `id` into `dir`. The sentry reads `image`, if there is one, in
+/// place of `rootfs` (gVisor `runsc/boot/mount_hints.go`). Blocks.
 pub(crate) fn write(
     dir: &Path,
     id: &ContainerId,
     shape: &Shape,
-    rootfs: &Path,
+    (rootfs, image): (&Path, Option<&Path>),
     cgroup: &str,
 ) -> io::Result<()> {
     let mut spec = blank();
@@ -63,22 +66,33 @@ pub(crate) fn write(
         "io.kubernetes.cri.container-type": "sandbox",
         "io.kubernetes.cri.sandbox-id": id.as_str(),
     });
+    if let Some(image) = image {
+        spec["annotations"]["dev.gvisor.spec.rootfs.source"] = image.to_string_lossy().into();
+        spec["annotations"]["dev.gvisor.spec.rootfs.type"] = "erofs".into();
+    }
     fs::write(dir.join("config.json"), spec.to_string())
 }
 
-/// Makes the root file system of warm sandboxes at `rootfs`, anew if the program has changed.
-/// Blocks.
-pub(crate) fn write_rootfs(rootfs: &Path, pause: &Path) -> io::Result<()> {
+/// Makes the root file system of warm sandboxes, as a directory at `rootfs` and as an image, anew
+/// if the program has changed. Blocks.
+pub(crate) fn write_rootfs(rootfs: &Path, image: &Path, pause: &Path) -> io::Result<()> {
+    const DIRS: [&str; 5] = ["dev", "etc", "proc", "sys", "tmp"];
     let program = fs::read(pause)?;
-    for dir in ["", "proc", "dev", "sys", "tmp", "etc"] {
+    fs::create_dir_all(rootfs)?;
+    for dir in DIRS {
         fs::create_dir_all(rootfs.join(dir))?;
     }
-    let target = rootfs.join("pause");
-    if fs::read(&target).is_ok_and(|old| old == program) {
+    replace(&rootfs.join("pause"), &program)?;
+    replace(image, &erofs::image(&DIRS, "pause", &program)?)
+}
+
+/// Puts another file in the place of one with other content: sandboxes keep what they have.
+fn replace(target: &Path, content: &[u8]) -> io::Result<()> {
+    if fs::read(target).is_ok_and(|old| old == content) {
         return Ok(());
     }
-    let new = rootfs.join(".new");
-    fs::write(&new, program)?;
+    let new = target.with_extension("new");
+    fs::write(&new, content)?;
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
     fs::rename(new, target)
 }

@@ -96,6 +96,11 @@ impl Store {
         self.root.join("rootfs")
     }
 
+    /// The same as an image that sentries read by themselves.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.root.join("rootfs.erofs")
+    }
+
     /// Makes file and bundle of a sandbox that is to boot. Blocks.
     pub(crate) fn make(&self, id: &str) -> io::Result<PathBuf> {
         fs::File::create_new(self.file(Place::Booting, id))?;

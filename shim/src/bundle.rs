@@ -307,6 +307,7 @@ impl Spec {
         }
         if kind == RuntimeKind::Runsc {
             self.stop_propagation_to_the_host();
+            self.keep_devices_of_the_host_out();
         }
         if let Some(lowest) = lowest_oom_score_adj() {
             self.raise_oom_score_adj(lowest);
@@ -364,6 +365,25 @@ impl Spec {
         }
     }
 
+    /// runsc opens a device node that it finds in a volume, and so hands out the host's device.
+    /// Whatever is mounted from the host may hold such nodes; none is to be opened.
+    fn keep_devices_of_the_host_out(&mut self) {
+        let mounts = self.0.get_mut("mounts").and_then(Value::as_array_mut);
+        for mount in mounts.into_iter().flatten() {
+            // What hides a file is a node that there is in every sandbox anyway.
+            if !is_bind(mount) || mount["source"] == "/dev/null" {
+                continue;
+            }
+            match mount.get_mut("options").and_then(Value::as_array_mut) {
+                Some(options) => {
+                    options.retain(|option| option != "dev");
+                    options.push("nodev".into());
+                }
+                None => mount["options"] = json!(["bind", "nodev"]),
+            }
+        }
+    }
+
     /// A process without CAP_SYS_RESOURCE cannot go below its own value, and runtimes take the
     /// refusal for fatal.
     fn raise_oom_score_adj(&mut self, lowest: i64) {
@@ -374,6 +394,12 @@ impl Spec {
             *adj = lowest.into();
         }
     }
+}
+
+fn is_bind(mount: &Value) -> bool {
+    let options = mount.get("options").and_then(Value::as_array);
+    let mut options = options.into_iter().flatten();
+    mount["type"] == "bind" || options.any(|o| o == "bind" || o == "rbind")
 }
 
 fn slave(option: &mut Value) {
@@ -577,6 +603,31 @@ mod tests {
         assert_eq!(
             spec(json!({"annotations": {SANDBOX_MEMORY: "0"}})).pod_limits(),
             Limits::default()
+        );
+    }
+
+    #[test]
+    fn devices_in_volumes_are_not_opened() {
+        let mut spec = spec(json!({"mounts": [
+            {"destination": "/a", "type": "bind", "source": "/v", "options": ["rbind", "rw", "dev"]},
+            {"destination": "/b", "source": "/v", "options": ["bind"]},
+            {"destination": "/c", "type": "bind", "source": "/v"},
+            {"destination": "/d", "type": "bind", "source": "/dev/null", "options": ["bind"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]},
+        ]}));
+        spec.keep_devices_of_the_host_out();
+        let options: Vec<_> = (0..5)
+            .map(|n| spec.0["mounts"][n]["options"].clone())
+            .collect();
+        assert_eq!(
+            json!(options),
+            json!([
+                ["rbind", "rw", "nodev"],
+                ["bind", "nodev"],
+                ["bind", "nodev"],
+                ["bind"],
+                ["nosuid"]
+            ])
         );
     }
 }

@@ -355,6 +355,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// When a process cannot be moved, or ever more appear.
+    #[expect(clippy::disallowed_methods, reason = "for threads that may block")]
     pub fn take_all(&self, from: &Self) -> Result<()> {
         let until = Instant::now() + MOVE_TIME;
         for hierarchy in self.hierarchies() {

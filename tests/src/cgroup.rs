@@ -136,6 +136,18 @@ impl Cgroup {
         } else {
             "memory.limit_in_bytes"
         };
+        self.pod_with(name, "memory", limit, memory)
+    }
+
+    /// The same, limited to `pids` processes and threads.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn pod_of_few(&self, name: &str, pids: i64) -> Result<String> {
+        self.pod_with(name, "pids", "pids.max", pids)
+    }
+
+    fn pod_with(&self, name: &str, controller: &str, file: &str, value: i64) -> Result<String> {
         let levels = format!("{}/kubepods/{name}", self.name);
         for hierarchy in hierarchies() {
             let mut dir = hierarchy.clone();
@@ -145,8 +157,8 @@ impl Cgroup {
                     make(&dir)?;
                 }
             }
-            if is_v2() || hierarchy.ends_with("memory") {
-                fs::write(dir.join(limit), memory.to_string())
+            if is_v2() || hierarchy.ends_with(controller) {
+                fs::write(dir.join(file), value.to_string())
                     .with_context(|| format!("limit {}", dir.display()))?;
             }
         }

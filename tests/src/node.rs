@@ -56,6 +56,8 @@ pub struct NodeOpts {
     pub runsc: Option<PathBuf>,
     /// Another shim than the one of this workspace.
     pub shim: Option<PathBuf>,
+    /// Annotations of Pods that containerd passes on to runtimes, as patterns: usually none.
+    pub pod_annotations: Vec<String>,
     /// Level of containerd's log; `debug` has the shims log more, too.
     pub log_level: String,
 }
@@ -68,6 +70,7 @@ impl Default for NodeOpts {
             runsc_flags: Vec::new(),
             runsc: None,
             shim: None,
+            pod_annotations: Vec::new(),
             log_level: "info".to_owned(),
         }
     }
@@ -342,6 +345,16 @@ impl Node {
     /// The end of containerd's log, in which those of the shims are.
     pub fn log(&self) -> String {
         process::tail(&self.place.log())
+    }
+
+    /// The lines of that log with `words` in them.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn log_lines(&self, words: &str) -> Result<Vec<String>> {
+        let log = std::fs::read_to_string(self.place.log())?;
+        let lines = log.lines().filter(|line| line.contains(words));
+        Ok(lines.map(str::to_owned).collect())
     }
 
     /// Waits until nothing on the node bears `id` any more.

@@ -455,6 +455,15 @@ pub struct Container<'p, 'n> {
 }
 
 impl<'p, 'n> Container<'p, 'n> {
+    /// The container `id` of a Pod, of which the log is not known.
+    pub fn found(pod: &'p Pod<'n>, id: &str) -> Self {
+        Self {
+            pod,
+            id: id.to_owned(),
+            log: pod.log_dir.clone(),
+        }
+    }
+
     /// Its id.
     pub fn id(&self) -> &str {
         &self.id

@@ -121,6 +121,20 @@ pub fn pause() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The program that tries to get out of the sandbox that it is run in, which is static.
+///
+/// # Errors
+/// When it is not built.
+pub fn probe() -> Result<PathBuf> {
+    let path = target_dir()?.join("small/kiln-probe");
+    ensure!(
+        path.is_file(),
+        "{} is not built: run `make guest`",
+        path.display()
+    );
+    Ok(path)
+}
+
 /// The shim of this workspace as it is installed on nodes: `$KILN_SHIM`, else the one that was
 /// built with profile `small`.
 ///

@@ -57,6 +57,16 @@ impl ControlPlane {
     /// # Errors
     /// When something does not come up; with the end of its log.
     pub async fn start() -> Result<Self> {
+        let plane = Self::bare().await?;
+        plane.install_definitions().await?;
+        Ok(plane)
+    }
+
+    /// Starts one with nothing in it.
+    ///
+    /// # Errors
+    /// When something does not come up; with the end of its log.
+    pub async fn bare() -> Result<Self> {
         let place = Place::new()?;
         let pki = Pki::new(&place.dir().join("pki"))?;
         let [port, etcd_port, peer_port] = free_ports()?;
@@ -89,7 +99,6 @@ impl ControlPlane {
         };
         plane.start_apiserver().await?;
         plane.others.push(plane.start_controller_manager()?);
-        plane.install_definitions().await?;
         Ok(plane)
     }
 
@@ -179,6 +188,8 @@ impl ControlPlane {
             format!("--service-account-signing-key-file={}", file("sa", "key")),
             format!("--service-cluster-ip-range={SERVICES}"),
             "--authorization-mode=RBAC".to_owned(),
+            // As clusters have it; who may is for admission to say.
+            "--allow-privileged=true".to_owned(),
             // Nobody makes service accounts here.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--endpoint-reconciler-type=none".to_owned(),
@@ -199,7 +210,9 @@ impl ControlPlane {
 
     fn start_controller_manager(&self) -> Result<Background> {
         let controllers = "namespace-controller,garbage-collector-controller,\
-                           persistentvolumeclaim-protection-controller,resourcequota-controller";
+                           persistentvolumeclaim-protection-controller,\
+                           resourcequota-controller,deployment-controller,\
+                           replicaset-controller,daemonset-controller";
         let [port] = free_ports()?;
         let args = [
             format!("--kubeconfig={}", self.kubeconfig.display()),

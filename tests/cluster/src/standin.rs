@@ -123,12 +123,15 @@ impl Shared {
             };
         }
         if !is_bound {
-            let number = self.pods.fetch_add(1, Ordering::Relaxed);
+            let node = wanted_node(pod).unwrap_or_else(|| {
+                let number = self.pods.fetch_add(1, Ordering::Relaxed);
+                format!("node-{}", number % NODES)
+            });
             let binding = json!({
                 "apiVersion": "v1",
                 "kind": "Binding",
                 "metadata": {"name": name},
-                "target": {"kind": "Node", "name": format!("node-{}", number % NODES)},
+                "target": {"kind": "Node", "name": node},
             });
             let params = PostParams::default();
             let bound = api.create_subresource::<_, Value>("binding", &name, &params, &binding);
@@ -140,6 +143,26 @@ impl Shared {
         let number = self.pods.fetch_add(1, Ordering::Relaxed);
         set(&api, &name, running(fate, number)).await
     }
+}
+
+/// The node that the Pod of a DaemonSet is for.
+fn wanted_node(pod: &Pod) -> Option<String> {
+    let affinity = pod
+        .spec
+        .as_ref()?
+        .affinity
+        .as_ref()?
+        .node_affinity
+        .as_ref()?;
+    let required = affinity
+        .required_during_scheduling_ignored_during_execution
+        .as_ref()?;
+    let fields = required
+        .node_selector_terms
+        .iter()
+        .filter_map(|t| t.match_fields.as_ref());
+    let name = fields.flatten().find(|f| f.key == "metadata.name")?;
+    name.values.as_ref()?.first().cloned()
 }
 
 async fn set(api: &Api<Pod>, name: &str, status: Value) -> kube::Result<()> {

@@ -37,6 +37,9 @@ const CRI_TOOLS: &str = "gcr.io/k8s-staging-cri-tools";
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Directory of the host that image `kiln-hostile` reaches for.
+pub const OUTSIDE: &str = "/tmp/kiln-outside";
+
 /// The program of the image `python-runtime-sandbox`.
 const PYTHON_RUNTIME: &[u8] = include_bytes!("python_runtime.py");
 
@@ -143,6 +146,8 @@ impl Shelf {
             running(["sh"]),
         )?;
 
+        self.hostile(parts)?;
+
         let layers = vec![base.clone(), guest_as("usr/sbin/nginx", parts)?];
         self.add(
             "nginx",
@@ -171,6 +176,28 @@ impl Shelf {
             self.python_runtime(parts, layers, config)?;
         }
         Ok(())
+    }
+
+    /// An image that wants what is mounted into it to land on the host, in `OUTSIDE`.
+    fn hostile(&mut self, parts: &Parts<'_>) -> Result<(), CatalogueError> {
+        let up = "../".repeat(16) + OUTSIDE.trim_start_matches('/');
+        let mut layer = LayerBuilder::new();
+        // What every container gets mounted.
+        layer.symlink("etc/resolv.conf", &format!("{up}/resolv.conf"))?;
+        layer.symlink("etc/hosts", &format!("{OUTSIDE}/hosts"))?;
+        layer.symlink("etc/hostname", &format!("{up}/hostname"))?;
+        // What a Pod asks to be mounted over.
+        layer.symlink("mnt/up", &up)?;
+        layer.symlink("mnt/absolute", OUTSIDE)?;
+        layer.symlink("mnt/proc", &format!("/proc/1/root{OUTSIDE}"))?;
+        layer.file("bin/suid", 0o4755, &parts.guest.bytes)?;
+        let layers = vec![self.base.clone(), layer.finish(parts.cache)?];
+        self.add(
+            "kiln-hostile",
+            named(DOCKER, "kiln-hostile", &["latest"])?,
+            layers,
+            running(["sh"]),
+        )
     }
 
     /// What answers over HTTP in the sandboxes of agent-sandbox's examples.

@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use tokio::net::TcpListener;
 
 pub use cache::Cache;
-pub use catalogue::CatalogueError;
+pub use catalogue::{CatalogueError, OUTSIDE};
 pub use digest::{Digest, NotADigest};
 pub use image::{Blob, Config, Empty, Image, architecture};
 pub use layer::{Attributes, Layer, LayerBuilder, LayerError};

@@ -80,8 +80,6 @@ async fn run() -> Result<()> {
     .map(|figure| compared(figure, "ms", &samples))
     .collect();
     figures.extend(of_the_agent(&node).await?);
-        complain(&l);
-    }
     figures.extend(steps(&node.log_lines("adopted warm-")?));
     print(&figures);
     let dir = tools::target_dir()?.join("bench");

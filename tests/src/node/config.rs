@@ -178,9 +178,10 @@ state = "{state}"
             handler.name
         );
         text += &format!(
-            "{table}]\n  runtime_type = \"{}\"\n  runtime_path = \"{}\"\n",
+            "{table}]\n  runtime_type = \"{}\"\n  runtime_path = \"{}\"\n  pod_annotations = {passed:?}\n  container_annotations = {passed:?}\n",
             handler.runtime_type,
-            handler.shim.display()
+            handler.shim.display(),
+            passed = opts.pod_annotations,
         );
         text += &match &handler.config {
             Some((path, _)) => format!(

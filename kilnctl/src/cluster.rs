@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The cluster: requests, what its refusals mean for people, and what one may do there.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::{Context, Error, Result, anyhow, bail};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use crate::{
+    args::Connection,
+    manifests::{Kind, MANAGED_BY, MANAGER, Manifest},
+};
+
+/// How long the apiserver may take to let us in, and to answer.
+const CONNECT: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// Requests that are under way at a time.
+pub(crate) const AT_ONCE: usize = 8;
+
+/// Objects in one answer to a list.
+const PAGE: u32 = 500;
+
+/// A connection.
+pub(crate) struct Cluster {
+    client: Client,
+    server: String,
+}
+
+/// What one may have to do.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Right {
+    pub(crate) verb: &'static str,
+    group: &'static str,
+    plural: &'static str,
+    pub(crate) namespace: Option<String>,
+}
+
+impl Right {
+    /// To do `verb` to objects of `kind`, in all namespaces where none is named.
+    pub(crate) fn new(verb: &'static str, kind: &Kind, namespace: Option<&str>) -> Self {
+        Self {
+            verb,
+            group: kind.group,
+            plural: kind.plural,
+            namespace: namespace.map(str::to_owned),
+        }
+    }
+
+    fn words(&self) -> String {
+        let group = match self.group {
+            "" => String::new(),
+            group => format!(".{group}"),
+        };
+        let place = match &self.namespace {
+            Some(namespace) => format!(" in namespace {namespace}"),
+            None => String::new(),
+        };
+        format!("{} {}{group}{place}", self.verb, self.plural)
+    }
+}
+
+impl Cluster {
+    /// Connects, and asks whether anybody is there.
+    ///
+    /// # Errors
+    /// When there is no configuration, or nobody answers; with what to do.
+    pub(crate) async fn connect(connection: &Connection) -> Result<Self> {
+        let mut config = configuration(connection).await?;
+        config.connect_timeout = Some(CONNECT);
+        config.read_timeout = Some(ANSWER);
+        // Who waits for a cluster that is away wants to hear of it.
+        config.default_retry = false;
+        let cluster = Self {
+            server: config.cluster_url.to_string(),
+            client: Client::try_from(config).context("set up the connection")?,
+        };
+        let answer = cluster.client.apiserver_version().await;
+        answer.map_err(|e| cluster.explain(e))?;
+        Ok(cluster)
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Objects of a kind, in all namespaces where none is named.
+    pub(crate) fn api(&self, kind: &Kind, namespace: Option<&str>) -> Api<DynamicObject> {
+        let resource = kind.resource();
+        match namespace {
+            Some(namespace) => Api::namespaced_with(self.client(), namespace, &resource),
+            None => Api::all_with(self.client(), &resource),
+        }
+    }
+
+    /// An object, if it is there.
+    pub(crate) async fn find(&self, of: &Manifest) -> Result<Option<DynamicObject>> {
+        let api = self.api(of.kind, of.namespace.as_deref());
+        api.get_opt(&of.name).await.map_err(|e| self.explain(e))
+    }
+
+    /// Applies an object, and returns it as it is now.
+    pub(crate) async fn apply(&self, manifest: &Manifest, force: bool) -> Result<DynamicObject> {
+        let api = self.api(manifest.kind, manifest.namespace.as_deref());
+        let params = PatchParams {
+            force,
+            ..PatchParams::apply(MANAGER)
+        };
+        let applied = api
+            .patch(&manifest.name, &params, &Patch::Apply(&manifest.object))
+            .await;
+        applied
+            .map_err(|e| self.explain(e))
+            .with_context(|| format!("apply {}", manifest.title()))
+    }
+
+    /// All objects of a kind with such labels; none where the kind is not known.
+    pub(crate) async fn list(&self, kind: &Kind, labels: &str) -> Result<Vec<DynamicObject>> {
+        let api = self.api(kind, None);
+        let mut params = ListParams::default().labels(labels).limit(PAGE);
+        let mut all = Vec::new();
+        loop {
+            let page = match api.list(&params).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => return Ok(all),
+                page => page.map_err(|e| self.explain(e))?,
+            };
+            all.extend(page.items);
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// All objects of a kind that [`enable`](crate::enable) has made.
+    pub(crate) async fn list_ours(&self, kind: &Kind) -> Result<Vec<DynamicObject>> {
+        self.list(kind, &format!("{MANAGED_BY}={MANAGER}")).await
+    }
+
+    /// Has an object deleted after all that it owns. One that is gone is success.
+    pub(crate) async fn delete(
+        &self,
+        kind: &Kind,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<()> {
+        let api = self.api(kind, namespace);
+        match api.delete(name, &DeleteParams::foreground()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(e) => Err(self.explain(e)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Fails when one may not do all of this, with what is missing.
+    pub(crate) async fn require(&self, rights: BTreeSet<Right>) -> Result<()> {
+        let missing: Vec<Option<String>> = stream::iter(rights)
+            .map(|right| async move {
+                let may = self.may(&right).await?;
+                Ok::<_, Error>((!may).then(|| right.words()))
+            })
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await?;
+        let missing: Vec<String> = missing.into_iter().flatten().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "nothing was changed, because you may not:\n  {}\nAsk for these rights, or have \
+             somebody with the ClusterRole cluster-admin do it.",
+            missing.join("\n  ")
+        )
+    }
+
+    async fn may(&self, right: &Right) -> Result<bool> {
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(ResourceAttributes {
+                    verb: Some(right.verb.to_owned()),
+                    group: Some(right.group.to_owned()),
+                    resource: Some(right.plural.to_owned()),
+                    namespace: right.namespace.clone(),
+                    ..ResourceAttributes::default()
+                }),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
+            ..SelfSubjectAccessReview::default()
+        };
+        let api: Api<SelfSubjectAccessReview> = Api::all(self.client());
+        let answer = api.create(&PostParams::default(), &review).await;
+        let answer = answer.map_err(|e| self.explain(e))?;
+        Ok(answer.status.is_some_and(|status| status.allowed))
+    }
+
+    /// What an error means, and what to do about it.
+    pub(crate) fn explain(&self, error: kube::Error) -> Error {
+        let kube::Error::Api(status) = error else {
+            return anyhow!(error).context(format!(
+                "the apiserver at {} does not answer. Is the cluster up, and is it the one that \
+                 $KUBECONFIG, --kubeconfig and --context name?",
+                self.server
+            ));
+        };
+        match status.code {
+            401 => anyhow!(
+                "the apiserver at {} does not know you: renew the credentials in your kubeconfig",
+                self.server
+            ),
+            403 => anyhow!(
+                "{}. Ask for this right, or have somebody do it who has it.",
+                status.message
+            ),
+            409 => anyhow!(
+                "{}. Somebody else has changed the object; --take-over overrules them.",
+                status.message
+            ),
+            _ => anyhow!(status),
+        }
+    }
+}
+
+async fn configuration(connection: &Connection) -> Result<Config> {
+    let options = KubeConfigOptions {
+        context: connection.context.clone(),
+        ..KubeConfigOptions::default()
+    };
+    let hint = "find out which cluster: name a kubeconfig by $KUBECONFIG or --kubeconfig";
+    if let Some(file) = &connection.kubeconfig {
+        let kubeconfig = Kubeconfig::read_from(file).context(hint)?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+        return config.with_context(|| format!("use {}", file.display()));
+    }
+    if connection.context.is_some() {
+        return Config::from_kubeconfig(&options).await.context(hint);
+    }
+    Config::infer().await.context(hint)
+}

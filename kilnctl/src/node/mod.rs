@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! One node, seen from itself.
+
+mod facts;
+pub(crate) mod preflight;
+pub(crate) mod status;

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The files of `deploy/`, as others apply them.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use kiln_cluster::system::deploy;
+use serde_json::Value;
+
+use crate::env::{Env, NAMESPACE};
+
+/// Files of `deploy/` that are applied, by directory.
+const DIRS: [&str; 3] = ["crds", "base", "examples"];
+
+const OVERLAYS: [&str; 3] = ["base", "overlays/gke-standard", "overlays/kind-like"];
+
+/// Has the apiserver look at objects without making them. It knows every field, or says so.
+async fn check(env: &Env, file: &str, input: &str) -> Result<()> {
+    let apply = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--dry-run=server",
+        "--validate=strict",
+        "-f",
+        file,
+    ];
+    let said = env.plane.kubectl_with(&apply, input).await;
+    said.with_context(|| file.to_owned()).map(drop)
+}
+
+fn yaml_files(dir: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let path = entry?.path();
+        let is_manifest = path.extension().is_some_and(|e| e == "yaml")
+            && path.file_stem().is_some_and(|s| s != "kustomization");
+        if is_manifest {
+            files.push(path.display().to_string());
+        }
+    }
+    ensure!(!files.is_empty(), "no YAML in {}", dir.display());
+    Ok(files)
+}
+
+async fn kustomize(env: &Env, overlay: &str) -> Result<String> {
+    let dir = deploy().join(overlay).display().to_string();
+    env.plane.kubectl(&["kustomize", &dir]).await
+}
+
+pub(crate) async fn all_are_accepted_as_they_are(env: &Env) -> Result<()> {
+    // Namespace and kinds must be there, also for a look.
+    env.does("enable --wait=false").await?;
+    for dir in DIRS {
+        for file in yaml_files(&deploy().join(dir))? {
+            check(env, &file, "").await?;
+        }
+    }
+    for overlay in OVERLAYS {
+        let objects = kustomize(env, overlay).await?;
+        check(env, "-", &objects).await.context(overlay)?;
+    }
+    env.purge().await
+}
+
+pub(crate) async fn kustomize_has_the_same_objects(env: &Env) -> Result<()> {
+    let titles = |list: &Value| -> BTreeSet<String> {
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        let title = |o: &Value| format!("{} {}", o["kind"], o["metadata"]["name"]);
+        items.iter().map(title).collect()
+    };
+    env.plane
+        .kubectl(&["create", "namespace", NAMESPACE])
+        .await?;
+    let mut overlays = Vec::new();
+    for overlay in OVERLAYS {
+        let objects = kustomize(env, overlay).await?;
+        let apply = [
+            "apply",
+            "--server-side",
+            "--dry-run=server",
+            "-ojson",
+            "-f",
+            "-",
+        ];
+        let list: Value = serde_json::from_str(&env.plane.kubectl_with(&apply, &objects).await?)?;
+        overlays.push(titles(&list));
+    }
+    env.plane
+        .kubectl(&["delete", "namespace", NAMESPACE])
+        .await?;
+    env.does("enable --wait=false").await?;
+    let ours = env.objects("app.kubernetes.io/managed-by=kilnctl").await?;
+    let ours: BTreeSet<String> = ours
+        .iter()
+        .map(|o| {
+            let kind = o.types.as_ref().map_or("?", |t| &t.kind);
+            format!(
+                "{:?} {:?}",
+                kind,
+                o.metadata.name.as_deref().unwrap_or_default()
+            )
+        })
+        .filter(|title| !title.starts_with("\"CustomResourceDefinition\""))
+        // Made by Kubernetes for a Service, with its labels.
+        .filter(|title| !title.starts_with("\"Endpoint"))
+        .collect();
+    ensure!(overlays[0] == ours, "{:?}, not {ours:?}", overlays[0]);
+    ensure!(overlays[2] == ours, "{:?}, not {ours:?}", overlays[2]);
+    // GKE has the class already.
+    let class: BTreeSet<String> = ["\"RuntimeClass\" \"gvisor\"".to_owned()].into();
+    let lacks: BTreeSet<String> = ours.difference(&overlays[1]).cloned().collect();
+    ensure!(lacks == class, "{lacks:?}");
+    env.purge().await
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What `disable` takes away, and what stays.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use crate::env::{Env, NAMESPACE};
+
+const API: &str = "agents.x-k8s.io/v1beta1";
+const EXTENSIONS: &str = "extensions.agents.x-k8s.io/v1beta1";
+
+/// One of each kind of users', and the Pod of a Sandbox.
+async fn make_all(env: &Env) -> Result<()> {
+    let container = json!({"name": "c", "image": "pause"});
+    let template = json!({"podTemplate": {"spec": {"containers": [container]}}});
+    let object = |api: &str, kind: &str, spec: Value| {
+        json!({"apiVersion": api, "kind": kind,
+            "metadata": {"name": "mine", "namespace": "default"}, "spec": spec})
+    };
+    env.make(&[
+        object(EXTENSIONS, "SandboxTemplate", template.clone()),
+        object(
+            EXTENSIONS,
+            "SandboxWarmPool",
+            json!({"replicas": 1, "sandboxTemplateRef": {"name": "mine"}}),
+        ),
+        object(
+            EXTENSIONS,
+            "SandboxClaim",
+            json!({"warmPoolRef": {"name": "mine"}}),
+        ),
+        object(API, "Sandbox", template),
+        json!({"apiVersion": "node.agents.x-k8s.io/v1alpha1", "kind": "SandboxNode",
+            "metadata": {"name": "node-0"}, "spec": {}}),
+    ])
+    .await?;
+    // As the controller would have made it.
+    let sandbox = env.get("sandbox mine").await?;
+    env.make(&[json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "mine", "namespace": "default",
+            "labels": {"agents.x-k8s.io/sandbox-name-hash": "01234567"},
+            "ownerReferences": [{"apiVersion": API, "kind": "Sandbox", "name": "mine",
+                "uid": sandbox["metadata"]["uid"], "controller": true, "blockOwnerDeletion": true}],
+        },
+        "spec": {"containers": [container]},
+    })])
+    .await
+}
+
+const MINE: &str = "sandboxtemplate,sandboxwarmpool,sandboxclaim,sandbox,pod";
+
+async fn uids(env: &Env) -> Result<Vec<Value>> {
+    let mine = env.get(MINE).await?;
+    let items = mine["items"].as_array().cloned().unwrap_or_default();
+    Ok(items.iter().map(|o| o["metadata"]["uid"].clone()).collect())
+}
+
+pub(crate) async fn what_users_made_stays(env: &Env) -> Result<()> {
+    env.does("enable").await?;
+    make_all(env).await?;
+    let before = uids(env).await?;
+    ensure!(before.len() == 5, "{before:?}");
+    let said = env.does("disable").await?;
+    ensure!(said.contains("Agent Sandbox is disabled"), "{said}");
+    ensure!(
+        uids(env).await? == before,
+        "something of users' has changed"
+    );
+    for gone in [
+        "deployments,daemonsets,pods,configmaps,services,roles,rolebindings -l app.kubernetes.io/part-of=kiln -n",
+        "serviceaccounts -l app.kubernetes.io/part-of=kiln -n",
+    ] {
+        ensure!(
+            !env.is_there(&format!("{gone} {NAMESPACE}")).await?,
+            "{gone}"
+        );
+    }
+    for gone in [
+        "runtimeclass gvisor",
+        "clusterrole kiln-node-agent",
+        "clusterrolebinding agent-sandbox-controller",
+        "sandboxnode node-0",
+    ] {
+        ensure!(!env.is_there(gone).await?, "{gone}");
+    }
+    let status = env.kilnctl("status --format value").await?;
+    ensure!(
+        (status.text().as_str(), status.code()) == ("False\n", 1),
+        "{status:?}"
+    );
+    let said = env.does("disable").await?;
+    ensure!(said.contains("nothing was there"), "{said}");
+    // And back, with what was kept.
+    env.does("enable").await?;
+    ensure!(
+        uids(env).await? == before,
+        "something of users' has changed"
+    );
+    env.purge().await
+}
+
+pub(crate) async fn purged_is_everything(env: &Env) -> Result<()> {
+    let before = env.everything().await?;
+    env.does("enable").await?;
+    make_all(env).await?;
+    // Somebody has made something in our namespace.
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "theirs", "namespace": NAMESPACE}});
+    env.make(&[map]).await?;
+    let said = env.does("disable --purge").await?;
+    ensure!(said.contains("Agent Sandbox is gone"), "{said}");
+    env.until_only(&before).await?;
+    let said = env.does("disable --purge").await?;
+    ensure!(said.contains("nothing was there"), "{said}");
+    // A finalizer that nobody takes away is waited for, and named.
+    env.does("enable --wait=false").await?;
+    make_all(env).await?;
+    let hold = r#"{"metadata":{"finalizers":["somebody.example/holds"]}}"#;
+    env.plane
+        .kubectl(&["patch", "sandboxclaim", "mine", "--type=merge", "-p", hold])
+        .await?;
+    env.refuses(
+        "disable --purge --timeout 3s",
+        &[
+            "SandboxClaim default/mine",
+            "held by somebody.example/holds",
+        ],
+    )
+    .await?;
+    let free = r#"{"metadata":{"finalizers":null}}"#;
+    env.plane
+        .kubectl(&["patch", "sandboxclaim", "mine", "--type=merge", "-p", free])
+        .await?;
+    env.purge().await?;
+    env.until_only(&before).await
+}
+
+pub(crate) async fn somebody_elses_objects_are_not_purged(env: &Env) -> Result<()> {
+    env.does("enable --wait=false").await?;
+    make_all(env).await?;
+    let label = "app.kubernetes.io/managed-by";
+    let definition = "sandboxes.agents.x-k8s.io";
+    env.plane
+        .kubectl(&["label", "crd", definition, &format!("{label}-")])
+        .await?;
+    let before = uids(env).await?;
+    env.refuses("disable --purge", &["nothing was changed", definition])
+        .await?;
+    ensure!(uids(env).await? == before, "something is gone");
+    env.plane
+        .kubectl(&["label", "crd", definition, &format!("{label}=kilnctl")])
+        .await?;
+    env.purge().await
+}

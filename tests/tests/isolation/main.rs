@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Isolation: what somebody in a sandbox tries, and what a sandbox looks like from outside. Cases
+//! are named by the rows of the table in docs/security.md, and run in Pods that start cold and in
+//! Pods that adopt. `$KILN_ISOLATION_HANDLERS` names other handlers, such as `runsc-go`, gVisor's
+//! own shim, of which some cases fail; `$KILN_ADOPTIONS` says how many Pods W1 runs.
+
+mod adoption;
+mod attempts;
+mod control;
+mod files;
+mod network;
+mod posture;
+mod process;
+mod requests;
+
+use std::{os::fd::OwnedFd, process::ExitCode, sync::OnceLock};
+
+use anyhow::{Context, Result, bail, ensure};
+use kiln_tests::{
+    cri::v1,
+    node::{Node, NodeOpts},
+    pod::{Container, Pod},
+    suite::Cases,
+};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// The handler whose Pods adopt.
+const WARM: &str = "gvisor-warm";
+
+/// What the agent of the node holds.
+const AGENT: &str =
+    "[limits]\ntotal = 8\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = 4\n";
+
+/// An image with setuid programs, and symbolic links where things are mounted.
+const HOSTILE: &str = "docker.io/library/kiln-hostile:latest";
+
+/// Name of a file that everything on the node inherits and no sandbox may have.
+const MARKER: &str = "kiln-marker";
+
+fn main() -> ExitCode {
+    let chosen = std::env::var("KILN_ISOLATION_HANDLERS").ok();
+    let handlers: Vec<&'static str> = match &chosen {
+        Some(list) => list.split(',').map(|h| &*h.to_owned().leak()).collect(),
+        None => vec!["gvisor", WARM],
+    };
+    let mut cases = Cases::<Node>::new();
+    macro_rules! each {
+        ($add:ident, $module:ident: $($case:ident),+ $(,)?) => {
+            for handler in handlers.iter().copied() {
+                $(cases.$add(
+                    format!("{}::{handler}", stringify!($case)),
+                    async move |node: &Node| $module::$case(node, handler).await,
+                );)+
+            }
+        };
+    }
+    each!(add, process:
+        p1_the_hosts_kernel_is_not_seen, p2_the_hosts_processes_are_not_there, p10_nobody_becomes_more_than_they_are,
+        p11_there_are_no_devices_of_the_host, p12_privileged_is_refused,
+    );
+    each!(add, posture:
+        p3_the_sentry_has_what_it_needs, p4_a_gofer_has_what_it_needs, p5_no_open_file_gets_in,
+        p6_the_runtime_cannot_be_overwritten,
+    );
+    each!(add, files:
+        s1_an_image_is_never_written_to, s2_what_is_written_is_counted, s3_a_volume_is_as_large_as_its_limit,
+        s8_secrets_stay_with_the_pod, s9_nothing_is_left,
+    );
+    each!(add, requests:
+        s6_an_id_is_no_path, s7_streams_are_fifos, a2_a_spec_cannot_reach_out, c1_only_root_reaches_a_shim,
+    );
+    each!(add, network:
+        n1_packets_cannot_be_forged, n4_the_hosts_network_is_out_of_reach, n5_an_address_cannot_be_taken,
+        n6_sockets_of_the_host_are_no_way_out,
+    );
+    each!(add, adoption: w2_two_sandboxes_share_nothing);
+    each!(add, control: a1_annotations_choose_nothing);
+    // What others would notice, or would be noticed by.
+    each!(add_alone, process:
+        p7_a_fork_bomb_ends_its_own_pod, p8_a_memory_bomb_ends_its_own_pod, p9_a_busy_pod_leaves_time_to_others,
+    );
+    each!(add_alone, files: s5_a_mount_stays_inside, s5_a_mount_stays_inside_while_links_change);
+    if handlers.contains(&WARM) {
+        cases.add_alone(
+            "w1_a_sandbox_serves_one_pod",
+            adoption::w1_a_sandbox_serves_one_pod,
+        );
+        cases.add(
+            "w3_what_is_the_pods_comes_with_the_pod",
+            adoption::w3_what_is_the_pods_comes_with_the_pod,
+        );
+        cases.add_alone(
+            "c2_the_agent_listens_to_root_only",
+            control::c2_the_agent_listens_to_root_only,
+        );
+        cases.add_alone(
+            "c3_who_takes_all_costs_no_pod",
+            control::c3_who_takes_all_costs_no_pod,
+        );
+    }
+    if chosen.is_none() {
+        cases.add_alone(
+            "p3_without_directfs_the_sentry_is_nobody",
+            posture::p3_without_directfs_the_sentry_is_nobody,
+        );
+        cases.add_alone(
+            "s2_a_limit_of_the_node_holds",
+            files::s2_a_limit_of_the_node_holds,
+        );
+    }
+    cases.run(start)
+}
+
+/// A node whose configuration is as careless as it can be about what users say.
+async fn start() -> Result<Node> {
+    static INHERITED: OnceLock<OwnedFd> = OnceLock::new();
+    if INHERITED.get().is_none() {
+        let marker = memfd_create(MARKER, MFdFlags::empty()).context("make the marker")?;
+        INHERITED.get_or_init(|| marker);
+    }
+    let node = Node::start(NodeOpts {
+        agent: Some(AGENT.to_owned()),
+        // A name with a prefix needs a pattern with one.
+        pod_annotations: vec!["*".to_owned(), "*/*".to_owned()],
+        ..NodeOpts::default()
+    })
+    .await?;
+    node.pull(HOSTILE).await?;
+    Ok(node)
+}
+
+/// How often a Pod that is to adopt may start cold, since the agent has not answered in time.
+const TRIES: usize = 5;
+
+/// Runs a Pod of a handler.
+async fn up<'n>(node: &'n Node, handler: &str) -> Result<Pod<'n>> {
+    up_with(node, handler, |_| {}).await
+}
+
+/// Runs a Pod that is described further; one of the handler that adopts has adopted. A busy
+/// machine makes an agent late, and a Pod that starts cold is no failure of what is tested here.
+async fn up_with<'n>(
+    node: &'n Node,
+    handler: &str,
+    describe: impl Fn(&mut v1::PodSandboxConfig),
+) -> Result<Pod<'n>> {
+    for _ in 0..TRIES {
+        if handler == WARM {
+            node.agent()?.expect_some().await?;
+        }
+        let pod = node.pod(handler).with(&describe).cold_or_warm().run();
+        let pod = pod.await?;
+        if (handler == WARM) == (pod.sandbox() != pod.id()) {
+            return Ok(pod);
+        }
+        ensure!(handler == WARM, "a Pod of {handler} has adopted");
+        pod.remove().await?;
+    }
+    bail!("{TRIES} Pods have started cold\n{}", node.log())
+}
+
+/// A Pod beside the one that attacks, which must not notice.
+struct Neighbour<'n> {
+    pod: Pod<'n>,
+    container: String,
+}
+
+impl<'n> Neighbour<'n> {
+    async fn run(node: &'n Node, handler: &str) -> Result<Self> {
+        let pod = up(node, handler).await?;
+        let container = pod.idle().start().await?;
+        container.sh("echo mine > /tmp/mine").await?;
+        let container = container.id().to_owned();
+        Ok(Self { pod, container })
+    }
+
+    /// It runs, answers and has what it had.
+    async fn is_well(&self) -> Result<()> {
+        let container = Container::found(&self.pod, &self.container);
+        ensure!(container.is_running().await?, "the neighbour has ended");
+        let has = container.sh("cat /tmp/mine").await?;
+        ensure!(has == "mine\n", "the neighbour has {has:?}");
+        Ok(())
+    }
+
+    async fn remove(self) -> Result<()> {
+        self.is_well().await?;
+        self.pod.remove().await
+    }
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! N1, N4 to N6: what a Pod can send, and whom it can reach.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::FileTypeExt,
+            net::{SocketAddr, UnixListener},
+        },
+    },
+    path::Path,
+};
+
+use anyhow::{Result, ensure};
+use kiln_tests::node::Node;
+
+use crate::{
+    Neighbour,
+    attempts::{PROBE, attacker, attempt, reports, try_all, with_probe},
+    posture::{gofer, sentry},
+    up,
+};
+
+/// Sockets that are for packets of one's own making, or for machines.
+const FORGERY: [&str; 9] = [
+    "socket inet raw",
+    "socket inet6 raw",
+    "socket packet raw",
+    "socket packet dgram",
+    "socket vsock stream",
+    "socket alg seqpacket",
+    "socket bluetooth raw",
+    "socket can raw",
+    "socket xdp raw",
+];
+
+/// Also when a Pod asks for the capability, and by way of namespaces of its own.
+pub(crate) async fn n1_packets_cannot_be_forged(node: &Node, handler: &str) -> Result<()> {
+    let neighbour = Neighbour::run(node, handler).await?;
+    let address = neighbour.pod.ip().await?;
+    let pod = up(node, handler).await?;
+    let container = attacker(&pod).await?;
+    for attempt in try_all(&container, &FORGERY).await? {
+        attempt.fails_with(&["EPERM", "EAFNOSUPPORT"])?;
+    }
+    // A process of the container has no more than one that is run in it, and may have less.
+    let command = [PROBE].into_iter().chain(FORGERY[2].split(' '));
+    let asking = with_probe(pod.container(command))?.with(|c| {
+        let linux = c.linux.get_or_insert_default();
+        let security = linux.security_context.get_or_insert_default();
+        let capabilities = security.capabilities.get_or_insert_default();
+        capabilities.add_capabilities = vec!["NET_RAW".to_owned()];
+    });
+    let asking = asking.start().await?;
+    asking.ended().await?;
+    for attempt in reports(&asking.log())? {
+        attempt.fails_with(&["EPERM"])?;
+    }
+    let mut chain = vec!["unshare user".to_owned()];
+    chain.extend(FORGERY.map(str::to_owned));
+    // In a network of its own it may do as it likes, and there is nobody else.
+    chain.extend(["unshare net".to_owned(), format!("connect {address}:80")]);
+    let made = try_all(&container, &chain).await?;
+    for attempt in &made[1..=FORGERY.len()] {
+        attempt.fails_with(&["EPERM", "EAFNOSUPPORT"])?;
+    }
+    made[FORGERY.len() + 2].fails_with(&["ENETUNREACH"])?;
+    pod.remove().await?;
+    neighbour.remove().await
+}
+
+/// Sockets of the host that have no address but a name or the loopback interface.
+pub(crate) async fn n4_the_hosts_network_is_out_of_reach(node: &Node, handler: &str) -> Result<()> {
+    let name = node.unique("kiln-abstract");
+    let listen = || {
+        Ok(UnixListener::bind_addr(&SocketAddr::from_abstract_name(
+            &name,
+        )?)?)
+    };
+    let _of_the_host = listen()?;
+    let _of_the_node = node.netns().run(listen)?;
+    let tcp = || Ok(TcpListener::bind("127.0.0.1:0")?);
+    let (of_the_host, of_the_node) = (tcp()?, node.netns().run(tcp)?);
+    let pod = up(node, handler).await?;
+    let container = attacker(&pod).await?;
+    let mut words = vec![
+        format!("dial @{name}"),
+        "dial /run/containerd/containerd.sock".to_owned(),
+        format!("dial {}", node.socket().display()),
+    ];
+    for listener in [&of_the_host, &of_the_node] {
+        words.push(format!("connect {}", listener.local_addr()?));
+    }
+    for attempt in try_all(&container, &words).await? {
+        attempt.fails_with(&["ECONNREFUSED", "ENOENT"])?;
+    }
+    // Neither sentry nor gofer is where containerd and the host are.
+    let netns = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net"));
+    let of_the_node = node
+        .netns()
+        .run(|| Ok(fs::read_link("/proc/thread-self/ns/net")?))?;
+    let mut processes = vec![sentry(&pod)?, gofer(&container)?];
+    processes.extend(pod.runtime_processes("runsc-gofer"));
+    for process in processes {
+        let own = netns(process.pid)?;
+        ensure!(
+            own != of_the_node && own != netns(std::process::id())?,
+            "{process:?}"
+        );
+    }
+    pod.remove().await
+}
+
+/// Not by changing the interface, not by speaking for an address that is another's.
+pub(crate) async fn n5_an_address_cannot_be_taken(node: &Node, handler: &str) -> Result<()> {
+    let neighbour = Neighbour::run(node, handler).await?;
+    let theirs = neighbour.pod.ip().await?;
+    let pod = up(node, handler).await?;
+    let container = attacker(&pod).await?;
+    let words = [
+        format!("address eth0 {theirs}"),
+        "hwaddr eth0".to_owned(),
+        format!("bind {theirs}"),
+        "bind 192.0.2.1".to_owned(),
+    ];
+    for attempt in try_all(&container, &words).await? {
+        attempt.fails()?;
+    }
+    for command in [
+        format!("ip addr add {theirs}/16 dev eth0"),
+        "ip link set eth0 address 02:00:00:00:00:01".to_owned(),
+        "ip link set eth0 down".to_owned(),
+        "ip route add 192.0.2.0/24 dev eth0".to_owned(),
+    ] {
+        let ran = container.exec(["sh", "-c", &command]).await?;
+        ensure!(ran.code != 0, "{command}: {ran:?}");
+    }
+    let own = pod.ip().await?;
+    let shown = container.sh("ip -o -4 addr show eth0").await?;
+    ensure!(shown.contains(&own) && !shown.contains(&theirs), "{shown}");
+    pod.remove().await?;
+    neighbour.remove().await
+}
+
+/// A socket in a volume is not a way to who listens there, and a Pod cannot leave one for others.
+pub(crate) async fn n6_sockets_of_the_host_are_no_way_out(
+    node: &Node,
+    handler: &str,
+) -> Result<()> {
+    let volume = node.volume()?;
+    let path = volume.join("host");
+    let listener = UnixListener::bind(&path)?;
+    listener.set_nonblocking(true)?;
+    let pod = up(node, handler).await?;
+    let container = with_probe(pod.idle())?
+        .mount(&volume, "/volume")
+        .mount(&path, "/single")
+        .start()
+        .await?;
+    for attempt in try_all(&container, &["dial /volume/host", "dial /single"]).await? {
+        attempt.fails()?;
+    }
+    let nobody = listener.accept();
+    ensure!(
+        nobody
+            .as_ref()
+            .is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock),
+        "{nobody:?} has come from a sandbox"
+    );
+    attempt(&container, "offer /volume/guest").await?;
+    ensure!(
+        !is_socket(&volume.join("guest")),
+        "a sandbox has made a socket of the host"
+    );
+    pod.remove().await
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket())
+}
