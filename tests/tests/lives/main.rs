@@ -7,6 +7,7 @@ mod frugal;
 mod hangup;
 mod life;
 mod old;
+mod restore;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,20 @@ fn main() -> ExitCode {
         a_client_that_leaves_delete_leaves_it_deleted,
     );
     for_each_runtime!(cases, frugal: one_process_and_one_thread, nothing_grows_with_execs, a_container_of_its_own_has_its_limits);
+    for (name, runtime) in [("runsc", Runtime::Runsc), ("runsc-cli", Runtime::RunscCli)] {
+        cases.add(
+            format!("{name}::a_container_goes_on_from_its_checkpoint"),
+            async move |mini: &Mini| {
+                restore::a_container_goes_on_from_its_checkpoint(mini, runtime).await
+            },
+        );
+        cases.add(
+            format!("{name}::a_pod_goes_on_from_its_checkpoint"),
+            async move |mini: &Mini| {
+                restore::a_pod_goes_on_from_its_checkpoint(mini, runtime).await
+            },
+        );
+    }
     for (name, runtime, most) in [("runsc", Runtime::Runsc, 6), ("runc", Runtime::Runc, 12)] {
         cases.add(
             format!("{name}::a_pod_takes_few_commands"),
