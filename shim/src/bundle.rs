@@ -582,7 +582,7 @@ mod tests {
         assert_eq!(spec.0["linux"]["rootfsPropagation"], "rslave");
         assert_eq!(
             spec.0["mounts"][0]["options"],
-            json!(["rbind", "rslave", "ro"])
+            json!(["rbind", "rslave", "ro", "nodev"])
         );
         assert_eq!(spec.0["linux"]["cgroupsPath"], "/pods/p1");
         assert_eq!(spec.0["linux"]["resources"]["memory"]["limit"], 1 << 20);

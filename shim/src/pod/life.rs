@@ -41,6 +41,8 @@ impl Pod {
         container.init.require("start", |s| s == State::Created)?;
         let (runtime, id) = (&sandbox.runtime, &container.runtime_id);
         let exit = runtime.watch(id).await?;
+        // Memory may be gone before the runtime says that it has started.
+        let oom_kills = container.cgroup.oom_kills();
         match &container.restore {
             Some(image) => runtime.restore(id, image, &stdio).await?,
             // It was started when it was adopted.
@@ -64,7 +66,7 @@ impl Pod {
         );
         let pod = Arc::clone(self);
         let container = Arc::clone(&container);
-        tokio::spawn(async move { pod.follow_init(container, exit).await });
+        tokio::spawn(async move { pod.follow_init(container, exit, oom_kills).await });
         Ok(pid)
     }
 
@@ -123,9 +125,14 @@ impl Pod {
         Ok(pid)
     }
 
-    /// Waits for the end of a container's first process and announces it.
-    async fn follow_init(self: Arc<Self>, container: Arc<Container>, exit: ExitFuture) {
-        let kills_before = container.cgroup.oom_kills();
+    /// Waits for the end of a container's first process and announces it, with what the OOM killer
+    /// has done since it had killed `oom_kills`.
+    async fn follow_init(
+        self: Arc<Self>,
+        container: Arc<Container>,
+        exit: ExitFuture,
+        oom_kills: u64,
+    ) {
         let exit = outcome(&container.id, exit).await;
         let Ok(sandbox) = self.sandbox() else { return };
         if container.shares_pids && container.role != Role::Sandbox && sandbox.is_shared() {
@@ -152,7 +159,7 @@ impl Pod {
                 );
             }
         }
-        if exit.code == Exit::KILLED && container.cgroup.oom_kills() > kills_before {
+        if exit.code == Exit::KILLED && container.cgroup.oom_kills() > oom_kills {
             let container_id = container.id.to_string();
             publish(
                 &*self.events,

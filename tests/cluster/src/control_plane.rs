@@ -57,8 +57,10 @@ impl ControlPlane {
     /// # Errors
     /// When something does not come up; with the end of its log.
     pub async fn start() -> Result<Self> {
-        let plane = Self::bare().await?;
+        let mut plane = Self::with_apiserver().await?;
+        // The garbage collector looks for kinds when it starts, and then every 30 seconds.
         plane.install_definitions().await?;
+        plane.others.push(plane.start_controller_manager()?);
         Ok(plane)
     }
 
@@ -67,6 +69,12 @@ impl ControlPlane {
     /// # Errors
     /// When something does not come up; with the end of its log.
     pub async fn bare() -> Result<Self> {
+        let mut plane = Self::with_apiserver().await?;
+        plane.others.push(plane.start_controller_manager()?);
+        Ok(plane)
+    }
+
+    async fn with_apiserver() -> Result<Self> {
         let place = Place::new()?;
         let pki = Pki::new(&place.dir().join("pki"))?;
         let [port, etcd_port, peer_port] = free_ports()?;
@@ -87,7 +95,7 @@ impl ControlPlane {
             },
         )?;
         let etcd = start_etcd(&place, etcd_port, peer_port)?;
-        let mut plane = Self {
+        let plane = Self {
             client: client(&kubeconfig).await?,
             place,
             kubeconfig,
@@ -98,7 +106,6 @@ impl ControlPlane {
             others: vec![etcd],
         };
         plane.start_apiserver().await?;
-        plane.others.push(plane.start_controller_manager()?);
         Ok(plane)
     }
 

@@ -64,8 +64,11 @@ async fn serve(node: &Node, n: usize) -> Result<(String, String, (u32, Option<u6
     let leave = PLACES
         .map(|p| format!("echo token-of-{n} > {p}"))
         .join("; ");
-    let stay =
-        format!("(exec setsid sleep 3600 token-of-{n}) & ( TOKEN=token-of-{n} sleep 3600 ) &");
+    // Without the exec's streams, which would not end else.
+    let stay = format!(
+        "(exec setsid sleep 3600 token-of-{n}) >/dev/null 2>&1 & \
+         (TOKEN=token-of-{n} sleep 3600) >/dev/null 2>&1 &"
+    );
     container.sh(&format!("{leave}; {stay} true")).await?;
     let sentry = sentry(&pod)?;
     let sandbox = pod.sandbox();

@@ -127,7 +127,8 @@ pub(crate) async fn p2_the_hosts_processes_are_not_there(node: &Node, handler: &
     for pod in [&pod, &neighbour.pod] {
         targets.extend(pod.runtime_processes("runsc-").iter().map(|p| p.pid));
     }
-    ensure!(targets.len() > 5, "{targets:?}");
+    // An adopted sandbox has no gofer for its first process.
+    ensure!(targets.len() >= 5, "{targets:?}");
     for pid in targets {
         let words = ["kill", "ptrace"].map(|word| format!("{word} {pid}"));
         for attempt in try_all(&container, &words).await? {
@@ -276,7 +277,8 @@ pub(crate) async fn p10_nobody_becomes_more_than_they_are(
             "mknod c 1 1 /tmp/mem",
         ];
         for attempt in &try_all(&container, &chain).await?[1..] {
-            attempt.fails_with(&["EPERM", "EACCES"])?;
+            // The last for a node that can be made and stands for nothing.
+            attempt.fails_with(&["EPERM", "EACCES", "ENXIO"])?;
         }
     }
     // A root of the sandbox cannot take what it was not given.
