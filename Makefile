@@ -17,13 +17,15 @@ deps: ## Install containerd, runsc and what else the demo and the tests run agai
 	@tests/deps/install.sh
 
 .PHONY: build
-build: ## The shim and pause as they are installed, static and small, in target/small
+build: ## The shim, pause and the router as they are installed, static and small, in target/small
 	$(CARGO) rustc -p kiln-shim --bin containerd-shim-kiln-v2 $(STATIC)
 	@# Renamed, because the last one may be running.
 	mkdir -p target/small && cp target/$(TARGET)/small/containerd-shim-kiln-v2 target/small/.shim
 	mv target/small/.shim target/small/containerd-shim-kiln-v2
 	$(CARGO) rustc -p kiln-pause $(STATIC) -C relocation-model=static
 	cp target/$(TARGET)/small/kiln-pause target/small/kiln-pause
+	$(CARGO) rustc -p kiln-router --bin kiln-router $(STATIC)
+	cp target/$(TARGET)/small/kiln-router target/small/kiln-router
 
 .PHONY: guest
 guest: ## Build the static programs that tests run in Pods
@@ -62,7 +64,7 @@ check: $(TOOLS)/bin/cargo-deny ## Format, lints, licences
 
 .PHONY: test-unit
 test-unit: deps ## Tests that need no containerd; those of the runtimes need root
-	$(CARGO) test -p runsc-wrapper -p kiln-shim -p kiln-images -p kiln-crds -p kiln-controller -p kiln-agent-api -p kiln-node-agent --all-features -- --include-ignored
+	$(CARGO) test -p runsc-wrapper -p kiln-shim -p kiln-images -p kiln-crds -p kiln-controller -p kiln-agent-api -p kiln-node-agent -p kiln-router --all-features -- --include-ignored
 
 .PHONY: fuzz
 fuzz: ## What comes from outside with anything in it, FUZZ_SECONDS (60) for each

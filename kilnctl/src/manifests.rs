@@ -29,7 +29,7 @@ pub(crate) const CONTROLLER: &str = "agent-sandbox-controller";
 pub(crate) const AGENT: &str = "kiln-node-agent";
 
 /// In the order in which they are applied.
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     include_str!("../../deploy/crds/agents.x-k8s.io_sandboxes.yaml"),
     include_str!("../../deploy/crds/extensions.agents.x-k8s.io_sandboxclaims.yaml"),
     include_str!("../../deploy/crds/extensions.agents.x-k8s.io_sandboxtemplates.yaml"),
@@ -41,6 +41,7 @@ const FILES: [&str; 11] = [
     include_str!("../../deploy/base/runtimeclass.yaml"),
     include_str!("../../deploy/base/controller.yaml"),
     include_str!("../../deploy/base/agent.yaml"),
+    include_str!("../../deploy/base/router.yaml"),
 ];
 
 /// A kind of objects, as the apiserver's paths have it.
@@ -91,7 +92,7 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// Every kind that `enable` writes. They are taken away in the reverse order: first who works,
 /// then its rights.
-pub(crate) static KINDS: [Kind; 13] = [
+pub(crate) static KINDS: [Kind; 14] = [
     Kind::new(
         "apiextensions.k8s.io",
         "v1",
@@ -114,6 +115,13 @@ pub(crate) static KINDS: [Kind; 13] = [
     Kind::new(RBAC, "v1", "Role", "roles", true),
     Kind::new(RBAC, "v1", "RoleBinding", "rolebindings", true),
     Kind::new("", "v1", "ConfigMap", "configmaps", true),
+    Kind::new(
+        "networking.k8s.io",
+        "v1",
+        "NetworkPolicy",
+        "networkpolicies",
+        true,
+    ),
     Kind::new("", "v1", "Service", "services", true),
     Kind::new("apps", "v1", "Deployment", "deployments", true),
     Kind::new("apps", "v1", "DaemonSet", "daemonsets", true),

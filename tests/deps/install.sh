@@ -7,7 +7,7 @@
 #
 # Everything goes into $KILN_CACHE (default: $XDG_CACHE_HOME/kiln or ~/.cache/kiln):
 #
-#     bin/PROGRAM  cni/  python-rootfs/       links to what is current
+#     bin/PROGRAM  cni/  python-…/            links to what is current
 #     store/COMPONENT-KEY/                    one build; KEY is the hash of all that went into it
 #     go/  apt/                               caches of the build tools
 #
@@ -159,6 +159,20 @@ build_python-rootfs() {
   chroot "$root" /usr/bin/python3 -c 'import ctypes, http.server, json, sqlite3, ssl, uuid'
 }
 
+# Upstream's clients as they are published: an environment with what all of them need, and each
+# client in a directory of its own, which goes on the PYTHONPATH. Only wheels, so that nothing of
+# them is run here.
+build_python-clients() {
+  local clients=$out/python-clients file
+  local install=(-m pip install -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all:)
+  python3 -m venv "$clients/venv"
+  "$clients/venv/bin/python" "${install[@]}" -r "$here/python-clients/requirements.txt"
+  for file in "$here"/python-clients/?.?.?.txt; do
+    "$clients/venv/bin/python" "${install[@]}" --target "$clients/$(basename "$file" .txt)" -r "$file"
+  done
+  "$clients/venv/bin/python" -m pip check
+}
+
 # --- tools of the builds -------------------------------------------------------------------------------
 
 # compile DIR LDFLAGS ARGS…: go build of the packages in ARGS, stripped, into $out/bin. DIR (here or
@@ -216,6 +230,7 @@ ip          iproute2            network namespaces and links of Pods
 iptables    iptables            CNI plugins, port-forward, kube-proxy
 mount       mount               root filesystems, private mounts
 nsenter     util-linux          looking into Pods and nodes
+python3     python3,python3-venv runs upstream's clients
 unshare     util-linux          private namespaces of tests
 script      bsdutils            tests with a terminal
 END
@@ -235,6 +250,7 @@ END
 # have PROGRAM
 have() {
   command -v "$1" >/dev/null || return 1
+  [[ $1 != python3 ]] || python3 -c 'import ensurepip, venv' 2>/dev/null || return 1
   # ldd fails for a static program.
   [[ $1 != busybox ]] || on_debian || ! ldd "$(command -v busybox)" >/dev/null 2>&1
 }
@@ -331,7 +347,7 @@ build() {
   say "$name: built in $SECONDS s"
 }
 
-# publish DIR: makes the links bin/PROGRAM and cni, python-rootfs in the cache point into DIR.
+# publish DIR: makes the links bin/PROGRAM and cni, python-… in the cache point into DIR.
 publish() {
   local entry link
   for entry in "$1"/bin/* "$1"/*; do
@@ -347,7 +363,7 @@ publish() {
 
 # A function, so that bash has read the whole file before the first build: it may change meanwhile.
 main() {
-  local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest kubernetes runsc-2024'
+  local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest kubernetes python-clients runsc-2024'
   if ! on_debian; then
     say "not a Debian: python-rootfs and runsc-2024 are left out, runc and busybox are the machine's"
     all=${all/python-rootfs /} all=${all/ runsc-2024/}
@@ -370,6 +386,7 @@ main() {
   component containerd-shim-runsc-v1 20 gvisor/go.{mod,sum} gvisor/oom-score.patch
   component critest 40 cri-tools/go.{mod,sum}
   component kubernetes 500 kube/{go.mod,go.sum,main.go}
+  component python-clients 30 python-clients/{requirements,0.4.6,0.5.6,1.0.8}.txt
   component runsc-2024 10
 }
 

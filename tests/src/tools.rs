@@ -112,13 +112,7 @@ pub fn shim() -> Result<PathBuf> {
 /// # Errors
 /// When it is not built.
 pub fn pause() -> Result<PathBuf> {
-    let path = target_dir()?.join("small/kiln-pause");
-    ensure!(
-        path.is_file(),
-        "{} is not built: run `make build`",
-        path.display()
-    );
-    Ok(path)
+    small("kiln-pause", "make build")
 }
 
 /// The program that tries to get out of the sandbox that it is run in, which is static.
@@ -126,10 +120,23 @@ pub fn pause() -> Result<PathBuf> {
 /// # Errors
 /// When it is not built.
 pub fn probe() -> Result<PathBuf> {
-    let path = target_dir()?.join("small/kiln-probe");
+    small("kiln-probe", "make guest")
+}
+
+/// The router, which is static.
+///
+/// # Errors
+/// When it is not built.
+pub fn router() -> Result<PathBuf> {
+    small("kiln-router", "make build")
+}
+
+/// A program as it is installed, which `make` builds by the words `how`.
+fn small(name: &str, how: &str) -> Result<PathBuf> {
+    let path = target_dir()?.join("small").join(name);
     ensure!(
         path.is_file(),
-        "{} is not built: run `make guest`",
+        "{} is not built: run `{how}`",
         path.display()
     );
     Ok(path)

@@ -120,11 +120,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return {"path": rest, "exists": os.path.exists(inside(rest))}
         raise Refused(404, {"detail": "Not Found"})
 
-    def post(self):
-        length = int(self.headers.get("Content-Length") or 0)
-        if not 0 <= length <= LARGEST:
+    def body(self):
+        """The body of the request, which may come in chunks (RFC 9112, 7.1)."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.piece(int(self.headers.get("Content-Length") or 0))
+        body = bytearray()
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.piece(size, len(body))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return bytes(body)
+
+    def piece(self, size, before=0):
+        if size < 0 or before + size > LARGEST:
+            self.close_connection = True
             raise Refused(413, {"detail": "Content Too Large"})
-        body = self.rfile.read(length)
+        return self.rfile.read(size)
+
+    def post(self):
+        body = self.body()
         path = urllib.parse.urlsplit(self.path).path
         if path == "/execute":
             return execute(body)

@@ -50,6 +50,14 @@ impl Env {
         namespace.kubectl(account).await?;
         Ok(namespace)
     }
+
+    /// A namespace that is there already.
+    pub(crate) fn existing(&self, name: &str) -> Namespace<'_> {
+        Namespace {
+            env: self,
+            name: name.to_owned(),
+        }
+    }
 }
 
 impl Fixture for Env {

@@ -5,6 +5,7 @@
 //!
 //! When the cases are through, the cluster is taken down, and nothing of it may be left.
 
+mod clients;
 mod env;
 mod life;
 mod mission;
@@ -49,5 +50,7 @@ fn main() -> ExitCode {
         node::a_second_up_changes_nothing,
         node::others_may_not_use_its_place,
     );
+    // It has the controller and the router for itself.
+    cases!(cases, add_alone: clients::upstreams_work_unmodified);
     cases.run(Env::start)
 }

@@ -7,11 +7,12 @@ use k8s_openapi::api::{
     core::v1::{Pod, ResourceQuota},
     networking::v1::NetworkPolicy,
 };
+use kiln_cluster::standin::FATE;
 use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool, keys};
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::env::{Env, controller_of, same};
+use crate::env::{Env, controller_of, line, same};
 
 pub(crate) async fn a_pod_that_is_refused_is_explained(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
@@ -179,5 +180,69 @@ pub(crate) async fn a_claim_has_one_source(env: &Env) -> Result<()> {
             "{text}"
         );
     }
+    Ok(())
+}
+
+/// The one keeps what it has, and the other one gets another.
+pub(crate) async fn an_edited_owner_brings_nobody_anothers(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.template("t", json!({})).await?;
+    ns.pool("p", "t", 2).await?;
+    let thief = ns.claim("thief", "p").await?;
+    ns.claim("victim", "p").await?;
+    let (own, lost) = (ns.claimed("thief").await?, ns.claimed("victim").await?);
+    let owner = json!([{
+        "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim",
+        "name": "thief", "uid": thief.uid(), "controller": true,
+    }]);
+    let edited = json!({"metadata": {"ownerReferences": owner}});
+    ns.patch::<Sandbox>(&lost.name_any(), edited).await?;
+    let other = ns
+        .until("victim", "another Sandbox", |claim: &SandboxClaim| {
+            let status = claim.status.as_ref()?;
+            let name = status.sandbox.as_ref()?.name.clone()?;
+            let is_ready = line(&status.conditions, "Ready")?.starts_with("True");
+            (is_ready && name != lost.name_any()).then_some(name)
+        })
+        .await?;
+    let still = ns.claimed("thief").await?;
+    same("the thief's", &still.uid(), &own.uid())?;
+    ensure!(other != own.name_any(), "both have {other}");
+    Ok(())
+}
+
+pub(crate) async fn a_claim_without_a_node_is_explained(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let homeless = json!({"podTemplate": {"metadata": {"annotations": {FATE: "unschedulable"}}}});
+    ns.template("t", homeless).await?;
+    ns.claim_with("c", json!({"sandboxTemplateRef": {"name": "t"}}))
+        .await?;
+    let is = "False DependenciesNotReady: Pod exists with phase: Pending";
+    ns.until_condition::<SandboxClaim>("c", "Ready", is).await?;
+    let is = "False Unschedulable: 0/4 nodes are available";
+    ns.until_condition::<Sandbox>("c", "PodScheduled", is)
+        .await?;
+    Ok(())
+}
+
+/// As large as the apiserver takes them, and larger.
+pub(crate) async fn objects_may_be_large(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let with = |size: usize| {
+        let value = "x".repeat(size);
+        json!({"podTemplate": {"spec": {"containers": [
+            {"name": "main", "image": "pause", "env": [{"name": "LARGE", "value": value}]},
+        ]}}})
+    };
+    ns.template("t", with(1 << 20)).await?;
+    ns.pool("p", "t", 1).await?;
+    ns.claim("c", "p").await?;
+    let sandbox = ns.claimed("c").await?;
+    let pod: Pod = ns.get(&sandbox.name_any()).await?;
+    let env = pod.spec.and_then(|s| s.containers[0].env.clone());
+    let value = env.and_then(|e| e[0].value.clone());
+    same("size", &value.map(|v| v.len()), &Some(1 << 20))?;
+    let refused = ns.template("u", with(4 << 20)).await.unwrap_err();
+    ensure!(format!("{refused:#}").contains("too large"), "{refused:#}");
     Ok(())
 }

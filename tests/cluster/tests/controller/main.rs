@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         cases, add:
         sandbox::one_gets_its_pod_its_service_and_its_whole_status,
         sandbox::one_is_suspended_and_resumed_in_the_words_of_either_version,
+        sandbox::a_pod_that_takes_its_time_is_waited_for,
         sandbox::a_pod_that_is_deleted_comes_back,
         sandbox::a_strangers_pod_is_left_alone,
         sandbox::one_ends_at_its_time,
@@ -68,6 +69,9 @@ fn main() -> ExitCode {
         bad::metadata_of_the_system_is_refused,
         bad::a_strangers_network_policy_is_not_touched,
         bad::a_claim_has_one_source,
+        bad::an_edited_owner_brings_nobody_anothers,
+        bad::a_claim_without_a_node_is_explained,
+        bad::objects_may_be_large,
     );
     cases!(
         cases, add_alone:

@@ -152,6 +152,26 @@ pub(crate) async fn one_is_suspended_and_resumed_in_the_words_of_either_version(
     Ok(())
 }
 
+/// Suspended is what has no Pod any more.
+pub(crate) async fn a_pod_that_takes_its_time_is_waited_for(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.sandbox("box", json!({})).await?;
+    ns.until_condition::<Sandbox>("box", "Ready", "True")
+        .await?;
+    let held = json!({"metadata": {"finalizers": ["kiln.test/hold"]}});
+    ns.patch::<Pod>("box", held).await?;
+    ns.patch::<Sandbox>("box", json!({"spec": {"operatingMode": "Suspended"}}))
+        .await?;
+    let is = "False PodTerminating: Pod is terminating. Sandbox is suspending";
+    ns.until_condition::<Sandbox>("box", "Suspended", is)
+        .await?;
+    ns.patch::<Pod>("box", json!({"metadata": {"finalizers": null}}))
+        .await?;
+    ns.until_condition::<Sandbox>("box", "Suspended", "True PodTerminated")
+        .await?;
+    Ok(())
+}
+
 pub(crate) async fn a_pod_that_is_deleted_comes_back(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
     ns.sandbox("box", json!({})).await?;

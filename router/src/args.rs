@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Flags and variables. Those that one of upstream's routers has keep their names and meaning.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{ArgAction, Parser};
+use ipnet::IpNet;
+
+use crate::{
+    address::{Loopback, Networks},
+    auth::{Auth, NoAuth},
+    forward::Limits,
+};
+
+/// Why the router cannot be run as it is told to.
+#[derive(Debug, thiserror::Error)]
+pub enum BadArgs {
+    /// The file with the token.
+    #[error("cannot read {}", .path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Nobody could use it, or anybody could.
+    #[error(transparent)]
+    Auth(#[from] NoAuth),
+    /// It could connect to nothing.
+    #[error("neither --pod-cidr nor the router's own address (--pod-ip) says where sandboxes are")]
+    NoNetwork,
+}
+
+/// Passes HTTP requests on to the sandboxes that their X-Sandbox-* headers name.
+#[derive(Debug, Parser)]
+#[command(name = "kiln-router", version, args_override_self = true)]
+pub struct Args {
+    /// Address for clients.
+    #[arg(long, default_value = ":8080", value_parser = address)]
+    pub http_bind_address: SocketAddr,
+
+    /// Address of /healthz and /readyz.
+    #[arg(long, default_value = ":8081", value_parser = address)]
+    pub health_probe_bind_address: SocketAddr,
+
+    /// Address of /metrics.
+    #[arg(long, default_value = ":9090", value_parser = address)]
+    pub metrics_bind_address: SocketAddr,
+
+    /// DNS domain of the cluster.
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+
+    /// How long a sandbox may take to begin its answer, and how long nothing may come of it
+    /// afterwards; in seconds if there is no unit.
+    #[arg(long, env = "PROXY_TIMEOUT_SECONDS", default_value = "180s", value_parser = duration)]
+    proxy_timeout: Duration,
+
+    /// Further attempts to connect to a sandbox.
+    #[arg(long, default_value_t = 3)]
+    upstream_max_retries: u32,
+
+    /// How long requests may go on after SIGTERM.
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub shutdown_timeout: Duration,
+
+    /// Connections of clients at the same time.
+    #[arg(long, default_value_t = 4096)]
+    pub max_connections: usize,
+
+    /// Networks in which Pods are. An address that a client gives or that DNS knows is connected
+    /// to only if it is in one of them. Unset: the /16 (IPv6: /56) around each --pod-ip.
+    #[arg(long, env = "POD_CIDRS", value_delimiter = ',')]
+    pod_cidr: Vec<IpNet>,
+
+    /// The router's own addresses, which are never connected to.
+    #[arg(long, env = "POD_IPS", value_delimiter = ',', value_parser = ip)]
+    pod_ip: Vec<IpAddr>,
+
+    /// Addresses of its node, which are never connected to.
+    #[arg(long, env = "NODE_IPS", value_delimiter = ',', value_parser = ip)]
+    node_ip: Vec<IpAddr>,
+
+    /// The apiserver's service, which is never connected to.
+    #[arg(long, env = "KUBERNETES_SERVICE_HOST")]
+    apiserver: Option<String>,
+
+    /// Whether sandboxes may be behind loopback addresses, as where one shares the router's Pod.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_loopback_pod_ip: bool,
+
+    /// File with the token that clients must show (`Authorization: Bearer TOKEN`); else it is
+    /// the variable ROUTER_AUTH_TOKEN.
+    #[arg(long)]
+    auth_token_file: Option<PathBuf>,
+
+    /// Let everybody in who reaches the router, if there is no token.
+    #[arg(long, env = "ALLOW_UNAUTHENTICATED_ROUTER", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_unauthenticated: bool,
+
+    /// Threads that do the work.
+    #[arg(long, default_value_t = 2)]
+    pub threads: usize,
+
+    /// Log as JSON.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub log_json: bool,
+}
+
+impl Args {
+    /// Who may use the router; `variable` is the token of the environment.
+    ///
+    /// # Errors
+    /// When the file cannot be read, and when nothing says who may.
+    pub fn auth(&self, variable: Option<&str>) -> Result<Auth, BadArgs> {
+        let file = self.auth_token_file.as_ref().map(|path| {
+            std::fs::read_to_string(path).map_err(|source| BadArgs::Token {
+                path: path.clone(),
+                source,
+            })
+        });
+        let file = file.transpose()?;
+        let token = file.as_deref().or(variable);
+        // An empty file is a mistake, and not the wish to let everybody in.
+        let is_open = self.allow_unauthenticated && self.auth_token_file.is_none();
+        Ok(Auth::new(token, is_open)?)
+    }
+
+    /// Where sandboxes are.
+    ///
+    /// # Errors
+    /// When nothing says where.
+    pub fn networks(&self) -> Result<Networks, BadArgs> {
+        let mut pods = self.pod_cidr.clone();
+        if pods.is_empty() {
+            pods.extend(self.pod_ip.iter().copied().map(Networks::around));
+        }
+        if pods.is_empty() && !self.allow_loopback_pod_ip {
+            return Err(BadArgs::NoNetwork);
+        }
+        // A name is looked up by whoever uses it, and none of a service's leads to a Pod.
+        let apiserver = self.apiserver.iter().filter_map(|host| ip(host).ok());
+        let own = self.pod_ip.iter().chain(&self.node_ip).copied();
+        let never: Vec<IpAddr> = own.chain(apiserver).collect();
+        let loopback = match self.allow_loopback_pod_ip {
+            true => Loopback::Allowed,
+            false => Loopback::Refused,
+        };
+        Ok(Networks::new(pods, &never, loopback))
+    }
+
+    /// How much, and how long.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            patience: self.proxy_timeout,
+            retries: self.upstream_max_retries,
+        }
+    }
+}
+
+/// An address as Go writes it: `:8080` is any address of the machine.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let whole = match text.strip_prefix(':') {
+        Some(port) => format!("0.0.0.0:{port}"),
+        None => text.to_owned(),
+    };
+    whole.parse().map_err(|e| format!("{text}: {e}"))
+}
+
+fn ip(text: &str) -> Result<IpAddr, String> {
+    text.trim().parse().map_err(|e| format!("{text}: {e}"))
+}
+
+/// A duration as Go writes it, `1m30s`, or in seconds, and not zero.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string()),
+        Err(_) => text
+            .parse::<jiff::SignedDuration>()
+            .and_then(Duration::try_from)
+            .map_err(|e| e.to_string()),
+    };
+    match parsed {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Ok(_) => Err(format!("{text}: no time at all")),
+        Err(e) => Err(format!("{text}: {e}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Args {
+        Args::try_parse_from(["kiln-router"].iter().chain(args)).unwrap()
+    }
+
+    #[test]
+    fn nothing_is_allowed_unless_it_is_said() {
+        let args = parse(&[]);
+        assert!(args.auth(None).is_err());
+        assert!(args.auth(Some("")).is_err());
+        assert!(args.auth(Some("secret")).is_ok());
+        assert!(args.networks().is_err());
+        let open = parse(&["--allow-unauthenticated"]);
+        assert!(matches!(open.auth(None), Ok(Auth::Open)));
+        assert!(matches!(open.auth(Some("secret")), Ok(Auth::Token(_))));
+    }
+
+    #[test]
+    fn a_file_goes_before_the_variable_and_must_hold_something() {
+        let flags = ["--allow-unauthenticated", "--auth-token-file=/dev/null"];
+        assert!(parse(&flags).auth(None).is_err());
+        let missing = parse(&["--auth-token-file=/nowhere/token"]);
+        assert!(missing.auth(Some("secret")).is_err());
+    }
+
+    #[test]
+    fn networks_are_given_or_guessed() {
+        let text = |args: &[&str]| {
+            let networks = parse(args).networks().unwrap();
+            networks
+                .pods()
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(text(&["--pod-ip=10.244.3.7"]), ["10.244.0.0/16"]);
+        let given = ["--pod-ip=10.244.3.7", "--pod-cidr=10.4.0.0/14,fd00::/48"];
+        assert_eq!(text(&given), ["10.4.0.0/14", "fd00::/48"]);
+        let networks = parse(&["--pod-ip=10.244.3.7", "--node-ip=10.244.9.9"]).networks();
+        let networks = networks.unwrap();
+        for never in ["10.244.3.7", "10.244.9.9"] {
+            assert!(networks.check(never.parse().unwrap()).is_err(), "{never}");
+        }
+    }
+
+    #[test]
+    fn times_are_as_in_go_or_in_seconds() {
+        for (text, seconds) in [("180", 180.0), ("0.5", 0.5), ("1m30s", 90.0)] {
+            let args = parse(&["--proxy-timeout", text]);
+            assert_eq!(args.limits().patience.as_secs_f64(), seconds, "{text}");
+        }
+        for bad in ["0", "-1", "soon", "nan", "-1s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(address(":80"), Ok("0.0.0.0:80".parse().unwrap()));
+    }
+}

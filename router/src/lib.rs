@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The router of Agent Sandbox: HTTP from clients outside of the Pod network to sandboxes.
+//!
+//! A request says in its headers which sandbox it is for (`target`). It is let in (`auth`), its
+//! sandbox is found by the address that it gives or by DNS, an address that is no Pod's is refused
+//! (`address`, `dial`), and it is passed on without what concerns one connection only (`headers`,
+//! `forward`). Bodies flow both ways as they come (`body`).
+//!
+//! It knows no apiserver and keeps nothing between requests, so that any number may run.
+
+#![forbid(unsafe_code)]
+
+mod address;
+mod args;
+mod auth;
+mod body;
+mod dial;
+mod forward;
+mod headers;
+mod metrics;
+mod probes;
+mod refusal;
+mod serve;
+mod target;
+
+pub use self::{
+    address::{Forbidden, Loopback, Networks},
+    args::{Args, BadArgs},
+    auth::{Auth, NoAuth},
+    forward::{Limits, Router},
+    metrics::Metrics,
+    probes::Probes,
+    serve::{Serving, serve},
+};

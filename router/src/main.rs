@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! `kiln-router`: see the library.
+
+#![forbid(unsafe_code)]
+
+use std::{env, net::SocketAddr, sync::Arc};
+
+use anyhow::{Context, Result};
+use caps::CapSet;
+use clap::Parser;
+use kiln_router::{Args, Metrics, Probes, Router, serve};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+/// Connections of probes and of Prometheus at the same time.
+const PROBES: usize = 16;
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    start_logging(args.log_json);
+    // It needs none, whoever it was started as. Before there are threads: each has its own.
+    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
+        caps::clear(None, set).context("give up capabilities")?;
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(args.threads.max(1))
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(run(&args))
+}
+
+fn start_logging(as_json: bool) {
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let format = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if as_json {
+        format.json().init();
+    } else {
+        format.init();
+    }
+}
+
+async fn run(args: &Args) -> Result<()> {
+    let stop = stop_on_signal()?;
+    let metrics = Arc::new(Metrics::default());
+    let tunnels = TaskTracker::new();
+    let router = Arc::new(Router {
+        auth: args.auth(env::var("ROUTER_AUTH_TOKEN").ok().as_deref())?,
+        networks: args.networks()?,
+        domain: args.cluster_domain.trim_matches('.').to_owned(),
+        limits: args.limits(),
+        metrics: Arc::clone(&metrics),
+        stop: stop.clone(),
+        tunnels: tunnels.clone(),
+    });
+    if matches!(router.auth, kiln_router::Auth::Open) {
+        warn!("everybody who reaches this router may use it");
+    }
+    let clients = listen(args.http_bind_address).await?;
+    let probes = Probes {
+        metrics,
+        stop: stop.clone(),
+    };
+    // These answer until the process ends, so that its end can be seen.
+    let mut addresses = vec![args.health_probe_bind_address, args.metrics_bind_address];
+    addresses.dedup();
+    for address in addresses {
+        let probes = probes.clone();
+        let answer = move |request: hyper::Request<_>, _| {
+            let response = probes.answer(request.uri().path());
+            async move { response }
+        };
+        serve(
+            listen(address).await?,
+            PROBES,
+            CancellationToken::new(),
+            answer,
+        );
+    }
+    let networks = router.networks.pods();
+    info!("sandboxes are in {networks:?}");
+    let answer = move |request, from| {
+        let router = Arc::clone(&router);
+        async move { router.answer(request, from).await }
+    };
+    let serving = serve(clients, args.max_connections.max(1), stop.clone(), answer);
+    stop.cancelled().await;
+    info!("ends");
+    tunnels.close();
+    if !serving.ended(args.shutdown_timeout).await {
+        warn!("some requests had no answer in time");
+    }
+    tunnels.wait().await;
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("listen on {address}"))?;
+    info!("listens on {}", listener.local_addr()?);
+    Ok(listener)
+}
+
+/// Cancelled by SIGTERM and SIGINT.
+fn stop_on_signal() -> Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopped.cancel();
+    });
+    Ok(stop)
+}

@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The router between a client and a sandbox that are both this test, byte for byte.
+
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kiln_router::{Auth, Limits, Loopback, Metrics, Networks, Router, Serving, serve};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Longest that anything here may take.
+const SOON: Duration = Duration::from_secs(10);
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// A router that knows sandboxes on loopback addresses.
+struct Fixture {
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+    serving: Serving,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        Self::with(Auth::Open, Loopback::Allowed).await
+    }
+
+    async fn with(auth: Auth, loopback: Loopback) -> Self {
+        let (metrics, stop) = (Arc::new(Metrics::default()), CancellationToken::new());
+        let router = Arc::new(Router {
+            auth,
+            networks: Networks::new(Vec::new(), &[], loopback),
+            domain: "invalid".to_owned(),
+            limits: Limits {
+                patience: Duration::from_secs(2),
+                retries: 0,
+            },
+            metrics: Arc::clone(&metrics),
+            stop: stop.clone(),
+            tunnels: TaskTracker::new(),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer = move |request, from| {
+            let router = Arc::clone(&router);
+            async move { router.answer(request, from).await }
+        };
+        Self {
+            address,
+            metrics,
+            serving: serve(listener, 8, stop.clone(), answer),
+            stop,
+        }
+    }
+
+    async fn client(&self) -> Peer {
+        Peer::new(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    /// Sends a whole request, and returns the whole answer.
+    async fn ask(&self, request: &str) -> String {
+        let mut client = self.client().await;
+        client.send(request).await;
+        client.rest().await
+    }
+}
+
+/// A sandbox.
+struct Sandbox {
+    listener: TcpListener,
+    /// What a request to it has in its head.
+    headers: String,
+}
+
+impl Sandbox {
+    async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let headers = format!(
+            "Host: router\r\nX-Sandbox-ID: box\r\nX-Sandbox-Port: {port}\r\n\
+             X-Sandbox-Pod-IP: 127.0.0.1\r\n"
+        );
+        Self { listener, headers }
+    }
+
+    fn get(&self, more: &str) -> String {
+        let headers = &self.headers;
+        format!("GET / HTTP/1.1\r\n{headers}{more}Connection: close\r\n\r\n")
+    }
+
+    async fn accept(&self) -> Peer {
+        let accepted = timeout(SOON, self.listener.accept()).await;
+        Peer::new(accepted.expect("nobody connects").unwrap().0)
+    }
+
+    /// Answers one request with `answer`, and returns its head.
+    async fn answers(&self, answer: &str) -> String {
+        let mut peer = self.accept().await;
+        let head = peer.head().await;
+        peer.send(answer).await;
+        head
+    }
+}
+
+/// One end of a connection.
+struct Peer {
+    stream: TcpStream,
+    read: String,
+}
+
+impl Peer {
+    fn new(stream: TcpStream) -> Self {
+        let read = String::new();
+        Self { stream, read }
+    }
+
+    async fn send(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// Reads until `end` has come, and returns all up to there.
+    #[track_caller]
+    fn until(&mut self, end: &str) -> impl Future<Output = String> {
+        let caller = std::panic::Location::caller();
+        async move {
+            loop {
+                if let Some(at) = self.read.find(end) {
+                    let rest = self.read.split_off(at + end.len());
+                    return std::mem::replace(&mut self.read, rest);
+                }
+                let more = self.more().await;
+                assert!(more, "{caller}: no {end:?} after {:?}", self.read);
+            }
+        }
+    }
+
+    async fn head(&mut self) -> String {
+        self.until("\r\n\r\n").await
+    }
+
+    async fn rest(&mut self) -> String {
+        while self.more().await {}
+        std::mem::take(&mut self.read)
+    }
+
+    /// Whether more came than the end.
+    async fn more(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        let read = timeout(SOON, self.stream.read(&mut buffer)).await;
+        // Who is reset has read the end, too.
+        let count = read.expect("nothing comes").unwrap_or_default();
+        self.read
+            .push_str(&String::from_utf8_lossy(&buffer[..count]));
+        count > 0
+    }
+}
+
+#[track_caller]
+fn expect(answer: &str, status: u16, body: &str) {
+    let head = format!("HTTP/1.1 {status} ");
+    assert!(
+        answer.starts_with(&head) && answer.ends_with(body),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_request_and_its_answer_are_passed_on() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let request = format!(
+        "POST /a%2Fb/../c?d=%20e HTTP/1.1\r\n{}Authorization: Bearer mine\r\n\
+         X-Forwarded-For: 1.2.3.4\r\nX-Own: 1\r\nConnection: close, x-gone\r\nX-Gone: 1\r\n\
+         Content-Length: 4\r\n\r\nbody",
+        sandbox.headers
+    );
+    let exchange = async {
+        let mut peer = sandbox.accept().await;
+        let head = peer.until("body").await;
+        peer.send(
+            "HTTP/1.1 418 Teapot\r\nX-Its: 1\r\nKeep-Alive: x\r\nContent-Length: 2\r\n\r\nok",
+        )
+        .await;
+        head
+    };
+    let (answer, head) = tokio::join!(router.ask(&request), exchange);
+    let lower = head.to_lowercase();
+    assert!(
+        head.starts_with("POST /a%2Fb/../c?d=%20e HTTP/1.1\r\n"),
+        "{head}"
+    );
+    let port = sandbox.listener.local_addr().unwrap().port();
+    let host = format!("host: 127.0.0.1:{port}\r\n");
+    let there = [
+        &host,
+        "x-own: 1\r\n",
+        "x-forwarded-for: 127.0.0.1\r\n",
+        "x-forwarded-host: router\r\n",
+    ];
+    for there in there {
+        assert!(lower.contains(there), "{there} is not in {head}");
+    }
+    for gone in [
+        "authorization",
+        "x-sandbox",
+        "x-gone",
+        "connection",
+        "1.2.3.4",
+    ] {
+        assert!(!lower.contains(gone), "{gone} is in {head}");
+    }
+    expect(&answer, 418, "\r\n\r\nok");
+    let answer = answer.to_lowercase();
+    assert!(
+        answer.contains("x-its: 1\r\n") && !answer.contains("keep-alive"),
+        "{answer}"
+    );
+    let text = router.metrics.text().unwrap();
+    assert!(
+        text.contains(r#"requests_total{method="POST",code="418"} 1"#),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn bodies_flow_both_ways_as_they_come() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let mut client = router.client().await;
+    let head = format!(
+        "POST / HTTP/1.1\r\n{}Transfer-Encoding: chunked\r\n\r\n3\r\none\r\n",
+        sandbox.headers
+    );
+    client.send(&head).await;
+    let mut peer = sandbox.accept().await;
+    peer.until("3\r\none\r\n").await;
+    let begin = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nuno\r\n";
+    peer.send(begin).await;
+    client.until("3\r\nuno\r\n").await;
+    client.send("3\r\ntwo\r\n").await;
+    peer.until("3\r\ntwo\r\n").await;
+    peer.send("3\r\ndue\r\n").await;
+    client.until("3\r\ndue\r\n").await;
+    client.send("0\r\n\r\n").await;
+    peer.until("0\r\n\r\n").await;
+    peer.send("0\r\n\r\n").await;
+    client.until("0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn what_is_refused_is_said_in_upstreams_words() {
+    let router = Fixture::new().await;
+    let ask = async |headers: &str| {
+        let request = format!("GET / HTTP/1.1\r\nHost: r\r\n{headers}Connection: close\r\n\r\n");
+        router.ask(&request).await
+    };
+    let detail = |text: &str| format!("\r\n\r\n{{\"detail\":\"{text}\"}}");
+    expect(
+        &ask("").await,
+        400,
+        &detail("X-Sandbox-ID header is required."),
+    );
+    let id = ask("X-Sandbox-ID: a.b\r\n").await;
+    expect(&id, 400, &detail("Invalid sandbox ID format."));
+    let metadata = ask("X-Sandbox-ID: a\r\nX-Sandbox-Pod-IP: 169.254.169.254\r\n").await;
+    expect(&metadata, 400, &detail("Invalid target IP address."));
+    // tcpmux, which nothing has served for decades.
+    let nobody = ask("X-Sandbox-ID: a\r\nX-Sandbox-Pod-IP: 127.0.0.1\r\nX-Sandbox-Port: 1\r\n");
+    let unreachable = detail("Could not connect to the backend sandbox: a");
+    expect(&nobody.await, 502, &unreachable);
+    expect(
+        &router
+            .ask("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nConnection: close\r\n\r\n")
+            .await,
+        405,
+        "}",
+    );
+    let text = router.metrics.text().unwrap();
+    assert!(
+        text.contains(r#"upstream_errors_total{reason="dial"} 1"#),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn an_address_that_is_no_pods_is_not_connected_to() {
+    let router = Fixture::with(Auth::Open, Loopback::Refused).await;
+    let sandbox = Sandbox::new().await;
+    expect(&router.ask(&sandbox.get("")).await, 400, "IP address.\"}");
+    let came = timeout(Duration::from_millis(100), sandbox.listener.accept()).await;
+    assert!(came.is_err(), "it was connected to");
+}
+
+#[tokio::test]
+async fn who_shows_no_token_stays_out() {
+    let auth = Auth::new(Some("secret"), false).unwrap();
+    let router = Fixture::with(auth, Loopback::Allowed).await;
+    let sandbox = Sandbox::new().await;
+    expect(
+        &router.ask(&sandbox.get("")).await,
+        401,
+        "Authorization header.\"}",
+    );
+    let wrong = sandbox.get("Authorization: Bearer guess\r\n");
+    expect(&router.ask(&wrong).await, 401, "Invalid token.\"}");
+    let right = sandbox.get("Authorization: Bearer secret\r\n");
+    let (answer, head) = tokio::join!(router.ask(&right), sandbox.answers(OK));
+    expect(&answer, 200, "ok");
+    assert!(!head.contains("secret"), "{head}");
+    let health = "GET /healthz HTTP/1.1\r\nHost: r\r\nConnection: close\r\n\r\n";
+    expect(&router.ask(health).await, 200, r#"{"status":"ok"}"#);
+}
+
+/// Both sides must see the same end of a request.
+#[tokio::test]
+async fn nothing_is_hidden_in_a_body() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    for lengths in [
+        "Content-Length: 3\r\nContent-Length: 4\r\n",
+        "Content-Length: +3\r\n",
+        "Transfer-Encoding: chunked, identity\r\n",
+        "Transfer-Encoding : chunked\r\n",
+    ] {
+        let request = format!("POST / HTTP/1.1\r\n{}{lengths}\r\nabc", sandbox.headers);
+        expect(&router.ask(&request).await, 400, "\r\n\r\n");
+    }
+    let both = format!(
+        "POST / HTTP/1.1\r\n{}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\
+         Connection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        sandbox.headers
+    );
+    let seen = async {
+        let mut peer = sandbox.accept().await;
+        let head = peer.head().await.to_lowercase();
+        let body = peer.until("0\r\n\r\n").await;
+        peer.send(OK).await;
+        (head, body)
+    };
+    let (answer, (head, body)) = tokio::join!(router.ask(&both), seen);
+    expect(&answer, 200, "ok");
+    assert!(head.contains("transfer-encoding: chunked") && !head.contains("content-length"));
+    assert_eq!(body, "3\r\nabc\r\n0\r\n\r\n");
+}
+
+#[tokio::test]
+async fn a_large_head_is_refused() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let large = format!("X-Large: {}\r\n", "a".repeat(40 << 10));
+    expect(&router.ask(&sandbox.get(&large)).await, 431, "\r\n\r\n");
+    let many: String = (0..120).map(|n| format!("X-{n}: 1\r\n")).collect();
+    expect(&router.ask(&sandbox.get(&many)).await, 431, "\r\n\r\n");
+}
+
+#[tokio::test]
+async fn a_sandbox_that_says_nothing_is_given_up() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let start = Instant::now();
+    let request = sandbox.get("X-Sandbox-Timeout: 0.2\r\n");
+    let (answer, mut peer) = tokio::join!(router.ask(&request), sandbox.accept());
+    expect(
+        &answer,
+        504,
+        "Timed out waiting for the backend sandbox: box\"}",
+    );
+    assert!(start.elapsed() < Duration::from_secs(2));
+    peer.rest().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_stops_half_way_is_cut() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let request = sandbox.get("X-Sandbox-Timeout: 0.2\r\n");
+    let half = async {
+        let mut peer = sandbox.accept().await;
+        peer.head().await;
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+            .await;
+        peer.rest().await;
+    };
+    let (answer, ()) = tokio::join!(router.ask(&request), half);
+    expect(&answer, 200, "half");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_request_along() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let mut client = router.client().await;
+    client.send(&sandbox.get("")).await;
+    let mut peer = sandbox.accept().await;
+    peer.head().await;
+    peer.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        .await;
+    client.until("half").await;
+    drop(client);
+    peer.rest().await;
+    let ended = async {
+        while !router
+            .metrics
+            .text()
+            .unwrap()
+            .contains("inflight_requests 0\n")
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, ended).await.expect("it is still in flight");
+}
+
+#[tokio::test]
+async fn a_websocket_goes_through_and_ends_with_the_router() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let mut client = router.client().await;
+    let request = format!(
+        "GET /ws HTTP/1.1\r\n{}Connection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Key: key\r\n\r\n",
+        sandbox.headers
+    );
+    client.send(&request).await;
+    let mut peer = sandbox.accept().await;
+    let head = peer.head().await;
+    assert!(
+        head.contains("upgrade: websocket") && head.contains("key"),
+        "{head}"
+    );
+    let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Accept: accept\r\n\r\nhello";
+    peer.send(switch).await;
+    let head = client.until("hello").await;
+    expect(&head, 101, "hello");
+    client.send("from the client").await;
+    peer.until("from the client").await;
+    router.stop.cancel();
+    peer.rest().await;
+    client.rest().await;
+}
+
+#[tokio::test]
+async fn other_protocols_are_not_switched_to() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
+    let request = sandbox.get("").replace(
+        "Connection: close\r\n",
+        "Connection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n",
+    );
+    let (answer, head) = tokio::join!(router.ask(&request), sandbox.answers(switch));
+    expect(&answer, 502, "}");
+    let head = head.to_lowercase();
+    assert!(
+        !head.contains("upgrade") && !head.contains("http2"),
+        "{head}"
+    );
+}
+
+#[tokio::test]
+async fn the_end_waits_for_what_has_begun() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let mut idle = router.client().await;
+    let mut client = router.client().await;
+    client.send(&sandbox.get("")).await;
+    let mut peer = sandbox.accept().await;
+    peer.head().await;
+    router.stop.cancel();
+    idle.rest().await;
+    assert!(!router.serving.ended(Duration::from_millis(50)).await);
+    peer.send(OK).await;
+    expect(&client.rest().await, 200, "ok");
+    assert!(router.serving.ended(SOON).await);
+    assert!(TcpStream::connect(router.address).await.is_err());
+}
