@@ -88,6 +88,41 @@ pub(crate) async fn the_host_cgroup_is_the_pods(node: &Node) -> Result<()> {
     pod.remove().await
 }
 
+/// The first container's files are served by a gofer that is older than the Pod, a second one's by
+/// another; both see what they are to see, and nothing of either stays.
+pub(crate) async fn the_first_container_takes_the_slots(node: &Node) -> Result<()> {
+    node.agent()?.expect_ready(WARM).await?;
+    let warm: Vec<_> = node.processes().iter().map(|p| p.pid).collect();
+    let pod = node.pod(HANDLER).run().await?;
+    let sandbox = pod.sandbox();
+    let mut served = Vec::new();
+    for (which, expect_old) in [("first", true), ("second", false)] {
+        let container = pod
+            .script(&format!("echo {which} >/etc/own; cat /etc/own; sleep 3600"))
+            .start()
+            .await?;
+        container.logged(&format!("{which}\n")).await?;
+        let gofers = pod.runtime_processes("runsc-gofer");
+        let new = gofers.iter().find(|p| !served.contains(&p.pid));
+        let new = new.with_context(|| format!("no gofer but {gofers:?}"))?;
+        ensure!(
+            warm.contains(&new.pid) == expect_old,
+            "{which}: {new:?}\n{}",
+            node.log()
+        );
+        served.push(new.pid);
+        let hosts = container.sh("cat /etc/hosts /etc/own").await?;
+        ensure!(hosts.ends_with(&format!("{which}\n")), "{hosts:?}");
+        let shm = container.sh("echo x >/dev/shm/x; ls /dev/shm").await?;
+        ensure!(shm == "x\n", "{shm:?}");
+    }
+    pod.remove().await?;
+    node.expect_gone(&sandbox).await?;
+    let left: Vec<_> = node.processes().into_iter().map(|p| p.pid).collect();
+    ensure!(!served.iter().any(|pid| left.contains(pid)), "{served:?}");
+    Ok(())
+}
+
 /// A Pod with a memory limit finds that limit in its sandbox, adopted or not, and hits it.
 pub(crate) async fn limits_of_the_pod_hold(node: &Node) -> Result<()> {
     for expect_adopted in [false, true] {
