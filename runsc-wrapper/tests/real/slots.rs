@@ -69,7 +69,7 @@ async fn a_container_in_slots_is_like_any_other(world: World) {
     let exit = world.runtime.watch(&app).await.unwrap();
     assert_eq!(world.runtime.status(&app).await.unwrap(), Status::Created);
     world.runtime.start(&app, &opts.stdio).await.unwrap();
-    eprintln!("made and started in {} us", before.elapsed().as_micros());
+    println!("made and started in {} us", before.elapsed().as_micros());
     drop(opts);
     let state = fs::read(world.config.root.join("app_sandbox:box.state")).unwrap();
     let state: serde_json::Value = serde_json::from_slice(&state).unwrap();

@@ -102,15 +102,17 @@ pub(crate) async fn the_first_container_takes_the_slots(node: &Node) -> Result<(
             .start()
             .await?;
         container.logged(&format!("{which}\n")).await?;
-        let gofers = pod.runtime_processes("runsc-gofer");
-        let new = gofers.iter().find(|p| !served.contains(&p.pid));
-        let new = new.with_context(|| format!("no gofer but {gofers:?}"))?;
+        // One that was started ahead bears the name of the sandbox, others that of the container.
+        let named = if expect_old { &sandbox } else { container.id() };
+        let all = node.processes().into_iter();
+        let mut gofers = all.filter(|p| p.argv.starts_with("runsc-gofer"));
+        let gofer = gofers.find(|p| p.argv.contains(named));
+        let gofer = gofer.with_context(|| format!("{which} has no gofer\n{}", node.log()))?;
         ensure!(
-            warm.contains(&new.pid) == expect_old,
-            "{which}: {new:?}\n{}",
-            node.log()
+            warm.contains(&gofer.pid) == expect_old,
+            "{which}: {gofer:?}"
         );
-        served.push(new.pid);
+        served.push(gofer.pid);
         let hosts = container.sh("cat /etc/hosts /etc/own").await?;
         ensure!(hosts.ends_with(&format!("{which}\n")), "{hosts:?}");
         let shm = container.sh("echo x >/dev/shm/x; ls /dev/shm").await?;
