@@ -32,11 +32,20 @@ pub mod api {
 mod client;
 mod shape;
 
+use std::path::{Path, PathBuf};
+
 pub use client::{Agent, AgentError};
 pub use shape::{Ineligible, RuntimeFile, Setup, Shape};
 
 /// Where the agent listens unless a node's configuration names another socket.
 pub const SOCKET: &str = "/run/kiln-agent/agent.sock";
+
+/// Where an agent that listens at `socket` hands out the gofers of the sandboxes that it has handed
+/// out.
+#[must_use]
+pub fn slots_socket(socket: &Path) -> PathBuf {
+    socket.with_extension("slots")
+}
 
 /// The OCI process that, run in the root container of a warm sandbox, gives it the host name
 /// `name`.

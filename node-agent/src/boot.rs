@@ -2,13 +2,19 @@
 
 //! Making warm sandboxes, trying out whether they can be adopted, and destroying them.
 
-use std::{io, os::fd::AsFd, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use kiln_agent_api::{Shape, naming_process};
 use rand::RngExt as _;
 use runsc_wrapper::{
-    ContainerId, CreateOpts, ExecOpts, Exit, InvalidId, Runtime, RuntimeError, StartWay, Status,
-    Stdio, reap::Tracked,
+    ContainerId, CreateOpts, ExecOpts, Exit, InvalidId, Runtime, RuntimeError, Slots, StartWay,
+    Status, Stdio, reap::Tracked,
 };
 use tracing::warn;
 
@@ -55,6 +61,27 @@ pub(crate) struct Warm {
     pub(crate) process: Tracked,
 }
 
+/// The gofers that were started with sandboxes, by these. They end when they are dropped.
+#[derive(Clone, Default)]
+pub(crate) struct Gofers(Arc<Mutex<HashMap<String, Slots>>>);
+
+impl Gofers {
+    fn map(&self) -> MutexGuard<'_, HashMap<String, Slots>> {
+        // One that is half inserted is not there.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is one for the sandbox `id`.
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.map().contains_key(id)
+    }
+
+    /// Takes that of the sandbox `id`.
+    pub(crate) fn take(&self, id: &str) -> Option<Slots> {
+        self.map().remove(id)
+    }
+}
+
 /// Makes and destroys warm sandboxes with one runtime.
 #[derive(Clone)]
 pub(crate) struct Booter {
@@ -64,15 +91,25 @@ pub(crate) struct Booter {
     cgroup: String,
     /// Whether sentries read their root file system from an image, without a gofer.
     from_image: bool,
+    /// Whether a gofer is started with each sandbox.
+    with_slots: bool,
+    gofers: Gofers,
 }
 
 impl Booter {
-    pub(crate) fn new(runtime: Arc<dyn Runtime>, store: Store, cgroup: String) -> Self {
+    pub(crate) fn new(
+        runtime: Arc<dyn Runtime>,
+        store: Store,
+        cgroup: String,
+        gofers: Gofers,
+    ) -> Self {
         Self {
             runtime,
             store,
             cgroup,
             from_image: false,
+            with_slots: false,
+            gofers,
         }
     }
 
@@ -80,6 +117,14 @@ impl Booter {
     pub(crate) fn with_image(mut self) -> Self {
         self.from_image = true;
         self
+    }
+
+    /// The same with a gofer for the first container of each sandbox.
+    pub(crate) async fn with_slots(mut self) -> Result<Self> {
+        let dir = self.store.slots();
+        blocking("prepare slots", move || Slots::prepare(&dir)).await?;
+        self.with_slots = true;
+        Ok(self)
     }
 
     /// Boots a sandbox of `shape`, up to where it can be handed out.
@@ -106,6 +151,9 @@ impl Booter {
         .await?;
         let pid = self.create(id, bundle).await?;
         let process = Tracked::new(pid).map_err(io_error("watch a warm sandbox"))?;
+        if self.with_slots {
+            self.start_gofer(id).await?;
+        }
         let (store, name) = (self.store.clone(), id.to_string());
         let shape = shape.clone();
         blocking("note a warm sandbox", move || {
@@ -127,6 +175,21 @@ impl Booter {
             user_log: None,
         };
         Ok(self.runtime.create(&opts).await?)
+    }
+
+    /// Starts the gofer for the first container of the sandbox `id`, in the sandbox's cgroup.
+    async fn start_gofer(&self, id: &ContainerId) -> Result<()> {
+        let cgroup = spec::cgroup_of(&self.cgroup, id.as_str());
+        let place = Box::new(move |pid| spec::join_cgroup(&cgroup, pid));
+        let slots = self
+            .runtime
+            .new_slots(&self.store.slots(), id, place)
+            .await?;
+        let gofer = Tracked::new(slots.pid()).map_err(io_error("watch a gofer"))?;
+        // It is a child, whoever uses it, and is to be no zombie.
+        tokio::spawn(async move { gofer.ended().await });
+        self.gofers.map().insert(id.to_string(), slots);
+        Ok(())
     }
 
     /// What the runtime says of its version.
@@ -181,6 +244,57 @@ impl Booter {
         Ok(())
     }
 
+    /// Starts a container in the slots of a sandbox of `shape`, and destroys both.
+    pub(crate) async fn trial_of_slots(&self, shape: &Shape) -> Result<()> {
+        let warm = self.boot(shape).await?;
+        let tried = self.try_slots(&warm).await;
+        self.doom(warm.id, Place::Ready).await;
+        tried
+    }
+
+    async fn try_slots(&self, warm: &Warm) -> Result<()> {
+        let unfit = |words: &str| BootError::Unfit(words.to_owned());
+        let sandbox: ContainerId = warm.id.parse()?;
+        let id: ContainerId = format!("slots-{sandbox}").parse()?;
+        let slots = self.gofers.take(&warm.id);
+        let slots = slots.ok_or_else(|| unfit("it has no gofer"))?;
+        let netns = netns::with_link().await;
+        let netns = netns.map_err(io_error("make a network namespace"))?;
+        self.runtime
+            .start_on_network(&sandbox, netns.as_fd(), StartWay::Control)
+            .await?;
+        let bundle = self.store.bundle(sandbox.as_str()).join("slots");
+        let (dir, rootfs, of) = (bundle.clone(), self.store.rootfs(), sandbox.clone());
+        blocking("make the bundle of a container", move || {
+            spec::write_trial(&dir, &rootfs, &of)
+        })
+        .await?;
+        let opts = CreateOpts {
+            id: id.clone(),
+            sandbox,
+            bundle,
+            stdio: Stdio::default(),
+            console_socket: None,
+            user_log: None,
+            log_dir: None,
+        };
+        let made = self.runtime.create_in_slots(&opts, slots).await?;
+        made.ok_or_else(|| unfit("no container can be made in its slots"))?;
+        let exit = self.runtime.watch(&id).await?;
+        let started = self.runtime.start(&id, &opts.stdio).await;
+        let ended = match started {
+            Ok(()) => exit.await,
+            Err(e) => Err(e),
+        };
+        self.runtime.delete(&id, true).await?;
+        match ended?.code {
+            0 => Ok(()),
+            code => Err(unfit(&format!(
+                "a container in its slots ended with {code}"
+            ))),
+        }
+    }
+
     /// Takes up a sandbox that an agent before this one has left ready.
     pub(crate) async fn recover(&self, id: &str, note: &Note) -> Result<Warm> {
         let id: ContainerId = id.parse()?;
@@ -215,6 +329,7 @@ impl Booter {
 
     /// Destroys a doomed sandbox. What fails is tried again when the agent starts the next time.
     pub(crate) async fn destroy(&self, id: String) {
+        drop(self.gofers.take(&id));
         if let Ok(known) = id.parse()
             && let Err(e) = self.runtime.delete(&known, true).await
         {

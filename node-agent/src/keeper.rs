@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::sleep};
 use tracing::{error, info, warn};
 
 use crate::{
-    boot::{BootError, Booter, Warm, blocking},
+    boot::{BootError, Booter, Gofers, Warm, blocking},
     config::{Class, Config},
     metrics::Metrics,
     pool::{Miss, Pool},
@@ -47,6 +47,7 @@ pub struct Keeper {
     config: Config,
     store: Store,
     pub(crate) metrics: Metrics,
+    pub(crate) gofers: Gofers,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -124,6 +125,7 @@ impl Keeper {
         Ok(Arc::new(Self {
             store,
             metrics: Metrics::new(),
+            gofers: Gofers::default(),
             state: Mutex::new(state),
             changed: Notify::new(),
             config,
@@ -175,8 +177,10 @@ impl Keeper {
             self.metrics.handed.inc();
             self.changed.notify_one();
             let doomed = id.clone();
+            let gofers = self.gofers.clone();
             tokio::spawn(async move {
                 sleep(TAKE).await;
+                drop(gofers.take(&doomed));
                 booter.doom(doomed, Place::Handed).await;
             });
             return Ok((id, note.pid));
@@ -461,7 +465,15 @@ impl Keeper {
         let version = booter.version().await?;
         let shape = runtime.shape(&blank)?;
         let known = runsc_wrapper::known(&version, &runtime.config.flags);
-        let (booter, way) = best_way(booter, &shape, known).await?;
+        let (mut booter, way) = best_way(booter, &shape, known).await?;
+        let flags = &runtime.config.flags;
+        if way == StartWay::Control && runsc_wrapper::known_slots(&version, flags) {
+            let slotted = booter.clone().with_slots().await?;
+            match slotted.trial_of_slots(&shape).await {
+                Ok(()) => booter = slotted,
+                Err(e) => warn!("containers are made by command: {e}"),
+            }
+        }
         let active = Active {
             runtime,
             booter,
@@ -484,7 +496,12 @@ impl Keeper {
 
     fn booter(&self, runtime: &Runtime) -> Booter {
         let runsc = Arc::new(Runsc::new(runtime.config.clone()));
-        Booter::new(runsc, self.store.clone(), self.config.cgroup.clone())
+        Booter::new(
+            runsc,
+            self.store.clone(),
+            self.config.cgroup.clone(),
+            self.gofers.clone(),
+        )
     }
 
     /// Destroys every sandbox that nobody has taken, and removes the agent's directories. No

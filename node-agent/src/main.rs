@@ -8,7 +8,7 @@ use std::{io::IsTerminal as _, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Parser;
-use kiln_agent_api::{Agent, SOCKET};
+use kiln_agent_api::{Agent, SOCKET, slots_socket};
 use kiln_node_agent::{config::Config, http, keeper::Keeper, kube::Reporter, service};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -68,6 +68,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut server = service::serve(keeper.clone(), &socket)
         .await
         .with_context(|| format!("listen at {}", socket.display()))?;
+    let slots = slots_socket(&socket);
+    service::serve_slots(keeper.clone(), &slots)
+        .with_context(|| format!("listen at {}", slots.display()))?;
     if let Some(address) = metrics {
         http::serve(keeper.clone(), address)
             .await

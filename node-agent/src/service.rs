@@ -22,8 +22,10 @@ use kiln_agent_api::{
 };
 use runsc_wrapper::{ContainerId, StartWay};
 use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     net::{UnixListener, UnixStream},
     sync::Semaphore,
+    time::timeout,
 };
 use tracing::{info, warn};
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
@@ -36,6 +38,12 @@ const AT_ONCE: usize = 64;
 
 /// Sandboxes handed out whose adoption nobody has told of, of which the shape is remembered.
 const REMEMBERED: usize = 1024;
+
+/// How long a shim may take to say which gofer it wants.
+const ASK: Duration = Duration::from_secs(1);
+
+/// Longest id that is read, in bytes.
+const MAX_ID: u64 = 128;
 
 /// Longest reason that is logged, in bytes.
 const MAX_REASON: usize = 1024;
@@ -57,6 +65,48 @@ pub async fn serve(keeper: Arc<Keeper>, socket: &Path) -> io::Result<Server> {
     server.start().await.map_err(io::Error::other)?;
     info!("listening at {}", socket.display());
     Ok(server)
+}
+
+/// Hands out the gofers of sandboxes that were handed out, at `socket`, for ever.
+///
+/// # Errors
+/// When it cannot be listened there.
+pub fn serve_slots(keeper: Arc<Keeper>, socket: &Path) -> io::Result<()> {
+    let mut listener = bind(socket)?;
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    tokio::spawn(async move {
+        while let Some((Ok(stream), again)) = accept(listener).await {
+            listener = again;
+            // One too many is closed, and makes its container by command.
+            let Ok(turn) = Arc::clone(&turns).try_acquire_owned() else {
+                continue;
+            };
+            let keeper = Arc::clone(&keeper);
+            tokio::spawn(async move {
+                if let Err(e) = hand_out_slots(&keeper, stream).await {
+                    warn!("hand out a gofer: {e}");
+                }
+                drop(turn);
+            });
+        }
+    });
+    Ok(())
+}
+
+async fn hand_out_slots(keeper: &Keeper, stream: UnixStream) -> io::Result<()> {
+    let mut id = String::new();
+    let mut reader = BufReader::new(stream).take(MAX_ID);
+    timeout(ASK, reader.read_line(&mut id)).await??;
+    let Some(slots) = keeper.gofers.take(id.trim_end()) else {
+        return Ok(()); // the end of the stream says so
+    };
+    let stream = reader.into_inner().into_inner().into_std()?;
+    let sent = tokio::task::spawn_blocking(move || {
+        stream.set_nonblocking(false)?;
+        stream.set_write_timeout(Some(ASK))?;
+        slots.send(&stream)
+    });
+    sent.await.map_err(io::Error::other)?
 }
 
 fn bind(socket: &Path) -> io::Result<UnixListener> {
@@ -149,6 +199,7 @@ impl Agent for Service {
                 answer.warm = Some(Warm {
                     file: file.to_string_lossy().into_owned(),
                     cgroup: self.keeper.cgroup_of(&id),
+                    has_slots: self.keeper.gofers.has(&id),
                     by_control_socket: self.keeper.start_way() == StartWay::Control,
                     id,
                     pid,

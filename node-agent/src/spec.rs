@@ -111,6 +111,48 @@ fn lowest_oom_score_adj() -> i64 {
     own.trim().parse().unwrap_or(0)
 }
 
+/// Writes the bundle of a container that finds out whether slots work: a program that is in a
+/// volume, beside a file that is mounted alone, in a root file system that is `rootfs`. Blocks.
+pub(crate) fn write_trial(dir: &Path, rootfs: &Path, sandbox: &ContainerId) -> io::Result<()> {
+    let bind = |source: &Path, target: &str| {
+        json!({"destination": target, "type": "bind", "source": source,
+               "options": ["rbind", "rprivate", "ro"]})
+    };
+    let mut process = kiln_agent_api::naming_process("trial");
+    process["args"][0] = "/tmp/pause".into();
+    let spec = json!({
+        "ociVersion": "1.0.2",
+        "process": process,
+        "root": {"path": rootfs, "readonly": false},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            bind(rootfs, "/tmp"),
+            bind(&rootfs.join("pause"), "/pause"),
+        ],
+        "annotations": {
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": sandbox.as_str(),
+        },
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]},
+    });
+    fs::create_dir(dir)?;
+    fs::write(dir.join("config.json"), spec.to_string())
+}
+
+/// Puts process `pid` into the cgroup `path` in every hierarchy of the host that has it. Blocks.
+pub(crate) fn join_cgroup(path: &str, pid: u32) -> io::Result<()> {
+    let path = path.trim_matches('/');
+    let mount = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(mount)?.flatten().map(|e| e.path());
+    for hierarchy in hierarchies.chain([mount.to_owned()]) {
+        let procs = hierarchy.join(path).join("cgroup.procs");
+        if procs.exists() {
+            fs::write(procs, pid.to_string())?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes the cgroup `path` from every hierarchy of the host, if nothing is in it. What is in
 /// use or not there stays so. Blocks.
 pub(crate) fn remove_cgroup(path: &str) {

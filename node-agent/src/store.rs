@@ -101,6 +101,11 @@ impl Store {
         self.root.join("rootfs.erofs")
     }
 
+    /// What gofers with slots are made from.
+    pub(crate) fn slots(&self) -> PathBuf {
+        self.root.join("slots")
+    }
+
     /// Makes file and bundle of a sandbox that is to boot. Blocks.
     pub(crate) fn make(&self, id: &str) -> io::Result<PathBuf> {
         fs::File::create_new(self.file(Place::Booting, id))?;

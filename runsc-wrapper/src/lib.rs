@@ -27,6 +27,7 @@ pub mod reap;
 mod runc;
 mod runsc;
 mod sandbox;
+mod slots;
 mod state;
 mod stdio;
 mod types;
@@ -44,6 +45,7 @@ pub use id::{ContainerId, InvalidId};
 pub use network::{StartWay, in_netns, known};
 pub use runc::Runc;
 pub use runsc::Runsc;
+pub use slots::{PutInPlace, Slots, known_slots};
 pub use types::{
     CheckpointOpts, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, KillTarget, NetworkInterface,
     Process, Stats, Status, Stdio,
@@ -61,6 +63,30 @@ pub trait Runtime: Send + Sync {
     ///
     /// A failed call leaves nothing behind.
     async fn create(&self, opts: &CreateOpts) -> Result<u32>;
+
+    /// Starts a gofer with [`Slots`] for a container of `sandbox`, from what [`Slots::prepare`] has written into `dir`. It is
+    /// a child of this process, which must wait for it; `place` puts it into its cgroup.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unsupported`] from runtimes that have no gofers.
+    async fn new_slots(
+        &self,
+        _dir: &Path,
+        sandbox: &ContainerId,
+        _place: PutInPlace,
+    ) -> Result<Slots> {
+        Err(RuntimeError::Unsupported {
+            op: "start a gofer for",
+            id: sandbox.to_string(),
+        })
+    }
+
+    /// As [`create`](Runtime::create) of a container that is not the first of its sandbox, with
+    /// its files in `slots`. The cgroup that its specification names is the caller's to make.
+    /// `None` when it is one for [`create`](Runtime::create): nothing of it is left then.
+    async fn create_in_slots(&self, _opts: &CreateOpts, _slots: Slots) -> Result<Option<u32>> {
+        Ok(None)
+    }
 
     /// Starts the process of a created container. `stdio` must be what [`create`] was given:
     /// runsc connects a sandbox's root container at create and the others at start.

@@ -379,7 +379,7 @@ pub fn exit_of(pid: u32) -> impl Future<Output = Exit> + Send {
     }
 }
 
-fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes two integers, returns a new descriptor (close-on-exec) or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.cast_signed(), 0) };
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;

@@ -13,16 +13,23 @@ use std::{
     collections::BTreeMap,
     fmt,
     fs::{self, File},
+    io::Write as _,
     net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 
-use kiln_agent_api::{Agent, AgentError, RuntimeFile, Setup, Shape, api::Warm, naming_process};
+use kiln_agent_api::{
+    Agent, AgentError, RuntimeFile, Setup, Shape, api::Warm, naming_process, slots_socket,
+};
 use log::{debug, info, warn};
 use nix::ifaddrs::getifaddrs;
-use runsc_wrapper::{ContainerId, ExecOpts, RuntimeKind, StartWay, Stdio, in_netns};
+use runsc_wrapper::{ContainerId, ExecOpts, RuntimeKind, Slots, StartWay, Stdio, in_netns};
 
 use crate::{
     bundle::{Network, Spec},
@@ -40,6 +47,9 @@ pub(crate) struct Adopter {
     root: PathBuf,
     flags: BTreeMap<String, String>,
 }
+
+/// How long a Pod waits for a gofer before it does without.
+const SLOTS: Duration = Duration::from_millis(50);
 
 /// Whether a Pod has got a sandbox that was booted ahead.
 pub(crate) enum Adoption {
@@ -87,6 +97,8 @@ struct Handed {
     file: PathBuf,
     cgroup: Cgroup,
     way: StartWay,
+    /// Where its gofer can be had, if it has one.
+    slots: Option<PathBuf>,
     /// Of the Pod.
     netns: OwnedFd,
 }
@@ -129,6 +141,9 @@ impl Adopter {
             .await
         {
             Ok(()) => {
+                let slots = handed.slots().await;
+                *sandbox.slots.lock().unwrap_or_else(PoisonError::into_inner) = slots;
+                steps.done("slots");
                 // Nobody asks before the first container is made, and it is made by one shim once.
                 sandbox.adopted.set(id.clone()).ok();
                 info!("adopted {id} in {} us:{steps}", begun.elapsed().as_micros());
@@ -187,7 +202,7 @@ impl Adopter {
             }
         };
         match agent.acquire(&shape, sandbox.id.as_str()).await {
-            Ok(warm) => Handed::new(agent, &warm, netns, sandbox)
+            Ok(warm) => Handed::new(agent, &self.socket, &warm, netns, sandbox)
                 .inspect_err(|e| warn!("the agent's answer makes no sense: {e}"))
                 .ok(),
             Err(e) => {
@@ -199,7 +214,13 @@ impl Adopter {
 }
 
 impl Handed {
-    fn new(agent: Agent, warm: &Warm, netns: OwnedFd, sandbox: &Sandbox) -> Result<Self> {
+    fn new(
+        agent: Agent,
+        socket: &Path,
+        warm: &Warm,
+        netns: OwnedFd,
+        sandbox: &Sandbox,
+    ) -> Result<Self> {
         Ok(Self {
             agent,
             id: warm.id.parse()?,
@@ -211,6 +232,7 @@ impl Handed {
             } else {
                 StartWay::Command
             },
+            slots: warm.has_slots.then(|| slots_socket(socket)),
             netns,
         })
     }
@@ -256,6 +278,22 @@ impl Handed {
         Ok(())
     }
 
+    /// Its gofer, which it can do without.
+    async fn slots(&self) -> Option<Slots> {
+        let (socket, id) = (self.slots.clone()?, self.id.clone());
+        let asked = blocking(move || {
+            let ask = || {
+                let stream = UnixStream::connect(&socket)?;
+                stream.set_read_timeout(Some(SLOTS))?;
+                stream.set_write_timeout(Some(SLOTS))?;
+                (&stream).write_all(format!("{id}\n").as_bytes())?;
+                Slots::receive(&stream)
+            };
+            ask().map_err(Error::io("get a gofer at", &socket))
+        });
+        asked.await.inspect_err(|e| info!("{e}")).ok()
+    }
+
     async fn set_hostname(&self, sandbox: &Sandbox, name: &str) -> Result<()> {
         let scratch = sandbox.scratch.subdir()?;
         let exec = sandbox
@@ -286,6 +324,8 @@ impl Handed {
         if !taken.exists() {
             return Ok(()); // the agent does it
         }
+        // A gofer that nobody will use would keep the cgroups.
+        drop(self.slots().await);
         sandbox.runtime.delete(&self.id, true).await?;
         let (old, new) = (self.cgroup.clone(), sandbox.cgroup.clone());
         blocking(move || {

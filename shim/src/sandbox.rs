@@ -15,7 +15,7 @@ use std::{
 
 use log::warn;
 use nix::fcntl::{Flock, FlockArg};
-use runsc_wrapper::{ContainerId, Runtime, RuntimeKind};
+use runsc_wrapper::{ContainerId, Runtime, RuntimeKind, Slots};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -53,6 +53,8 @@ pub(crate) struct Sandbox {
     pub(crate) adopter: Mutex<Option<Adopter>>,
     /// The id of the sandbox in the runtime, where it was made ahead and adopted.
     pub(crate) adopted: OnceLock<ContainerId>,
+    /// A gofer for a container of it, where one was started ahead.
+    pub(crate) slots: Mutex<Option<Slots>>,
     /// See [`Sandbox::pid`]; 0 before the sandbox is made.
     pub(crate) pid: AtomicU32,
     /// Bytes of memory that the sandbox used before its first container.
@@ -73,6 +75,12 @@ impl Sandbox {
     pub(crate) fn take_adopter(&self) -> Option<Adopter> {
         let mut adopter = self.adopter.lock().unwrap_or_else(PoisonError::into_inner);
         adopter.take()
+    }
+
+    /// Takes the gofer that was started ahead.
+    pub(crate) fn take_slots(&self) -> Option<Slots> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.take()
     }
 
     /// The id that the runtime knows the sandbox by.

@@ -4,7 +4,7 @@
 //! in runsc's releases since 2023 (gVisor `runsc/boot/controller.go`).
 //!
 //! What sets up containers or networks changes from release to release, and the command line is
-//! its stable face; the module `network` knows some releases better. See `wire.rs` for how a call is made and
+//! its stable face; the modules `network` and `slots` know some releases better. See `wire.rs` for how a call is made and
 //! why its peer is not trusted.
 
 mod wire;
@@ -375,6 +375,44 @@ impl Client {
     /// See [`ControlError`].
     pub async fn start_root(&self, container: &str) -> Result<()> {
         self.order("containerManager.StartRoot", &container, &[])
+            .await
+    }
+
+    /// Makes a container that is not the first of its sandbox.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub(crate) async fn create_subcontainer(&self, container: &str) -> Result<()> {
+        let args = serde_json::json!({"CID": container});
+        self.order("containerManager.CreateSubcontainer", &args, &[])
+            .await
+    }
+
+    /// Starts a container that was made. `args` and what `files` are belong to the release.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub(crate) async fn start_subcontainer(
+        &self,
+        args: &serde_json::Value,
+        files: &[BorrowedFd<'_>],
+        deadline: Duration,
+    ) -> Result<()> {
+        let patient = Self {
+            deadline,
+            ..self.clone()
+        };
+        patient
+            .order("containerManager.StartSubcontainer", args, files)
+            .await
+    }
+
+    /// Removes a container that is not the first of its sandbox.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub(crate) async fn destroy_subcontainer(&self, container: &str) -> Result<()> {
+        self.order("containerManager.DestroySubcontainer", &container, &[])
             .await
     }
 

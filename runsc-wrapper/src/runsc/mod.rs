@@ -9,6 +9,7 @@
 
 mod exits;
 mod processes;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ use crate::{
     network::{Network, StartWay},
     reap,
     sandbox::{Answer, Paused, Sandbox},
+    slots::{PutInPlace, Slots, member::Member},
     state::{self, State},
 };
 
@@ -65,6 +67,8 @@ struct Container {
     exited: AtomicBool,
     /// The `runsc exec` commands that stand for processes, by these processes' pids.
     companions: Mutex<HashMap<u32, Arc<reap::Watch>>>,
+    /// What it is started with, if it was made in slots.
+    member: Mutex<Option<Member>>,
 }
 
 impl Container {
@@ -151,6 +155,7 @@ impl Runsc {
             started: watch::Sender::new(state.status != "created"),
             exited: AtomicBool::new(false),
             companions: Mutex::default(),
+            member: Mutex::default(),
         });
         // Two may learn at the same time; all must use the same.
         Ok(Some(known.entry(id.clone()).or_insert(container).clone()))
@@ -319,8 +324,32 @@ impl Runtime for Runsc {
         }
     }
 
+    async fn new_slots(
+        &self,
+        dir: &Path,
+        sandbox: &ContainerId,
+        place: PutInPlace,
+    ) -> Result<Slots> {
+        self.start_gofer(dir, sandbox, place).await
+    }
+
+    async fn create_in_slots(&self, opts: &CreateOpts, slots: Slots) -> Result<Option<u32>> {
+        if opts.id == opts.sandbox || self.exists(&opts.id)? {
+            return Ok(None);
+        }
+        if !self.make_in_slots(opts, slots).await? {
+            return Ok(None);
+        }
+        let container = self.container("create", &opts.id)?;
+        Ok(Some(container.sandbox.pid()))
+    }
+
     async fn start(&self, id: &ContainerId, stdio: &Stdio) -> Result<()> {
         let container = self.container("start", id)?;
+        if self.start_in_slots(&container, stdio).await? {
+            container.started.send_replace(true);
+            return Ok(());
+        }
         let stdio = if container.is_root() {
             Stdio::default()
         } else {

@@ -10,4 +10,5 @@ mod exec;
 mod failures;
 mod life;
 mod sandbox;
+mod slots;
 mod world;

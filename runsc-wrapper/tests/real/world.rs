@@ -219,7 +219,7 @@ impl World {
                 (runsc.clone(), Some(runsc))
             }
         };
-        fs::copy(busybox(), dir.path().join("busybox")).unwrap();
+        fs::copy(busybox(&cache), dir.path().join("busybox")).unwrap();
         Some(Self {
             flavor,
             runtime,
@@ -486,10 +486,12 @@ fn cgroups(world: &str) -> Vec<PathBuf> {
     found
 }
 
-fn busybox() -> &'static Path {
-    let places = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
+fn busybox(cache: &str) -> PathBuf {
+    let own = Path::new(cache).join("bin/busybox");
+    let places = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
     places
         .into_iter()
+        .chain([own])
         .find(|path| path.is_file())
         .expect("busybox-static is not installed")
 }

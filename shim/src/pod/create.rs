@@ -14,7 +14,7 @@ use containerd_shim_protos::{
     protobuf::{MessageField, well_known_types::any::Any},
 };
 use log::{info, warn};
-use runsc_wrapper::{ContainerId, CreateOpts, RuntimeError, RuntimeKind, Stdio};
+use runsc_wrapper::{ContainerId, CreateOpts, RuntimeError, RuntimeKind, Slots, Stdio};
 
 use super::{CreateRequest, Pod, attach, blocking, clean_up};
 use crate::{
@@ -145,6 +145,7 @@ impl Pod {
             scratch,
             adopter: Mutex::new(adopter),
             adopted: OnceLock::new(),
+            slots: Mutex::default(),
             pid: 0.into(),
             empty: OnceLock::new(),
         })
@@ -188,7 +189,11 @@ impl Pod {
             }
             Ok(None) => {
                 match prepare(sandbox, spec, own_cgroup.as_ref(), &bundle, &request.rootfs).await {
-                    Ok(()) => make(sandbox, &init, opts).await,
+                    Ok(()) => {
+                        let slots = sandbox.take_slots().filter(|_| restore.is_none());
+                        let place = slots.zip(own_cgroup.clone());
+                        make(sandbox, &init, opts, place).await
+                    }
                     Err(e) => Err(e),
                 }
             }
@@ -383,12 +388,26 @@ async fn prepare(
     .await
 }
 
-/// Has the runtime make a container, with its stdio or terminal connected.
-async fn make(sandbox: &Sandbox, init: &Process, mut opts: CreateOpts) -> Result<()> {
+/// Has the runtime make a container, with its stdio or terminal connected. In `slots`, if it can,
+/// where its cgroup is ours to make.
+async fn make(
+    sandbox: &Sandbox,
+    init: &Process,
+    mut opts: CreateOpts,
+    slots: Option<(Slots, Cgroup)>,
+) -> Result<()> {
     if !init.io_spec.terminal {
         let (io, stdio) = ProcessIo::open(&init.io_spec)?;
         opts.stdio = stdio;
-        init.set_pid(sandbox.runtime.create(&opts).await?);
+        let made = match slots {
+            Some((slots, cgroup)) => make_in_slots(sandbox, &opts, slots, cgroup).await?,
+            None => None,
+        };
+        let pid = match made {
+            Some(pid) => pid,
+            None => sandbox.runtime.create(&opts).await?,
+        };
+        init.set_pid(pid);
         init.set_io(io.into());
         *init.lifecycle.lock().await = opts.stdio;
         return Ok(());
@@ -397,6 +416,20 @@ async fn make(sandbox: &Sandbox, init: &Process, mut opts: CreateOpts) -> Result
     let made = make_with_terminal(sandbox, init, opts, &dir).await;
     Scratch::remove_subdir(&dir)?;
     made
+}
+
+async fn make_in_slots(
+    sandbox: &Sandbox,
+    opts: &CreateOpts,
+    slots: Slots,
+    cgroup: Cgroup,
+) -> Result<Option<u32>> {
+    blocking(move || cgroup.make()).await?;
+    let made = sandbox.runtime.create_in_slots(opts, slots).await?;
+    if made.is_some() {
+        info!("{} is made in slots", opts.id);
+    }
+    Ok(made)
 }
 
 async fn make_with_terminal(

@@ -236,6 +236,10 @@ impl Pod {
             doomed.splice(0..0, members.map(|c| c.runtime_id.clone()));
         }
         if let Ok(sandbox) = self.sandbox() {
+            if container.role == Role::Sandbox {
+                // A gofer that nobody has used would keep the cgroup.
+                drop(sandbox.take_slots());
+            }
             for id in doomed {
                 if let Err(e) = sandbox.runtime.delete(&id, true).await {
                     warn!("delete {id}: {e}");

@@ -88,6 +88,43 @@ pub(crate) async fn the_host_cgroup_is_the_pods(node: &Node) -> Result<()> {
     pod.remove().await
 }
 
+/// The first container's files are served by a gofer that is older than the Pod, a second one's by
+/// another; both see what they are to see, and nothing of either stays.
+pub(crate) async fn the_first_container_takes_the_slots(node: &Node) -> Result<()> {
+    node.agent()?.expect_ready(WARM).await?;
+    let warm: Vec<_> = node.processes().iter().map(|p| p.pid).collect();
+    let pod = node.pod(HANDLER).run().await?;
+    let sandbox = pod.sandbox();
+    let mut served = Vec::new();
+    for (which, expect_old) in [("first", true), ("second", false)] {
+        let container = pod
+            .script(&format!("echo {which} >/etc/own; cat /etc/own; sleep 3600"))
+            .start()
+            .await?;
+        container.logged(&format!("{which}\n")).await?;
+        // One that was started ahead bears the name of the sandbox, others that of the container.
+        let named = if expect_old { &sandbox } else { container.id() };
+        let all = node.processes().into_iter();
+        let mut gofers = all.filter(|p| p.argv.starts_with("runsc-gofer"));
+        let gofer = gofers.find(|p| p.argv.contains(named));
+        let gofer = gofer.with_context(|| format!("{which} has no gofer\n{}", node.log()))?;
+        ensure!(
+            warm.contains(&gofer.pid) == expect_old,
+            "{which}: {gofer:?}"
+        );
+        served.push(gofer.pid);
+        let hosts = container.sh("cat /etc/hosts /etc/own").await?;
+        ensure!(hosts.ends_with(&format!("{which}\n")), "{hosts:?}");
+        let shm = container.sh("echo x >/dev/shm/x; ls /dev/shm").await?;
+        ensure!(shm == "x\n", "{shm:?}");
+    }
+    pod.remove().await?;
+    node.expect_gone(&sandbox).await?;
+    let left: Vec<_> = node.processes().into_iter().map(|p| p.pid).collect();
+    ensure!(!served.iter().any(|pid| left.contains(pid)), "{served:?}");
+    Ok(())
+}
+
 /// A Pod with a memory limit finds that limit in its sandbox, adopted or not, and hits it.
 pub(crate) async fn limits_of_the_pod_hold(node: &Node) -> Result<()> {
     for expect_adopted in [false, true] {

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Hands a gofer with slots from the process that has started it to the one that uses it.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
+};
+
+use nix::{
+    cmsg_space,
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg},
+};
+
+use super::Slots;
+
+impl Slots {
+    /// Sends it over `to`, in one message. Blocks.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn send(&self, to: &UnixStream) -> io::Result<()> {
+        let all = [&self.process].into_iter().chain(&self.connections);
+        let raw: Vec<RawFd> = all.map(AsRawFd::as_raw_fd).collect();
+        let pid = self.pid.to_le_bytes();
+        sendmsg::<UnixAddr>(
+            to.as_raw_fd(),
+            &[IoSlice::new(&pid)],
+            &[ControlMessage::ScmRights(&raw)],
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        Ok(())
+    }
+
+    /// Receives one over `from`, from somebody who is trusted. Blocks.
+    ///
+    /// # Errors
+    /// What the kernel says, and when something else comes or nothing.
+    pub fn receive(from: &UnixStream) -> io::Result<Self> {
+        let mut pid = [0; 4];
+        let mut buffer = [IoSliceMut::new(&mut pid)];
+        let mut space = cmsg_space!([RawFd; Slots::COUNT + 1]);
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<UnixAddr>(from.as_raw_fd(), &mut buffer, Some(&mut space), flags)?;
+        let (bytes, mut fds) = (message.bytes, Vec::new());
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = control {
+                // SAFETY: the kernel has just made them for this process.
+                fds.extend(
+                    raw.into_iter()
+                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+                );
+            }
+        }
+        if bytes != pid.len() || fds.len() != Self::COUNT + 1 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        }
+        let connections = fds.split_off(1);
+        let process = fds.pop().ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(Self {
+            pid: u32::from_le_bytes(pid),
+            process,
+            connections,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Write as _};
+
+    use super::*;
+
+    #[test]
+    fn a_gofer_is_received_as_it_was_sent_or_not_at_all() {
+        let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+        let slots = Slots {
+            pid: 70_000,
+            process: null(),
+            connections: (0..Slots::COUNT).map(|_| null()).collect(),
+        };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        slots.send(&ours).unwrap();
+        let received = Slots::receive(&theirs).unwrap();
+        assert_eq!(received.pid(), 70_000);
+        assert_eq!(received.connections.len(), Slots::COUNT);
+        (&ours).write_all(b"none").unwrap();
+        assert!(Slots::receive(&theirs).is_err());
+        drop(ours);
+        assert!(Slots::receive(&theirs).is_err());
+    }
+}
