@@ -311,33 +311,35 @@ pub(crate) async fn another_runtime_drains_the_pool(node: &Node) -> Result<()> {
     wait::until("the first runtime's sandboxes", SOON, look).await
 }
 
-/// Sandboxes that cannot be adopted after all cost a Pod or two another try by the kubelet, and
-/// then no Pod anything: the agent hands out no more.
+/// Sandboxes that cannot be adopted after all cost some Pods the try, and then no Pod anything: the
+/// agent hands out no more.
 pub(crate) async fn adoptions_that_fail_are_given_up(node: &Node) -> Result<()> {
-    const TRIES: usize = 6;
+    const FAILURES: usize = 3;
     let agent = node.agent()?;
     agent.expect_ready(WARM).await?;
-    let program = agent.state().join("rootfs/pause");
-    let kept = agent.state().join("pause.kept");
-    fs::rename(&program, &kept)?;
-    let mut failed = 0;
-    let pod = loop {
-        match node.pod(HANDLER).cold_or_warm().run().await {
-            Ok(pod) => break pod,
-            Err(e) if failed == TRIES => return Err(e),
-            Err(e) => {
-                ensure!(format!("{e:#}").contains("without addresses"), "{e:#}");
-                failed += 1;
-            }
-        }
-    };
+    // Nobody reaches the sentries any more.
+    let unreachable = warm_sentries(node);
+    for sentry in &unreachable {
+        let id = sentry.argv.rsplit(' ').next().context("no id")?;
+        let socket = node.runtime_root(HANDLER).join(format!("runsc-{id}.sock"));
+        fs::remove_file(&socket).with_context(|| socket.display().to_string())?;
+    }
+    let failed = agent.report().await?.failed;
+    for _ in 0..FAILURES {
+        let pod = node.pod(HANDLER).cold_or_warm().run().await?;
+        ensure!(pod.sandbox() == pod.id(), "adopted without a socket");
+        works(&pod).await?;
+        pod.remove().await?;
+    }
+    ensure!(agent.report().await?.failed == failed + FAILURES as u64);
+    // There are others by now, and they are not handed out.
+    agent.expect_some().await?;
+    let pod = node.pod(HANDLER).cold_or_warm().run().await?;
     ensure!(
-        failed > 0 && pod.sandbox() == pod.id(),
-        "adopted without a name"
+        pod.sandbox() == pod.id(),
+        "adopted after {FAILURES} failures"
     );
-    works(&pod).await?;
     pod.remove().await?;
-    fs::rename(&kept, &program)?;
     // Another agent begins anew.
     agent.stop(Signal::SIGTERM).await?;
     node.run_agent().await?;
