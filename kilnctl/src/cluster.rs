@@ -14,6 +14,7 @@ use kube::{
     api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use tokio::time::sleep;
 
 use crate::{
     args::Connection,
@@ -23,6 +24,10 @@ use crate::{
 /// How long the apiserver may take to let us in, and to answer.
 const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(60);
+
+/// How often, and after which pause, an apiserver that is not ready to tell is asked again.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Requests that are under way at a time.
 pub(crate) const AT_ONCE: usize = 8;
@@ -67,6 +72,21 @@ impl Right {
         };
         format!("{} {}{group}{place}", self.verb, self.plural)
     }
+}
+
+/// Asks again while the apiserver is not ready to tell: it says so of kinds that it has just
+/// learned of.
+///
+/// # Errors
+/// Those of `ask`.
+pub(crate) async fn patiently<T>(ask: impl AsyncFn() -> kube::Result<T>) -> kube::Result<T> {
+    for _ in 0..TRIES {
+        match ask().await {
+            Err(kube::Error::Api(status)) if status.code == 429 => sleep(PAUSE).await,
+            answer => return answer,
+        }
+    }
+    ask().await
 }
 
 impl Cluster {
@@ -129,7 +149,7 @@ impl Cluster {
         let mut params = ListParams::default().labels(labels).limit(PAGE);
         let mut all = Vec::new();
         loop {
-            let page = match api.list(&params).await {
+            let page = match patiently(async || api.list(&params).await).await {
                 Err(kube::Error::Api(status)) if status.code == 404 => return Ok(all),
                 page => page.map_err(|e| self.explain(e))?,
             };

@@ -12,7 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     args::Format,
-    cluster::Cluster,
+    cluster::{Cluster, patiently},
     manifests::{self, Manifest, PART_OF, VERSION},
     output::{say, table, write},
     owner::Owner,
@@ -177,10 +177,8 @@ async fn list<K>(cluster: &Cluster) -> Result<Vec<K>>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
 {
-    match Api::all(cluster.client())
-        .list(&ListParams::default())
-        .await
-    {
+    let api = Api::all(cluster.client());
+    match patiently(async || api.list(&ListParams::default()).await).await {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
         found => Ok(found.map_err(|e| cluster.explain(e))?.items),
     }

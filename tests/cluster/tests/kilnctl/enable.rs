@@ -26,6 +26,7 @@ pub(crate) async fn what_is_enabled_is_seen_and_a_second_time_changes_nothing(
         "CustomResourceDefinition sandboxes.agents.x-k8s.io: created",
         "CustomResourceDefinition sandboxes.agents.x-k8s.io: established",
         "Deployment agent-sandbox-system/agent-sandbox-controller: 1 of 1 ready",
+        "Deployment agent-sandbox-system/sandbox-router-deployment: 2 of 2 ready",
         "DaemonSet agent-sandbox-system/kiln-node-agent: 1 of 1 ready",
     ] {
         ensure!(said.contains(line), "no {line:?} in {said}");
@@ -148,15 +149,13 @@ pub(crate) async fn images_and_nodes_are_chosen(env: &Env) -> Result<()> {
         .get(&format!("-n {NAMESPACE} deployments,daemonsets"))
         .await?;
     let spec = |n: usize| &workloads["items"][n]["spec"]["template"]["spec"];
-    for (n, name) in ["kiln-controller", "kiln-node-agent"]
-        .into_iter()
-        .enumerate()
-    {
+    let names = ["kiln-controller", "kiln-router", "kiln-node-agent"];
+    for (n, name) in names.into_iter().enumerate() {
         let image = format!("registry.example/kiln/{name}:v1");
         ensure!(spec(n)["containers"][0]["image"] == image, "{workloads}");
     }
     ensure!(
-        spec(1)["nodeSelector"]["sandbox.gke.io/runtime"] == "gvisor",
+        spec(2)["nodeSelector"]["sandbox.gke.io/runtime"] == "gvisor",
         "{workloads}"
     );
     // None of the nodes has the label, and waiting for none is no failure.

@@ -30,6 +30,9 @@ pub(crate) const NAMESPACE: &str = "agent-sandbox-system";
 /// How long `kilnctl` may take.
 const DEADLINE: Duration = Duration::from_secs(300);
 
+/// How long nothing new must come before a cluster counts as complete.
+const SETTLES: Duration = Duration::from_secs(1);
+
 /// Requests for lists at a time.
 const AT_ONCE: usize = 16;
 
@@ -47,7 +50,25 @@ impl Env {
         let standin = Standin::start(plane.client());
         let env = Self { plane, standin };
         env.add_node().await?;
+        env.until_settled().await?;
         Ok(env)
+    }
+
+    /// Waits until the apiserver has made what every cluster has: its roles, priorities, services.
+    async fn until_settled(&self) -> Result<()> {
+        let mut last = BTreeSet::new();
+        wait::until("an apiserver that is done", wait::SOON, async || {
+            self.plane
+                .kubectl(&["get", "--raw", "/readyz"])
+                .await
+                .ok()?;
+            tokio::time::sleep(SETTLES).await;
+            let now = self.everything().await.ok()?;
+            let is_settled = now == last;
+            last = now;
+            is_settled.then_some(())
+        })
+        .await
     }
 
     /// A node, so that a DaemonSet has something to do.
