@@ -3,7 +3,7 @@
 //! Agents, shims and sandboxes that die, hang or are flooded: every Pod runs, none twice, and
 //! nothing is left.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::FileExt as _, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::join_all;
@@ -317,9 +317,12 @@ pub(crate) async fn adoptions_that_fail_are_given_up(node: &Node) -> Result<()> 
     const TRIES: usize = 6;
     let agent = node.agent()?;
     agent.expect_ready(WARM).await?;
-    let program = agent.state().join("rootfs/pause");
-    let kept = agent.state().join("pause.kept");
-    fs::rename(&program, &kept)?;
+    // The sentries have it open, so that it must stay the same file.
+    let image = fs::OpenOptions::new()
+        .write(true)
+        .open(agent.state().join("rootfs.erofs"))?;
+    let kept = fs::read(agent.state().join("rootfs.erofs"))?;
+    image.write_all_at(&vec![0; kept.len()], 0)?;
     let mut failed = 0;
     let pod = loop {
         match node.pod(HANDLER).cold_or_warm().run().await {
@@ -337,7 +340,7 @@ pub(crate) async fn adoptions_that_fail_are_given_up(node: &Node) -> Result<()> 
     );
     works(&pod).await?;
     pod.remove().await?;
-    fs::rename(&kept, &program)?;
+    image.write_all_at(&kept, 0)?;
     // Another agent begins anew.
     agent.stop(Signal::SIGTERM).await?;
     node.run_agent().await?;
