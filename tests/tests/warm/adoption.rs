@@ -95,7 +95,7 @@ pub(crate) async fn the_first_container_takes_the_slots(node: &Node) -> Result<(
     let warm: Vec<_> = node.processes().iter().map(|p| p.pid).collect();
     let pod = node.pod(HANDLER).run().await?;
     let sandbox = pod.sandbox();
-    let mut served = Vec::new();
+    let (mut served, mut postures) = (Vec::new(), Vec::new());
     for (which, expect_old) in [("first", true), ("second", false)] {
         let container = pod
             .script(&format!("echo {which} >/etc/own; cat /etc/own; sleep 3600"))
@@ -113,16 +113,36 @@ pub(crate) async fn the_first_container_takes_the_slots(node: &Node) -> Result<(
             "{which}: {gofer:?}"
         );
         served.push(gofer.pid);
+        postures.push(posture(gofer.pid)?);
         let hosts = container.sh("cat /etc/hosts /etc/own").await?;
         ensure!(hosts.ends_with(&format!("{which}\n")), "{hosts:?}");
         let shm = container.sh("echo x >/dev/shm/x; ls /dev/shm").await?;
         ensure!(shm == "x\n", "{shm:?}");
     }
+    ensure!(postures[0] == postures[1], "{postures:?}");
     pod.remove().await?;
     node.expect_gone(&sandbox).await?;
     let left: Vec<_> = node.processes().into_iter().map(|p| p.pid).collect();
     ensure!(!served.iter().any(|pid| left.contains(pid)), "{served:?}");
     Ok(())
+}
+
+/// What process `pid` may do, and in which namespaces it is not the host's.
+fn posture(pid: u32) -> Result<Vec<String>> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let told = ["Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp"];
+    let lines = status.lines().map(str::to_owned);
+    let mut posture: Vec<_> = lines
+        .filter(|line| told.iter().any(|key| line.starts_with(key)))
+        .collect();
+    for kind in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
+        let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/{kind}"));
+        let own = of(&pid.to_string())? != of("self")?;
+        posture.push(format!("{kind}: {own}"));
+    }
+    let root = std::fs::read_link(format!("/proc/{pid}/root"))?;
+    posture.push(format!("{}", root.display()));
+    Ok(posture)
 }
 
 /// A Pod with a memory limit finds that limit in its sandbox, adopted or not, and hits it.
