@@ -198,10 +198,10 @@ async fn make(
     Ok(left)
 }
 
-/// Whether more than half of a pool is ready.
+/// Whether more than a quarter of a pool is ready.
 fn has_enough(context: &Context, pool: &SandboxWarmPool) -> bool {
     let members = members(context, pool, None);
-    members.iter().filter(|m| m.is_ready).count() * 2 > desired(pool)
+    members.iter().filter(|m| m.is_ready).count() * 4 > desired(pool)
 }
 
 /// What the Sandboxes of a pool are made from.
