@@ -7,7 +7,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use kube::{ResourceExt, api::DynamicObject};
+use kube::{
+    ResourceExt,
+    api::{DynamicObject, ObjectMeta},
+};
 use tokio::time::Instant;
 
 use crate::{
@@ -182,9 +185,7 @@ async fn apply(
     let now = cluster.apply(manifest, force).await?;
     let became = match found {
         None => Became::Created,
-        Some(before) if before.metadata.resource_version == now.metadata.resource_version => {
-            Became::Unchanged
-        }
+        Some(before) if is_same(&before.metadata, &now.metadata) => Became::Unchanged,
         Some(_) => Became::Changed,
     };
     Ok(match became {
@@ -198,6 +199,14 @@ async fn apply(
             1
         }
     })
+}
+
+/// Whether an object that was written is what it was. Where others write the status of a kind, its
+/// version is a new one also when nothing of ours has changed.
+fn is_same(before: &ObjectMeta, now: &ObjectMeta) -> bool {
+    let ours = |of: &ObjectMeta| (of.generation, of.labels.clone(), of.annotations.clone());
+    before.resource_version == now.resource_version
+        || (now.generation.is_some() && ours(before) == ours(now))
 }
 
 /// Removes what an earlier version of this program has made and this one has not. Returns how

@@ -29,7 +29,7 @@ pub(crate) const CONTROLLER: &str = "agent-sandbox-controller";
 pub(crate) const AGENT: &str = "kiln-node-agent";
 
 /// In the order in which they are applied.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     include_str!("../../deploy/crds/agents.x-k8s.io_sandboxes.yaml"),
     include_str!("../../deploy/crds/extensions.agents.x-k8s.io_sandboxclaims.yaml"),
     include_str!("../../deploy/crds/extensions.agents.x-k8s.io_sandboxtemplates.yaml"),
@@ -39,6 +39,7 @@ const FILES: [&str; 12] = [
     include_str!("../../deploy/base/quota.yaml"),
     include_str!("../../deploy/base/rbac.yaml"),
     include_str!("../../deploy/base/runtimeclass.yaml"),
+    include_str!("../../deploy/base/admission.yaml"),
     include_str!("../../deploy/base/controller.yaml"),
     include_str!("../../deploy/base/agent.yaml"),
     include_str!("../../deploy/base/router.yaml"),
@@ -89,10 +90,11 @@ impl Kind {
 }
 
 const RBAC: &str = "rbac.authorization.k8s.io";
+const ADMISSION: &str = "admissionregistration.k8s.io";
 
 /// Every kind that `enable` writes. They are taken away in the reverse order: first who works,
 /// then its rights.
-pub(crate) static KINDS: [Kind; 14] = [
+pub(crate) static KINDS: [Kind; 16] = [
     Kind::new(
         "apiextensions.k8s.io",
         "v1",
@@ -102,6 +104,20 @@ pub(crate) static KINDS: [Kind; 14] = [
     ),
     Kind::new("", "v1", "Namespace", "namespaces", false),
     Kind::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses", false),
+    Kind::new(
+        ADMISSION,
+        "v1",
+        "ValidatingAdmissionPolicy",
+        "validatingadmissionpolicies",
+        false,
+    ),
+    Kind::new(
+        ADMISSION,
+        "v1",
+        "ValidatingAdmissionPolicyBinding",
+        "validatingadmissionpolicybindings",
+        false,
+    ),
     Kind::new("", "v1", "ResourceQuota", "resourcequotas", true),
     Kind::new("", "v1", "ServiceAccount", "serviceaccounts", true),
     Kind::new(RBAC, "v1", "ClusterRole", "clusterroles", false),

@@ -38,7 +38,7 @@ use crate::{
     error::{Error, Result},
     events::timestamp,
     io::read_capped,
-    rootfs,
+    kata, rootfs,
     sandbox::{Record, Scratch},
     server::{self, READY, ServerOpts},
 };
@@ -69,6 +69,7 @@ pub fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let arguments: Vec<_> = env::args_os().skip(1).collect();
+    kata::delegate(&arguments)?;
     let flags =
         containerd_shim::parse(&arguments).map_err(|e| Error::InvalidArgument(e.to_string()))?;
     if flags.version {

@@ -19,6 +19,7 @@ pub mod events;
 #[cfg(test)]
 mod fuzz;
 pub mod io;
+mod kata;
 mod logging;
 mod masks;
 pub mod pod;

@@ -110,6 +110,11 @@ cri_tools_stamp() {
   printf '%s' "-X sigs.k8s.io/cri-tools/pkg/version.Version=$(module_version cri-tools sigs.k8s.io/cri-tools)"
 }
 
+build_helm() {
+  compile helm "-X helm.sh/helm/v4/internal/version.version=$(module_version helm helm.sh/helm/v4)" \
+    helm.sh/helm/v4/cmd/helm
+}
+
 # Every server of Kubernetes, kubectl and etcd are one program; each name is a link to it.
 build_kubernetes() {
   local version stamp name
@@ -363,7 +368,7 @@ publish() {
 
 # A function, so that bash has read the whole file before the first build: it may change meanwhile.
 main() {
-  local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest kubernetes python-clients runsc-2024'
+  local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest kubernetes helm python-clients runsc-2024'
   if ! on_debian; then
     say "not a Debian: python-rootfs and runsc-2024 are left out, runc and busybox are the machine's"
     all=${all/python-rootfs /} all=${all/ runsc-2024/}
@@ -386,6 +391,7 @@ main() {
   component containerd-shim-runsc-v1 20 gvisor/go.{mod,sum} gvisor/oom-score.patch
   component critest 40 cri-tools/go.{mod,sum}
   component kubernetes 500 kube/{go.mod,go.sum,main.go}
+  component helm 120 helm/go.{mod,sum}
   component python-clients 30 python-clients/{requirements,0.4.6,0.5.6,1.0.8}.txt
   component runsc-2024 10
 }

@@ -56,10 +56,21 @@ pub struct NodeOpts {
     pub runsc: Option<PathBuf>,
     /// Another shim than the one of this workspace.
     pub shim: Option<PathBuf>,
+    /// Adds handler `kata`: our shim under a name of Kata's.
+    pub kata: Option<Kata>,
     /// Annotations of Pods that containerd passes on to runtimes, as patterns: usually none.
     pub pod_annotations: Vec<String>,
     /// Level of containerd's log; `debug` has the shims log more, too.
     pub log_level: String,
+}
+
+/// Whose shim ours becomes under a name of Kata's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kata {
+    /// A stand-in, that notes how it is called and runs Pods by runc.
+    Standin,
+    /// The Kata of the machine, by its own configuration.
+    Installed,
 }
 
 impl Default for NodeOpts {
@@ -70,6 +81,7 @@ impl Default for NodeOpts {
             runsc_flags: Vec::new(),
             runsc: None,
             shim: None,
+            kata: None,
             pod_annotations: Vec::new(),
             log_level: "info".to_owned(),
         }

@@ -219,7 +219,8 @@ impl ControlPlane {
         let controllers = "namespace-controller,garbage-collector-controller,\
                            persistentvolumeclaim-protection-controller,\
                            resourcequota-controller,deployment-controller,\
-                           replicaset-controller,daemonset-controller";
+                           replicaset-controller,daemonset-controller,\
+                           validatingadmissionpolicy-status-controller";
         let [port] = free_ports()?;
         let args = [
             format!("--kubeconfig={}", self.kubeconfig.display()),

@@ -21,9 +21,9 @@ use crate::{
 };
 
 /// What the agent holds for the Pods of these manifests: those of the template have a limit of
-/// memory, which their sandboxes show; the other has none.
-pub const AGENT: &str = "[limits]\nboots = 2\n\
-    [[class]]\nname = \"gvisor\"\nwarm = 2\nmemory = 1073741824\n\
+/// memory, which their sandboxes show with the overhead of their class; the other has none.
+pub const AGENT: &str = "overhead = 50331648\n[limits]\nboots = 2\n\
+    [[class]]\nname = \"gvisor\"\nwarm = 2\nmemory = 1124073472\n\
     [[class]]\nname = \"gvisor\"\nwarm = 1\n";
 
 /// How many sandboxes that is.

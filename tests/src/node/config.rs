@@ -5,12 +5,13 @@
 use std::{
     fmt::Write as _,
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 
-use super::NodeOpts;
+use super::{Kata, NodeOpts};
 use crate::{agent, tools};
 
 /// The pause image of the node.
@@ -21,6 +22,9 @@ pub(crate) const BRIDGE: &str = "kilnbr0";
 
 /// Runtime type of our handlers. containerd takes the binary from `runtime_path`.
 const KILN: &str = "io.containerd.kiln.v2";
+
+/// Runtime type of containerd's own shim.
+const RUNC: &str = "io.containerd.runc.v2";
 
 /// The handler whose Pods adopt what the node's agent holds.
 pub(crate) const WARM: &str = "gvisor-warm";
@@ -105,7 +109,7 @@ fn handlers(dir: &Path, name: &str, opts: &NodeOpts) -> Result<Vec<Handler>> {
     };
     let by_command = format!("control_socket = false\n{NO_AGENT}");
     let by_runc = format!("runtime = \"runc\"\n{NO_AGENT}");
-    Ok(vec![
+    let mut handlers = vec![
         ours("gvisor", file(&runsc, "rs", NO_AGENT))?,
         ours(WARM, file(&runsc, "rw", &agent))?,
         ours("gvisor-cli", file(&runsc, "rc", &by_command))?,
@@ -118,11 +122,47 @@ fn handlers(dir: &Path, name: &str, opts: &NodeOpts) -> Result<Vec<Handler>> {
         },
         Handler {
             name: "runc",
-            runtime_type: "io.containerd.runc.v2",
+            runtime_type: RUNC,
             shim: tools::program("containerd-shim-runc-v2")?,
             config: None,
         },
-    ])
+    ];
+    if let Some(kata) = opts.kata {
+        let (shim, config) = match kata {
+            Kata::Standin => (standin(dir, opts)?, file(&runc, "rr", &by_runc)),
+            Kata::Installed => (named_katas(dir, opts)?, String::new()),
+        };
+        handlers.push(Handler {
+            name: "kata",
+            runtime_type: "io.containerd.kata-kiln.v2",
+            shim,
+            config: (!config.is_empty()).then(|| (dir.join("kata.toml"), config)),
+        });
+    }
+    Ok(handlers)
+}
+
+/// Our shim under a name of Kata's.
+fn named_katas(dir: &Path, opts: &NodeOpts) -> Result<PathBuf> {
+    let dir = dir.join("kata");
+    fs::create_dir_all(&dir)?;
+    let name = dir.join("containerd-shim-kata-kiln-v2");
+    let shim = opts.shim.clone().map_or_else(tools::shim, Ok)?;
+    symlink(shim, &name).with_context(|| name.display().to_string())?;
+    Ok(name)
+}
+
+/// The same, with a stand-in for Kata's shim beside it, and what that runs Pods with.
+fn standin(dir: &Path, opts: &NodeOpts) -> Result<PathBuf> {
+    let name = named_katas(dir, opts)?;
+    let dir = dir.join("kata");
+    let standin = dir.join("containerd-shim-kata-v2");
+    symlink(tools::ours("kiln-kata-standin")?, &standin)?;
+    symlink(fs::read_link(&name)?, dir.join("containerd-shim-kiln-v2"))?;
+    let file = dir.join("kata.toml");
+    let text = format!("shim = [{standin:?}]\nconfig = [{file:?}]\nkvm = \"/dev/null\"\n");
+    put(&file, &text)?;
+    Ok(name)
 }
 
 fn containerd(dir: &Path, handlers: &[Handler], opts: &NodeOpts) -> Result<String> {
@@ -188,6 +228,7 @@ state = "{state}"
                 "{table}.options]\n  TypeUrl = \"io.containerd.runsc.v1.options\"\n  ConfigPath = \"{}\"\n",
                 path.display()
             ),
+            None if handler.runtime_type != RUNC => String::new(),
             None => format!(
                 "{table}.options]\n  BinaryName = \"{}\"\n",
                 tools::program("runc")?.display()

@@ -250,3 +250,45 @@ pub(crate) async fn a_burst_is_served_as_far_as_there_is(node: &Node) -> Result<
     }
     Ok(())
 }
+
+/// What a Pod takes beside its containers is no more than its RuntimeClass says, cold or adopted.
+pub(crate) async fn an_idle_sandbox_takes_no_more_than_its_overhead(node: &Node) -> Result<()> {
+    let overhead = overhead()?;
+    for handler in ["gvisor", HANDLER] {
+        let pod = node.pod(handler).run().await?;
+        let container = pod.idle().start().await?;
+        let mut all = vec![pod.shim()?];
+        all.extend(pod.runtime_processes("runsc-sandbox"));
+        ensure!(all.len() == 2, "{all:?}");
+        // Gofers have the id of the sandbox or of their container. Some have none.
+        let (sandbox, container) = (pod.sandbox(), container.id().to_owned());
+        let gofers = node.processes().into_iter().filter(|p| {
+            let is_its = p.argv.contains(&sandbox) || p.argv.contains(&container);
+            p.argv.starts_with("runsc-gofer") && is_its
+        });
+        all.extend(gofers);
+        let pss = all.iter().map(|p| pss(p.pid)).sum::<Result<u64>>()?;
+        ensure!(pss < overhead, "{handler}: {pss} of {overhead} bytes");
+        // So much that the number says something.
+        ensure!(pss > overhead / 4, "{handler}: {pss} of {overhead} bytes");
+        pod.remove().await?;
+    }
+    Ok(())
+}
+
+/// Bytes of memory that RuntimeClass `gvisor` counts for a Pod.
+fn overhead() -> Result<u64> {
+    let class: serde_json::Value =
+        serde_saphyr::from_str(include_str!("../../../deploy/base/runtimeclass.yaml"))?;
+    let memory = class["overhead"]["podFixed"]["memory"].as_str();
+    let number = memory.and_then(|m| m.strip_suffix("Mi"));
+    Ok(number.context("no overhead in Mi")?.parse::<u64>()? << 20)
+}
+
+/// Bytes of memory of a process, its part of what it shares.
+fn pss(pid: u32) -> Result<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = rollup.lines().find_map(|l| l.strip_prefix("Pss:"));
+    let kib = line.and_then(|l| l.split_whitespace().next());
+    Ok(kib.context("no Pss")?.parse::<u64>()? << 10)
+}

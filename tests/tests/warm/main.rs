@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         a_pod_adopts, the_network_is_the_pods, the_host_cgroup_is_the_pods, limits_of_the_pod_hold,
         the_first_container_takes_the_slots,
         a_shape_is_learned, what_cannot_be_adopted_starts_cold, a_burst_is_served_as_far_as_there_is,
+        an_idle_sandbox_takes_no_more_than_its_overhead,
     );
     alone!(agent:
         an_agent_that_is_killed_loses_nothing, pods_start_without_an_agent, an_agent_that_hangs_costs_no_pod,

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The Helm chart, beside the kustomization that it is made of.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use kiln_cluster::system::deploy;
+use kiln_tests::{process::Cmd, tools};
+use serde_json::{Value, json};
+
+use crate::env::Env;
+
+type Objects = BTreeMap<String, Value>;
+
+/// The chart's objects with these values.
+async fn render(env: &Env, values: &[&str]) -> Result<String> {
+    let chart = deploy().join("helm/kiln").display().to_string();
+    let mut args = vec!["template", "kiln", &chart];
+    for value in values {
+        args.extend(["--set", value]);
+    }
+    Cmd::new(&tools::program("helm")?)
+        .args(args)
+        .env("HOME", env.plane.dir())
+        .run()
+        .await
+}
+
+fn objects(text: &str) -> Result<Objects> {
+    let all: Vec<Value> = serde_saphyr::from_multiple(text)?;
+    let all = all.into_iter().filter(|o| !o.is_null());
+    let titled = |o: Value| {
+        (
+            format!("{}/{}", name(&o["kind"]), name(&o["metadata"]["name"])),
+            o,
+        )
+    };
+    Ok(all.map(titled).collect())
+}
+
+fn name(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+pub(crate) async fn as_it_comes_it_is_the_base(env: &Env) -> Result<()> {
+    let chart = objects(&render(env, &[]).await?)?;
+    let base = deploy().join("base").display().to_string();
+    let base = objects(&env.plane.kubectl(&["kustomize", &base]).await?)?;
+    ensure!(base.len() > 15, "{:?}", base.keys());
+    let titles = |of: &Objects| of.keys().cloned().collect::<Vec<_>>();
+    ensure!(titles(&chart) == titles(&base), "{:?}", titles(&chart));
+    for (title, object) in &base {
+        ensure!(
+            chart[title] == *object,
+            "{title}: {} is not {object}",
+            chart[title]
+        );
+    }
+    Ok(())
+}
+
+pub(crate) async fn its_values_reach_the_objects(env: &Env) -> Result<()> {
+    let values = [
+        "images.registry=registry.example:5000/kiln/",
+        "images.tag=v9",
+        "images.pullPolicy=Always",
+        "images.pullSecrets={secret}",
+        "createNamespace=false",
+        "runtimeClass=false",
+        "controller.nodeSelector.pool=system",
+        "controller.tolerations[0].key=system",
+        "controller.resources.limits.memory=1Gi",
+        "agent.nodeSelector.pool=sandboxes",
+        "agent.tolerations[0].key=more",
+        "agent.config=total = 9",
+        "metrics.scrapeAnnotations=true",
+        "metrics.serviceMonitor=true",
+        "metrics.rules=true",
+    ];
+    let chart = objects(&render(env, &values).await?)?;
+    for gone in ["Namespace/agent-sandbox-system", "RuntimeClass/gvisor"] {
+        ensure!(!chart.contains_key(gone), "{gone}");
+    }
+    let at = |title: &str, path: &str| {
+        let object = chart.get(title).with_context(|| title.to_owned())?;
+        let found = object.pointer(path).cloned();
+        found.with_context(|| format!("no {path} in {object}"))
+    };
+    let controller = "Deployment/agent-sandbox-controller";
+    let agent = "DaemonSet/kiln-node-agent";
+    let spec = "/spec/template/spec";
+    for (title, path, expected) in [
+        (
+            controller,
+            "/containers/0/image",
+            json!("registry.example:5000/kiln/kiln-controller:v9"),
+        ),
+        (controller, "/containers/0/imagePullPolicy", json!("Always")),
+        (controller, "/imagePullSecrets", json!([{"name": "secret"}])),
+        (controller, "/nodeSelector", json!({"pool": "system"})),
+        (controller, "/tolerations", json!([{"key": "system"}])),
+        (
+            controller,
+            "/containers/0/resources",
+            json!({"limits": {"memory": "1Gi"}}),
+        ),
+        (
+            agent,
+            "/containers/0/image",
+            json!("registry.example:5000/kiln/kiln-node-agent:v9"),
+        ),
+        (
+            agent,
+            "/nodeSelector",
+            json!({"kubernetes.io/os": "linux", "pool": "sandboxes"}),
+        ),
+        (agent, "/tolerations/0/key", json!("sandbox.gke.io/runtime")),
+        (agent, "/tolerations/1/key", json!("more")),
+        (agent, "/containers/0/resources/requests/cpu", json!("50m")),
+    ] {
+        let found = at(title, &format!("{spec}{path}"))?;
+        ensure!(found == expected, "{title} {path}: {found}");
+    }
+    for (title, port) in [(controller, "8080"), (agent, "9477")] {
+        let found = at(title, "/spec/template/metadata/annotations")?;
+        let expected = json!({"prometheus.io/scrape": "true", "prometheus.io/path": "/metrics",
+            "prometheus.io/port": port});
+        ensure!(found == expected, "{title}: {found}");
+    }
+    let config = at("ConfigMap/kiln-node-agent", "/data/agent.toml")?;
+    ensure!(config == "total = 9", "{config}");
+    at(
+        "ServiceMonitor/agent-sandbox-controller",
+        "/spec/endpoints/0/port",
+    )?;
+    at(
+        "PodMonitor/kiln-node-agent",
+        "/spec/podMetricsEndpoints/0/port",
+    )?;
+    let alerts = at("PrometheusRule/kiln", "/spec/groups/0/rules/0/alert")?;
+    ensure!(alerts.is_string(), "{alerts}");
+    Ok(())
+}
+
+pub(crate) async fn the_apiserver_accepts_it(env: &Env) -> Result<()> {
+    let others = [
+        "images.tag=v9",
+        "metrics.scrapeAnnotations=true",
+        "images.pullSecrets={s}",
+    ];
+    for values in [&[][..], &others] {
+        let objects = render(env, values).await?;
+        let apply = "apply --server-side --force-conflicts --dry-run=server --validate=strict -f -";
+        let apply: Vec<&str> = apply.split(' ').collect();
+        env.plane.kubectl_with(&apply, &objects).await?;
+    }
+    Ok(())
+}

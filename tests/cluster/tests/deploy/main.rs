@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What is in `deploy/` beside the definitions, on a real etcd and kube-apiserver: the admission
+//! policies, the chart, and classes other than gVisor's.
+
+mod admission;
+mod chart;
+mod classes;
+mod env;
+
+use std::process::ExitCode;
+
+use kiln_tests::suite::Cases;
+
+use env::Env;
+
+macro_rules! cases {
+    ($cases:ident: $($module:ident :: $case:ident),+ $(,)?) => {
+        $($cases.add(
+            concat!(stringify!($module), "::", stringify!($case)),
+            async move |env: &Env| $module::$case(env).await,
+        );)+
+    };
+}
+
+fn main() -> ExitCode {
+    let mut cases = Cases::new();
+    cases!(
+        cases:
+        admission::the_expressions_have_no_type_errors,
+        admission::every_rule_for_all_sandboxes_refuses_and_allows,
+        admission::every_rule_of_restricted_namespaces_refuses_and_allows,
+        admission::classes_that_are_no_sandboxes_are_left_alone,
+        admission::a_class_can_allow_its_pods_more,
+        admission::sandboxes_have_a_class_in_restricted_namespaces,
+        admission::an_ephemeral_container_is_looked_at_too,
+        admission::the_examples_pass,
+        chart::as_it_comes_it_is_the_base,
+        chart::its_values_reach_the_objects,
+        chart::the_apiserver_accepts_it,
+        classes::a_pool_of_kata_holds_warm_pods,
+        classes::agents_know_the_overhead_of_the_class,
+    );
+    cases.run(Env::start)
+}
