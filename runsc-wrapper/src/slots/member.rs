@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io,
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -13,7 +13,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::sys::statfs::{FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    sys::{
+        stat::Mode,
+        statfs::{FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, statfs},
+    },
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -61,6 +68,7 @@ pub(crate) struct Member {
 }
 
 /// A mount that a gofer serves.
+#[derive(Debug)]
 struct Served {
     tree: Tree,
     is_dir: bool,
@@ -102,7 +110,7 @@ impl Member {
         }];
         let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut);
         for mount in mounts.into_iter().flatten() {
-            if let Some(one) = serve(mount, bundle, readonly.then_some(root.as_path()))? {
+            if let Some(one) = serve(mount, bundle, (&root, readonly))? {
                 served.push(one);
                 member.uppers.push(Upper::None);
             }
@@ -261,9 +269,14 @@ fn check(spec: &Value) -> io::Result<()> {
 }
 
 /// Makes a tree of the source of a mount, if it is one that a gofer serves (gVisor
-/// `specutils.HasMountConfig`), and completes its options as a gofer would. Where the container
-/// is in a root file system that it cannot write to, its target must be there.
-fn serve(mount: &mut Value, bundle: &Path, readonly: Option<&Path>) -> io::Result<Option<Served>> {
+/// `specutils.HasMountConfig`), and completes its options as a gofer would. Its target is the
+/// sentry's to make, which it cannot where a file is missing in a root file system that is
+/// read-only, or a symbolic link leads to where nothing is.
+fn serve(
+    mount: &mut Value,
+    bundle: &Path,
+    (root, readonly): (&Path, bool),
+) -> io::Result<Option<Served>> {
     let options = mount["options"].as_array().cloned().unwrap_or_default();
     let has = |name: &str| options.iter().any(|o| o == name);
     if mount["type"] == "erofs" {
@@ -279,13 +292,18 @@ fn serve(mount: &mut Value, bundle: &Path, readonly: Option<&Path>) -> io::Resul
     if kind.is_socket() || kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
         return Err(unfit("a mount is neither file nor directory"));
     }
-    if let Some(root) = readonly
-        && !kind.is_dir()
-        && !is_there(root, text(&mount["destination"]))
-    {
-        return Err(unfit(
-            "a file is mounted that a read-only root file system lacks",
-        ));
+    let target = text(&mount["destination"]);
+    match find(root, target, ResolveFlag::empty()) {
+        Ok(()) => {}
+        Err(_) if readonly && !kind.is_dir() => {
+            return Err(unfit(
+                "a file is mounted that a read-only root file system lacks",
+            ));
+        }
+        Err(_) if find(root, target, ResolveFlag::RESOLVE_NO_SYMLINKS) == Err(Errno::ELOOP) => {
+            return Err(unfit("a link is where something is mounted"));
+        }
+        Err(_) => {}
     }
     let more = match statfs(&source)?.filesystem_type() {
         OVERLAYFS_SUPER_MAGIC => Some("overlayfs_stale_read"),
@@ -313,13 +331,14 @@ fn serve(mount: &mut Value, bundle: &Path, readonly: Option<&Path>) -> io::Resul
     }))
 }
 
-/// Whether `path` is in the root file system `root`, where its symbolic links cannot lead out.
-fn is_there(root: &Path, path: &str) -> bool {
-    use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+/// Looks for `path` in the root file system `root`, where its symbolic links cannot lead out.
+fn find(root: &Path, path: &str, resolve: ResolveFlag) -> nix::Result<()> {
+    let resolve = resolve | ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    File::open(root).is_ok_and(|root| openat2(&root, path, how).is_ok())
+        .resolve(resolve);
+    let root = open(root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    openat2(&root, path, how).map(drop)
 }
 
 /// Puts trees over slots, and returns the connections of these in the order of the trees. The
@@ -420,14 +439,20 @@ mod tests {
     #[test]
     fn mounts_that_are_no_file_or_directory_are_refused_and_others_not_served() {
         let mut proc = json!({"destination": "/proc", "type": "proc", "source": "proc"});
-        assert!(serve(&mut proc, Path::new("/"), None).unwrap().is_none());
-        let mut null = json!({"destination": "/x", "type": "bind", "source": "/dev/null"});
-        assert!(serve(&mut null, Path::new("/"), None).is_err());
         let root = tempfile::tempdir().unwrap();
+        let at = |readonly| (root.path(), readonly);
+        let bundle = Path::new("/");
+        assert!(serve(&mut proc, bundle, at(false)).unwrap().is_none());
+        let mut null = json!({"destination": "/x", "type": "bind", "source": "/dev/null"});
+        assert!(serve(&mut null, bundle, at(false)).is_err());
         let file = root.path().join("file");
         fs::write(&file, "").unwrap();
         let mut hosts = json!({"destination": "/etc/hosts", "type": "bind", "source": file});
-        assert!(serve(&mut hosts, Path::new("/"), Some(root.path())).is_err());
+        assert!(serve(&mut hosts, bundle, at(true)).is_err());
+        fs::create_dir(root.path().join("etc")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", root.path().join("etc/hosts")).unwrap();
+        let refused = serve(&mut hosts, bundle, at(false)).unwrap_err();
+        assert!(refused.to_string().contains("a link"), "{refused}");
     }
 
     #[test]

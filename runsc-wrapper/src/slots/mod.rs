@@ -110,7 +110,8 @@ impl Slots {
         let spec = json!({
             "ociVersion": "1.0.0",
             "process": {"args": ["slots"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
-            "root": {"path": root},
+            // Of all sandboxes: nobody is to leave something there.
+            "root": {"path": root, "readonly": true},
             "mounts": mounts,
         });
         let new = dir.join("config.json.new");

@@ -71,7 +71,8 @@ pub(crate) async fn s1_an_image_is_never_written_to(node: &Node, handler: &str) 
 /// The directories below the root file system of a container.
 fn lower_layers(gofer: &Proc) -> Result<Vec<PathBuf>> {
     let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", gofer.pid))?;
-    let root = mounts.lines().find(|l| l.split(' ').nth(4) == Some("/"));
+    // At the root, or in the slot that is the root.
+    let root = mounts.lines().find(|l| l.contains("lowerdir="));
     let options = root.and_then(|l| l.rsplit(' ').next()).context("no root")?;
     let lower = options.split(',').find_map(|o| o.strip_prefix("lowerdir="));
     Ok(lower

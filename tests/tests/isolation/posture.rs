@@ -135,7 +135,17 @@ pub(crate) async fn p4_a_gofer_has_what_it_needs(node: &Node, handler: &str) -> 
         "/etc/resolv.conf",
         "/volume",
     ];
-    ensure!(points == expected, "{points:?}");
+    if points.contains(&"/d0") {
+        // In a gofer that was started ahead they are over empty slots.
+        let is_slot = |p: &&str| *p == "/" || p.starts_with("/d") || p.starts_with("/f");
+        let used = points.windows(2).filter(|pair| pair[0] == pair[1]).count();
+        ensure!(
+            points.iter().all(is_slot) && used == expected.len(),
+            "{points:?}"
+        );
+    } else {
+        ensure!(points == expected, "{points:?}");
+    }
     ensure!(
         mounts.lines().all(|line| line.contains("nosuid")),
         "setuid files count: {mounts}"
@@ -215,9 +225,9 @@ fn may_have(file: &str, pod: &Pod<'_>, container: &Container<'_, '_>) -> bool {
         _ if name.contains("/.gvisor.filestore.") => is_own,
         // What an adopted sandbox has its first process from, open for reading.
         _ if name.ends_with("/rootfs.erofs") => true,
-        // The Pod's log of a crash, its own spec, and the FIFOs of its containers.
+        // The Pod's log of a crash, its own spec (that of slots is every sandbox's), and the FIFOs of its containers.
         _ if name.ends_with("/gvisor_panic.log") => is_own || file.contains(pod.hostname()),
-        _ if name.ends_with("/config.json") => is_own,
+        _ if name.ends_with("/config.json") => is_own || name.ends_with("/slots/config.json"),
         _ if name.ends_with("-stdout") || name.ends_with("-stderr") || name.ends_with("-stdin") => {
             is_own
         }
@@ -326,12 +336,14 @@ pub(crate) fn sentry(pod: &Pod<'_>) -> Result<Proc> {
     found.pop().context("no sentry")
 }
 
-/// The gofer of a container.
+/// The gofer of a container: its own, else the one that was started with the Pod's sandbox.
 pub(crate) fn gofer(container: &Container<'_, '_>) -> Result<Proc> {
-    let all = container.pod().node().processes().into_iter();
-    let mut found =
-        all.filter(|p| p.argv.starts_with("runsc-gofer") && p.argv.contains(container.id()));
-    found.next().context("no gofer")
+    let pod = container.pod();
+    let all = pod.node().processes().into_iter();
+    let gofers: Vec<_> = all.filter(|p| p.argv.starts_with("runsc-gofer")).collect();
+    let of = |id: &str| gofers.iter().find(|p| p.argv.contains(id)).cloned();
+    let found = of(container.id()).or_else(|| of(&pod.sandbox()));
+    found.context("no gofer")
 }
 
 /// All processes below `pid`. Those that run a Pod's code have no arguments to be found by.
