@@ -87,9 +87,14 @@ test-cluster: deps build guest ## What kubectl does to Pods in gVisor, on a whol
 	$(CARGO) test -p kiln-cluster --test cluster
 
 .PHONY: test-deploy
-test-deploy: deps ## kilnctl, policies, chart and classes on a real apiserver; dashboards and alerts
-	$(CARGO) build -p kiln-controller -p kilnctl
-	$(CARGO) test -p kiln-cluster --test kilnctl --test deploy --test observe
+test-deploy: deps ## Policies, chart and classes on a real apiserver; dashboards and alerts
+	$(CARGO) build -p kiln-controller
+	$(CARGO) test -p kiln-cluster --test deploy --test observe
+
+.PHONY: test-kilnctl
+test-kilnctl: deps ## What kilnctl does to clusters of its own
+	$(CARGO) build -p kilnctl
+	$(CARGO) test -p kiln-cluster --test kilnctl
 
 .PHONY: kata-e2e
 kata-e2e: deps build guest ## A Pod in a virtual machine of Kata's, where the machine has KVM and Kata
@@ -100,9 +105,7 @@ critest: deps build guest ## The CRI conformance suite with our handler: tests/c
 	$(CARGO) run -q -p kiln-tests --bin kiln-critest -- --handler gvisor
 
 .PHONY: test
-test: check test-unit test-controller test-node test-cluster ## Everything above
-	@# These two wait more than they work.
-	@$(MAKE) --no-print-directory -j2 --output-sync=target critest test-deploy
+test: check test-unit test-controller test-deploy test-node test-cluster critest ## Everything above but test-kilnctl
 
 .PHONY: bench-node
 bench-node: deps build guest ## Ours, gVisor's Go shim and runc side by side: target/bench/node.json
