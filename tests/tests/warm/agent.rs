@@ -340,6 +340,15 @@ pub(crate) async fn adoptions_that_fail_are_given_up(node: &Node) -> Result<()> 
         "adopted after {FAILURES} failures"
     );
     pod.remove().await?;
+    for left in warm_sentries(node) {
+        if unreachable.iter().any(|sentry| sentry.pid == left.pid) {
+            signal_to(left.pid, Signal::SIGKILL)?;
+        }
+    }
+    for sentry in &unreachable {
+        let id = sentry.argv.rsplit(' ').next().context("no id")?;
+        node.expect_gone(id).await?;
+    }
     // Another agent begins anew.
     agent.stop(Signal::SIGTERM).await?;
     node.run_agent().await?;
