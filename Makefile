@@ -69,7 +69,7 @@ test-unit: deps ## Tests that need no containerd; those of the runtimes need roo
 .PHONY: fuzz
 fuzz: ## What comes from outside with anything in it, FUZZ_SECONDS (60) for each
 	BOLERO_RANDOM_TEST_TIME_MS=$$(($(or $(FUZZ_SECONDS),60) * 1000)) \
-		$(CARGO) test --release -p runsc-wrapper -p kiln-shim --lib -- any_ answered
+		$(CARGO) test --release -p runsc-wrapper -p kiln-shim -p kiln-agent-api --lib -- any_ answered
 
 .PHONY: test-node
 test-node: deps build guest ## Suites against real containerd, runsc and runc

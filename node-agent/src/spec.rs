@@ -139,13 +139,19 @@ pub(crate) fn write_trial(dir: &Path, rootfs: &Path, sandbox: &ContainerId) -> i
     fs::write(dir.join("config.json"), spec.to_string())
 }
 
-/// Puts process `pid` into the cgroup `path` in every hierarchy of the host that has it. Blocks.
-pub(crate) fn join_cgroup(path: &str, pid: u32) -> io::Result<()> {
+/// Where the cgroup `path` is, or would be, in every hierarchy of the host. Blocks.
+fn directories_of(path: &str) -> io::Result<Vec<PathBuf>> {
     let path = path.trim_matches('/');
     let mount = Path::new("/sys/fs/cgroup");
     let hierarchies = fs::read_dir(mount)?.flatten().map(|e| e.path());
-    for hierarchy in hierarchies.chain([mount.to_owned()]) {
-        let procs = hierarchy.join(path).join("cgroup.procs");
+    let all = hierarchies.chain([mount.to_owned()]);
+    Ok(all.map(|hierarchy| hierarchy.join(path)).collect())
+}
+
+/// Puts process `pid` into the cgroup `path` in every hierarchy of the host that has it. Blocks.
+pub(crate) fn join_cgroup(path: &str, pid: u32) -> io::Result<()> {
+    for dir in directories_of(path)? {
+        let procs = dir.join("cgroup.procs");
         if procs.exists() {
             fs::write(procs, pid.to_string())?;
         }
@@ -156,11 +162,8 @@ pub(crate) fn join_cgroup(path: &str, pid: u32) -> io::Result<()> {
 /// Removes the cgroup `path` from every hierarchy of the host, if nothing is in it. What is in
 /// use or not there stays so. Blocks.
 pub(crate) fn remove_cgroup(path: &str) {
-    let path = path.trim_matches('/');
-    let mount = Path::new("/sys/fs/cgroup");
-    fs::remove_dir(mount.join(path)).ok();
-    for hierarchy in fs::read_dir(mount).into_iter().flatten().flatten() {
-        fs::remove_dir(hierarchy.path().join(path)).ok();
+    for dir in directories_of(path).unwrap_or_default() {
+        fs::remove_dir(dir).ok();
     }
 }
 

@@ -4,9 +4,9 @@
 //! (gVisor `runsc/container/state_file.go`).
 //!
 //! These files are read, and written for what no command has made or started only
-//! ([`set_cgroup`], [`set_running`], [`members`]). Names are matched in full: the command line takes a unique prefix of an id
-//! for the id, so that `delete abc` could remove container `abcdef`; whoever looks here first is
-//! safe from that.
+//! ([`set_cgroup`], [`set_running`], [`members`]). Names are matched in full: the command line takes
+//! a unique prefix of an id for the id, so that `delete abc` could remove container `abcdef`;
+//! whoever looks here first is safe from that.
 //!
 //! The directory is a tmpfs of root's (`/run`), so reading it does not block.
 

@@ -187,6 +187,24 @@ impl<'a> Pod<'a> {
         self.container(["sh", "-c", script])
     }
 
+    /// Fails unless a privileged container is refused, in words, and another one runs.
+    ///
+    /// # Errors
+    /// What is otherwise.
+    pub async fn expect_privileged_refused(&self) -> Result<()> {
+        let refused = self.idle().privileged().start().await;
+        let refused = refused.map(|c| c.id().to_owned());
+        ensure!(
+            refused
+                .as_ref()
+                .is_err_and(|e| format!("{e:#}").contains("privileged containers are refused")),
+            "{refused:?}"
+        );
+        let other = self.idle().start().await?;
+        ensure!(other.is_running().await?);
+        Ok(())
+    }
+
     /// A container that does nothing until it is told to end.
     pub fn idle(&self) -> ContainerBuilder<'_, 'a> {
         self.script("trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done")

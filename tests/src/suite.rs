@@ -21,6 +21,17 @@ use crate::{node::Node, place};
 /// Longest that one case may take: a case that hangs must not hang the suite.
 const CASE: Duration = Duration::from_secs(600);
 
+/// Adds functions of modules as cases, named by their paths: `cases!(cases.add, Env: a::b, a::c)`.
+#[macro_export]
+macro_rules! cases {
+    ($cases:ident.$add:ident, $fixture:ty: $($module:ident :: $case:ident),+ $(,)?) => {
+        $($cases.$add(
+            concat!(stringify!($module), "::", stringify!($case)),
+            async move |fixture: &$fixture| $module::$case(fixture).await,
+        );)+
+    };
+}
+
 /// What cases share.
 pub trait Fixture: Send + Sync + 'static {
     /// Ends it, and says what is left of the cases.

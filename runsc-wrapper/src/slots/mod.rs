@@ -170,7 +170,7 @@ impl Slots {
         let program = Program {
             file: &config.binary,
             args,
-            env: &[concat!("PATH=", "/usr/sbin:/usr/bin:/sbin:/bin")],
+            env: &["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
             fds,
             users,
         };

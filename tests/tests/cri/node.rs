@@ -63,20 +63,7 @@ pub(crate) async fn privileged_is_refused(node: &Node) -> Result<()> {
             .privileged = true;
     };
     let pod = node.pod("gvisor").with(privileged).run().await?;
-    let refused = pod
-        .idle()
-        .privileged()
-        .start()
-        .await
-        .map(|c| c.id().to_owned());
-    ensure!(
-        refused
-            .as_ref()
-            .is_err_and(|e| format!("{e:#}").contains("privileged containers are refused")),
-        "{refused:?}"
-    );
-    let other = pod.idle().start().await?;
-    ensure!(other.is_running().await?);
+    pod.expect_privileged_refused().await?;
     pod.remove().await
 }
 

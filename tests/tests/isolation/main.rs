@@ -32,6 +32,9 @@ const WARM: &str = "gvisor-warm";
 const AGENT: &str =
     "[limits]\ntotal = 8\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = 4\n";
 
+/// How many sandboxes that is.
+const HELD: u32 = 4;
+
 /// An image with setuid programs, and symbolic links where things are mounted.
 const HOSTILE: &str = "docker.io/library/kiln-hostile:latest";
 
@@ -86,7 +89,7 @@ fn main() -> ExitCode {
             "w1_a_sandbox_serves_one_pod",
             adoption::w1_a_sandbox_serves_one_pod,
         );
-        cases.add(
+        cases.add_alone(
             "w3_what_is_the_pods_comes_with_the_pod",
             adoption::w3_what_is_the_pods_comes_with_the_pod,
         );

@@ -15,7 +15,7 @@ use kiln_tests::mini::{
 
 use crate::{end, gone};
 
-/// Counts for ever, once the line before is read.
+/// Counts for ever.
 const COUNTS: &str = "n=0; while :; do n=$((n+1)); echo tick $n; sleep 0.1; done";
 
 /// Name of a container, by which an image knows it.

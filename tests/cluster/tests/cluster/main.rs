@@ -16,23 +16,14 @@ mod volume;
 
 use std::process::ExitCode;
 
-use kiln_tests::suite::Cases;
+use kiln_tests::{cases, suite::Cases};
 
 use env::Env;
-
-macro_rules! cases {
-    ($cases:ident, $add:ident: $($module:ident :: $case:ident),+ $(,)?) => {
-        $($cases.$add(
-            concat!(stringify!($module), "::", stringify!($case)),
-            async move |env: &Env| $module::$case(env).await,
-        );)+
-    };
-}
 
 fn main() -> ExitCode {
     let mut cases = Cases::new();
     cases!(
-        cases, add:
+        cases.add, Env:
         session::logs_and_exec_work,
         session::a_terminal_is_one,
         session::files_are_copied_both_ways,
@@ -51,6 +42,6 @@ fn main() -> ExitCode {
         node::others_may_not_use_its_place,
     );
     // It has the controller and the router for itself.
-    cases!(cases, add_alone: clients::upstreams_work_unmodified);
+    cases!(cases.add_alone, Env: clients::upstreams_work_unmodified);
     cases.run(Env::start)
 }

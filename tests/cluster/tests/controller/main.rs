@@ -15,23 +15,14 @@ mod sandbox;
 
 use std::process::ExitCode;
 
-use kiln_tests::suite::Cases;
+use kiln_tests::{cases, suite::Cases};
 
 use env::Env;
-
-macro_rules! cases {
-    ($cases:ident, $add:ident: $($module:ident :: $case:ident),+ $(,)?) => {
-        $($cases.$add(
-            concat!(stringify!($module), "::", stringify!($case)),
-            async move |env: &Env| $module::$case(env).await,
-        );)+
-    };
-}
 
 fn main() -> ExitCode {
     let mut cases = Cases::new();
     cases!(
-        cases, add:
+        cases.add, Env:
         sandbox::one_gets_its_pod_its_service_and_its_whole_status,
         sandbox::one_is_suspended_and_resumed_in_the_words_of_either_version,
         sandbox::a_pod_that_takes_its_time_is_waited_for,
@@ -74,7 +65,7 @@ fn main() -> ExitCode {
         bad::objects_may_be_large,
     );
     cases!(
-        cases, add_alone:
+        cases.add_alone, Env:
         node::pools_say_what_nodes_hold_while_there_are_nodes,
         faults::a_controller_that_is_killed_loses_and_doubles_nothing,
         faults::an_apiserver_that_restarts_is_waited_for,

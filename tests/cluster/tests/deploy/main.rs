@@ -10,23 +10,14 @@ mod env;
 
 use std::process::ExitCode;
 
-use kiln_tests::suite::Cases;
+use kiln_tests::{cases, suite::Cases};
 
 use env::Env;
-
-macro_rules! cases {
-    ($cases:ident: $($module:ident :: $case:ident),+ $(,)?) => {
-        $($cases.add(
-            concat!(stringify!($module), "::", stringify!($case)),
-            async move |env: &Env| $module::$case(env).await,
-        );)+
-    };
-}
 
 fn main() -> ExitCode {
     let mut cases = Cases::new();
     cases!(
-        cases:
+        cases.add, Env:
         admission::the_expressions_have_no_type_errors,
         admission::every_rule_for_all_sandboxes_refuses_and_allows,
         admission::every_rule_of_restricted_namespaces_refuses_and_allows,
