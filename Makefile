@@ -74,12 +74,7 @@ fuzz: ## What comes from outside with anything in it, FUZZ_SECONDS (60) for each
 .PHONY: test-node
 test-node: deps build guest ## Suites against real containerd, runsc and runc
 	$(CARGO) build -p kiln-shim -p kiln-node-agent
-	$(CARGO) test -p kiln-tests --lib --bins --test badinput --test cri --test faults --test kata --test lives --test many --test warm
-
-.PHONY: test-isolation
-test-isolation: deps build guest ## What somebody in a sandbox tries, and what it looks like from outside
-	$(CARGO) build -p kiln-shim -p kiln-node-agent
-	$(CARGO) test -p kiln-tests --test isolation
+	$(CARGO) test -p kiln-tests
 
 .PHONY: test-controller
 test-controller: deps ## The controller on a real etcd and kube-apiserver
@@ -110,7 +105,7 @@ critest: deps build guest ## The CRI conformance suite with our handler: tests/c
 	$(CARGO) run -q -p kiln-tests --bin kiln-critest -- --handler gvisor
 
 .PHONY: test
-test: check test-unit test-controller test-deploy test-node test-cluster critest ## Everything above but test-isolation and test-kilnctl
+test: check test-unit test-controller test-deploy test-node test-cluster critest ## Everything above but test-kilnctl
 
 .PHONY: bench-node
 bench-node: deps build guest ## Ours, gVisor's Go shim and runc side by side: target/bench/node.json
