@@ -327,6 +327,18 @@ impl Booter {
         }
     }
 
+    /// Removes the cgroup in which the sandbox `id` was booted, if it is still there and empty.
+    pub(crate) async fn remove_cgroup(&self, id: &str) {
+        let cgroup = spec::cgroup_of(&self.cgroup, id);
+        let removed = blocking("remove a cgroup", move || {
+            spec::remove_cgroup(&cgroup, spec::END_TIME);
+            Ok(())
+        });
+        if let Err(e) = removed.await {
+            warn!("{id}: {e}");
+        }
+    }
+
     /// Destroys a doomed sandbox. What fails is tried again when the agent starts the next time.
     pub(crate) async fn destroy(&self, id: String) {
         drop(self.gofers.take(&id));
@@ -342,7 +354,7 @@ impl Booter {
             spec::cgroup_of(&self.cgroup, &id),
         );
         let removed = blocking("remove a sandbox", move || {
-            spec::remove_cgroup(&cgroup);
+            spec::remove_cgroup(&cgroup, spec::END_TIME);
             store.remove(&name)
         });
         if let Err(e) = removed.await {

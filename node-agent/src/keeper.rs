@@ -181,7 +181,9 @@ impl Keeper {
             tokio::spawn(async move {
                 sleep(TAKE).await;
                 drop(gofers.take(&doomed));
-                booter.doom(doomed, Place::Handed).await;
+                booter.doom(doomed.clone(), Place::Handed).await;
+                // A shim that died while it took the sandbox has left it.
+                booter.remove_cgroup(&doomed).await;
             });
             return Ok((id, note.pid));
         }
@@ -528,7 +530,8 @@ impl Keeper {
         let store = self.store.clone();
         blocking("remove the agent's directories", move || {
             store.check_empty()?;
-            spec::remove_cgroup(&cgroup);
+            spec::remove_cgroups_below(&cgroup, spec::END_TIME);
+            spec::remove_cgroup(&cgroup, spec::END_TIME);
             std::fs::remove_dir_all(state)
         })
         .await?;
@@ -565,6 +568,15 @@ impl Keeper {
                     None => active.booter.doom(id, place).await,
                 }
             }
+        }
+        // Of shims that died while they took a sandbox, and nobody was there to see it.
+        let cgroup = self.config.cgroup.clone();
+        let swept = blocking("remove cgroups", move || {
+            spec::remove_cgroups_below(&cgroup, Duration::ZERO);
+            Ok(())
+        });
+        if let Err(e) = swept.await {
+            warn!("{e}");
         }
     }
 }

@@ -4,9 +4,12 @@
 //! else in it.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use kiln_agent_api::Shape;
@@ -21,6 +24,12 @@ const CPU_SHARES: u32 = 32;
 
 /// What CRI gives the first process of a Pod (kubelet's `qos.PodInfraOOMAdj`).
 const OOM_SCORE_ADJ: i64 = -998;
+
+/// How long killed processes may take to leave their cgroup.
+pub(crate) const END_TIME: Duration = Duration::from_secs(1);
+
+/// Pause between two looks at whether they have.
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// `cgroupsPath` of sandbox `id` below the cgroup `parent`.
 pub(crate) fn cgroup_of(parent: &str, id: &str) -> String {
@@ -160,10 +169,30 @@ pub(crate) fn join_cgroup(path: &str, pid: u32) -> io::Result<()> {
 }
 
 /// Removes the cgroup `path` from every hierarchy of the host, if nothing is in it. What is in
-/// use or not there stays so. Blocks.
-pub(crate) fn remove_cgroup(path: &str) {
-    for dir in directories_of(path).unwrap_or_default() {
-        fs::remove_dir(dir).ok();
+/// use after `patience`, or not there, stays so. Blocks.
+#[expect(clippy::disallowed_methods, reason = "for threads that may block")]
+pub(crate) fn remove_cgroup(path: &str, patience: Duration) {
+    let until = Instant::now() + patience;
+    let mut dirs = directories_of(path).unwrap_or_default();
+    loop {
+        // Processes that have been killed are in it for a while.
+        let is_busy = |e: io::Error| e.kind() == io::ErrorKind::ResourceBusy;
+        dirs.retain(|dir| fs::remove_dir(dir).is_err_and(is_busy));
+        if dirs.is_empty() || Instant::now() >= until {
+            return;
+        }
+        thread::sleep(REMOVE_PAUSE);
+    }
+}
+
+/// Removes the cgroups below `path` in the same way. Blocks.
+pub(crate) fn remove_cgroups_below(path: &str, patience: Duration) {
+    let dirs = directories_of(path).unwrap_or_default();
+    let below = dirs.iter().flat_map(fs::read_dir).flatten().flatten();
+    let below = below.filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
+    let names: BTreeSet<_> = below.map(|dir| dir.file_name()).collect();
+    for name in names {
+        remove_cgroup(&cgroup_of(path, &name.to_string_lossy()), patience);
     }
 }
 

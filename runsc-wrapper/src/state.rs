@@ -281,17 +281,23 @@ pub(crate) fn remove_filestore(dir: &Path, sandbox: &str) -> io::Result<()> {
     }
 }
 
-/// Removes the locks of containers of `sandbox` that are gone: a command on a container that
-/// another one deletes at the same time makes its lock anew.
+/// Removes what is left of containers of `sandbox` that are gone: locks, which a command on a
+/// container makes anew that another one deletes at the same time, and states that somebody who
+/// was killed has half written.
 ///
 /// # Errors
 /// The first file that cannot be removed.
-pub(crate) fn remove_locks(root: &Path, sandbox: &str) -> io::Result<()> {
-    let ending = format!("_sandbox:{sandbox}.lock");
+pub(crate) fn remove_leftovers(root: &Path, sandbox: &str) -> io::Result<()> {
     for entry in fs::read_dir(root)? {
         let path = entry?.path();
-        let is_lock = path.to_str().is_some_and(|p| p.ends_with(&ending));
-        if is_lock && !path.with_extension("state").exists() {
+        let name = path.to_str().unwrap_or_default();
+        let kinds = [".lock", ".state.new"];
+        let container = kinds.iter().find_map(|kind| name.strip_suffix(kind));
+        let is_left = container.is_some_and(|container| {
+            container.ends_with(&format!("_sandbox:{sandbox}"))
+                && !Path::new(&format!("{container}.state")).exists()
+        });
+        if is_left {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
@@ -508,7 +514,7 @@ mod tests {
         assert_eq!(left()[0], "b_sandbox:a.lock");
         assert_eq!(left()[1..], whole);
         for sandbox in ["a", "c"] {
-            remove_locks(dir.path(), sandbox).unwrap();
+            remove_leftovers(dir.path(), sandbox).unwrap();
         }
         assert_eq!(left(), whole);
     }

@@ -281,17 +281,10 @@ impl Handed {
     /// Its gofer, which it can do without.
     async fn slots(&self) -> Option<Slots> {
         let (socket, id) = (self.slots.clone()?, self.id.clone());
-        let asked = blocking(move || {
-            let ask = || {
-                let stream = UnixStream::connect(&socket)?;
-                stream.set_read_timeout(Some(SLOTS))?;
-                stream.set_write_timeout(Some(SLOTS))?;
-                (&stream).write_all(format!("{id}\n").as_bytes())?;
-                Slots::receive(&stream)
-            };
-            ask().map_err(Error::io("get a gofer at", &socket))
-        });
-        asked.await.inspect_err(|e| info!("{e}")).ok()
+        blocking(move || receive_slots(&socket, id.as_str()))
+            .await
+            .inspect_err(|e| info!("{e}"))
+            .ok()
     }
 
     async fn set_hostname(&self, sandbox: &Sandbox, name: &str) -> Result<()> {
@@ -355,6 +348,26 @@ impl Handed {
         }
         let words = format!("its network was left without addresses by a start that failed: {why}");
         Err(Error::InvalidArgument(words))
+    }
+}
+
+/// Gets the gofer of the sandbox `id` at `socket`. Blocks.
+fn receive_slots(socket: &Path, id: &str) -> Result<Slots> {
+    let ask = || {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(SLOTS))?;
+        stream.set_write_timeout(Some(SLOTS))?;
+        (&stream).write_all(format!("{id}\n").as_bytes())?;
+        Slots::receive(&stream)
+    };
+    ask().map_err(Error::io("get a gofer at", socket))
+}
+
+/// Ends the gofer of the sandbox `id` that the agent at `socket` may still have: it would keep the
+/// sandbox's cgroups. Blocks.
+pub(crate) fn end_gofer(socket: &Path, id: &str) {
+    if let Err(e) = receive_slots(&slots_socket(socket), id) {
+        debug!("{e}"); // none is left, or none was there
     }
 }
 

@@ -15,6 +15,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use crate::error::{Error, Result};
 
 /// How often, and with which pause, a cgroup is tried to be removed whose processes are dying.
@@ -422,6 +427,19 @@ impl Cgroup {
             }
         }
         result
+    }
+
+    /// Kills every process in this cgroup. Does not wait for their ends. Blocks.
+    pub fn kill(&self) {
+        for hierarchy in self.hierarchies() {
+            let procs = hierarchy.join(&self.path).join("cgroup.procs");
+            // What is not there has no processes.
+            let pids = fs::read_to_string(&procs).unwrap_or_default();
+            for pid in pids.lines().filter_map(|pid| pid.parse().ok()) {
+                // It may have ended by itself meanwhile.
+                kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+            }
+        }
     }
 
     fn file(&self, controller: &str, file: &str) -> PathBuf {

@@ -32,6 +32,7 @@ use containerd_shim_protos::{
 use runsc_wrapper::{ContainerId, Exit};
 
 use crate::{
+    adopt::end_gofer,
     bundle::{Role, Spec},
     cgroup::{self, Cgroup},
     config::NodeConfig,
@@ -311,7 +312,9 @@ async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResponse> {
     match Record::load(&bundle) {
         Ok(record) => delete_recorded(flags, id, &record, &mut errors).await,
         // No record: create never came to the runtime.
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            errors.extend(Scratch::remove_stale(id).err());
+        }
         Err(e) => errors.push(e),
     }
     errors.extend(rootfs::unmount(&bundle.join("rootfs")).err());
@@ -336,6 +339,9 @@ async fn delete_recorded(
     // containerd deletes all containers of a Pod at once, and runsc's files suffer from it.
     let _turn = Scratch::lock(&record.sandbox);
     let config = NodeConfig::load(record.config.as_deref());
+    if let (Ok(config), false) = (&config, record.adopted.is_empty()) {
+        end_gofer(&config.policy.agent, &record.adopted);
+    }
     match config.and_then(|config| server::runtime(&config, &flags.namespace)) {
         Ok(runtime) => {
             // Without its shim the whole Pod is lost: what lives in a sentry that is gone is
@@ -350,7 +356,14 @@ async fn delete_recorded(
     }
     if !record.cgroup.is_empty() {
         let cgroup = Cgroup::new(Path::new(cgroup::MOUNT), &record.cgroup);
-        errors.extend(cgroup.and_then(|c| c.remove()).err());
+        let removed = cgroup.and_then(|cgroup| {
+            if !record.adopted.is_empty() {
+                // The agent may have kept a gofer of which the runtime does not know.
+                cgroup.kill();
+            }
+            cgroup.remove()
+        });
+        errors.extend(removed.err());
     }
     if record.sandbox == id.as_str() {
         errors.extend(Scratch::remove_stale(id).err());

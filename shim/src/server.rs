@@ -80,7 +80,11 @@ pub(crate) async fn serve(opts: ServerOpts) -> Result<()> {
     server.start().await.map_err(|e| rpc(io::Error::other(e)))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(rpc)?;
     protect_from_oom();
-    say_ready()?;
+    if let Err(e) = say_ready() {
+        // `start` is gone: nobody will ever know of the socket.
+        address.as_deref().map(remove_socket);
+        return Err(e);
+    }
     info!("serving");
 
     tokio::select! {

@@ -500,7 +500,7 @@ impl Runtime for Runsc {
             state::remove_filestore(&container.rootfs, sandbox)
                 .map_err(|e| cli::io_error(&format!("remove the filestore of {id}"), e))?;
             if sandbox == id.as_str() {
-                state::remove_locks(self.root(), sandbox).map_err(unreadable_root)?;
+                state::remove_leftovers(self.root(), sandbox).map_err(unreadable_root)?;
             }
         }
         Ok(())

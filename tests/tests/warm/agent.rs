@@ -162,8 +162,10 @@ pub(crate) async fn a_shim_that_dies_while_it_adopts_leaves_nothing(node: &Node)
         agent.expect_some().await?;
         let shims = || {
             let all = node.processes().into_iter();
-            all.filter(|p| p.program().starts_with("containerd-shim"))
-                .map(|p| p.pid)
+            let shims = all.filter(|p| p.program().starts_with("containerd-shim"));
+            // Not what containerd runs to have one started or cleaned up after.
+            let serves = |p: &Proc| ![" start", " delete"].iter().any(|a| p.argv.ends_with(a));
+            shims.filter(serves).map(|p| p.pid)
         };
         let before: Vec<_> = shims().collect();
         let run = node.pod(HANDLER).cold_or_warm().run();
