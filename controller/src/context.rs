@@ -11,7 +11,7 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    core::v1::{ObjectReference, PersistentVolumeClaim, Pod, PodSpec, Service},
+    core::v1::{ContainerStatus, ObjectReference, PersistentVolumeClaim, Pod, PodSpec, Service},
     networking::v1::NetworkPolicy,
 };
 use kiln_crds::{
@@ -468,10 +468,22 @@ impl Kind for Pod {
             ..PodSpec::default()
         });
         if let Some(status) = &mut self.status {
-            status.container_statuses = None;
-            status.init_container_statuses = None;
+            keep_waiting(&mut status.container_statuses);
+            keep_waiting(&mut status.init_container_statuses);
         }
     }
+}
+
+/// Leaves of `containers` who they are that wait, and for what.
+fn keep_waiting(containers: &mut Option<Vec<ContainerStatus>>) {
+    let all = containers.take().into_iter().flatten();
+    let waiting = all.filter(|c| c.state.as_ref().is_some_and(|s| s.waiting.is_some()));
+    let waiting = waiting.map(|container| ContainerStatus {
+        name: container.name,
+        state: container.state,
+        ..ContainerStatus::default()
+    });
+    *containers = Some(waiting.collect()).filter(|left: &Vec<_>| !left.is_empty());
 }
 
 /// Whether an object bears the label that its kind is watched by.

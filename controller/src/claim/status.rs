@@ -9,7 +9,7 @@ use kiln_crds::{ClaimSandbox, Sandbox, SandboxClaim, SandboxClaimStatus};
 use kube::ResourceExt;
 
 use crate::{
-    condition::{self, FINISHED, Is, READY, condition},
+    condition::{self, FINISHED, Is, POD_SCHEDULED, READY, condition},
     error::Error,
 };
 
@@ -103,14 +103,22 @@ fn show(status: &mut SandboxClaimStatus, sandbox: &Sandbox) {
 fn forwarded(claim: &SandboxClaim, sandbox: &Sandbox) -> Condition {
     let generation = claim.metadata.generation;
     let no = |reason, message| condition(READY, Is::False, reason, message, generation);
-    let ready = sandbox.status.as_ref();
-    match ready.and_then(|s| condition::find(&s.conditions, READY)) {
+    let conditions = sandbox.status.as_ref().map(|s| s.conditions.as_slice());
+    let find = |kind| conditions.and_then(|c| condition::find(c, kind));
+    match find(READY) {
         Some(ready) if ready.reason == "SandboxExpired" => no(
             "SandboxExpired",
             "Underlying Sandbox resource has expired independently of the Claim.",
         ),
         Some(ready) => Condition {
             observed_generation: generation,
+            message: match find(POD_SCHEDULED) {
+                // Who has the claim need not be able to see its Sandbox.
+                Some(not) if not.status == "False" && ready.status != "True" => {
+                    format!("{}; {}: {}", ready.message, not.reason, not.message)
+                }
+                _ => ready.message.clone(),
+            },
             ..ready.clone()
         },
         None => no("SandboxNotReady", "Sandbox is not ready"),

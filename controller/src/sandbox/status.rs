@@ -17,6 +17,9 @@ use crate::{
     owner,
 };
 
+/// Most characters of what a kubelet says about a container.
+const MESSAGE: usize = 1024;
+
 /// What was found of a Sandbox.
 pub(super) struct Seen<'a> {
     /// Its Pod, or another of the name that it should have.
@@ -243,6 +246,35 @@ fn ready(sandbox: &Sandbox, seen: &Seen<'_>) -> Condition {
 }
 
 fn readiness(pod: &Pod) -> (bool, String) {
+    let (is_ready, mut text) = phase_and_readiness(pod);
+    if !is_ready && let Some(why) = stuck(pod) {
+        text.push_str("; ");
+        text.push_str(&why);
+    }
+    (is_ready, text)
+}
+
+/// Why a container of `pod` does not start, in the kubelet's words.
+fn stuck(pod: &Pod) -> Option<String> {
+    /// What every container waits for at first (kubelet `kuberuntime` and `status`).
+    const USUAL: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+    let status = pod.status.as_ref()?;
+    let lists = [&status.init_container_statuses, &status.container_statuses];
+    lists.into_iter().flatten().flatten().find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.as_deref()?;
+        let message = waiting.message.as_deref().unwrap_or_default();
+        let message: String = message.chars().take(MESSAGE).collect();
+        let name = &container.name;
+        let is_stuck = !reason.is_empty() && !USUAL.contains(&reason);
+        is_stuck.then(|| match &*message {
+            "" => format!("container {name} is waiting: {reason}"),
+            message => format!("container {name} is waiting: {reason}: {message}"),
+        })
+    })
+}
+
+fn phase_and_readiness(pod: &Pod) -> (bool, String) {
     if phase(pod) != "Running" {
         return (false, format!("Pod exists with phase: {}", phase(pod)));
     }
@@ -362,7 +394,23 @@ mod tests {
 
     #[test]
     fn readiness_says_what_is_missing() {
-        let cases: [(Value, Option<Value>, &str); 8] = [
+        let waiting = |reason: &str, message: &str| {
+            json!({"phase": "Pending", "containerStatuses": [
+                {"name": "main", "ready": false, "restartCount": 0, "image": "i", "imageID": "",
+                    "state": {"waiting": {"reason": reason, "message": message}}},
+            ]})
+        };
+        let cases: [(Value, Option<Value>, &str); 10] = [
+            (
+                json!({}),
+                Some(waiting("ContainerCreating", "")),
+                "False DependenciesNotReady: Pod exists with phase: Pending",
+            ),
+            (
+                json!({}),
+                Some(waiting("ImagePullBackOff", "Back-off pulling image \"i\"")),
+                "False DependenciesNotReady: Pod exists with phase: Pending; container main is waiting: ImagePullBackOff: Back-off pulling image \"i\"",
+            ),
             (
                 json!({}),
                 None,

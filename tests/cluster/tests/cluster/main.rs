@@ -11,6 +11,7 @@ mod life;
 mod mission;
 mod node;
 mod reach;
+mod sandbox;
 mod session;
 mod volume;
 
@@ -41,7 +42,11 @@ fn main() -> ExitCode {
         node::a_second_up_changes_nothing,
         node::others_may_not_use_its_place,
     );
-    // It has the controller and the router for itself.
-    cases!(cases.add_alone, Env: clients::upstreams_work_unmodified);
+    // They have the controller and the router for themselves.
+    cases!(
+        cases.add_alone, Env:
+        clients::upstreams_work_unmodified,
+        sandbox::an_image_that_cannot_be_pulled_is_named,
+    );
     cases.run(Env::start)
 }

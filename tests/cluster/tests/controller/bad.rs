@@ -217,7 +217,7 @@ pub(crate) async fn a_claim_without_a_node_is_explained(env: &Env) -> Result<()>
     ns.template("t", homeless).await?;
     ns.claim_with("c", json!({"sandboxTemplateRef": {"name": "t"}}))
         .await?;
-    let is = "False DependenciesNotReady: Pod exists with phase: Pending";
+    let is = "False DependenciesNotReady: Pod exists with phase: Pending; Unschedulable: 0/4 nodes are available";
     ns.until_condition::<SandboxClaim>("c", "Ready", is).await?;
     let is = "False Unschedulable: 0/4 nodes are available";
     ns.until_condition::<Sandbox>("c", "PodScheduled", is)

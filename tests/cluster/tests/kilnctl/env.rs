@@ -170,7 +170,9 @@ impl Env {
     /// Every object with such labels.
     pub(crate) async fn objects(&self, labels: &str) -> Result<Vec<DynamicObject>> {
         let client = self.plane.client();
-        let all = Discovery::new(client.clone()).run().await?;
+        // A kind that was just defined is named before it is served.
+        let discover = async || Discovery::new(client.clone()).run().await.ok();
+        let all = wait::until("every kind to be served", wait::SOON, discover).await?;
         let kinds = all
             .groups()
             .flat_map(kube::discovery::ApiGroup::recommended_resources);
