@@ -348,15 +348,9 @@ impl Booter {
             warn!("{id}: {e}");
             return;
         }
-        let (store, name, cgroup) = (
-            self.store.clone(),
-            id.clone(),
-            spec::cgroup_of(&self.cgroup, &id),
-        );
-        let removed = blocking("remove a sandbox", move || {
-            spec::remove_cgroup(&cgroup, spec::END_TIME);
-            store.remove(&name)
-        });
+        self.remove_cgroup(&id).await;
+        let (store, name) = (self.store.clone(), id.clone());
+        let removed = blocking("remove a sandbox", move || store.remove(&name));
         if let Err(e) = removed.await {
             warn!("{id}: {e}");
         }

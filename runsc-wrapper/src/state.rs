@@ -227,10 +227,7 @@ pub(crate) fn remove_remains(root: &Path, id: &ContainerId) -> io::Result<()> {
         .is_some_and(|lock| lock.ends_with(&root_container));
     let socket = is_root.then(|| root.join(format!("runsc-{id}.sock")));
     for path in lock.into_iter().chain(socket) {
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+        remove_if_there(&path)?;
     }
     Ok(())
 }
@@ -298,13 +295,18 @@ pub(crate) fn remove_leftovers(root: &Path, sandbox: &str) -> io::Result<()> {
                 && !Path::new(&format!("{container}.state")).exists()
         });
         if is_left {
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
+            remove_if_there(&path)?;
         }
     }
     Ok(())
+}
+
+/// Removes a file that somebody else may have removed meanwhile.
+fn remove_if_there(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }
 
 fn is_locked(root: &Path, id: &ContainerId) -> io::Result<bool> {

@@ -364,8 +364,7 @@ impl Cgroup {
     pub fn take_all(&self, from: &Self) -> Result<()> {
         let until = Instant::now() + MOVE_TIME;
         for hierarchy in self.hierarchies() {
-            let procs = |cgroup: &Self| hierarchy.join(&cgroup.path).join("cgroup.procs");
-            let (source, target) = (procs(from), procs(self));
+            let (source, target) = (from.procs(&hierarchy), self.procs(&hierarchy));
             let mut rounds = 0;
             loop {
                 let pids = match fs::read_to_string(&source) {
@@ -387,6 +386,11 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// The list of its processes in a hierarchy.
+    fn procs(&self, hierarchy: &Path) -> PathBuf {
+        hierarchy.join(&self.path).join("cgroup.procs")
     }
 
     /// Where the hierarchies are that a sandbox has a directory in.
@@ -432,9 +436,8 @@ impl Cgroup {
     /// Kills every process in this cgroup. Does not wait for their ends. Blocks.
     pub fn kill(&self) {
         for hierarchy in self.hierarchies() {
-            let procs = hierarchy.join(&self.path).join("cgroup.procs");
             // What is not there has no processes.
-            let pids = fs::read_to_string(&procs).unwrap_or_default();
+            let pids = fs::read_to_string(self.procs(&hierarchy)).unwrap_or_default();
             for pid in pids.lines().filter_map(|pid| pid.parse().ok()) {
                 // It may have ended by itself meanwhile.
                 kill(Pid::from_raw(pid), Signal::SIGKILL).ok();

@@ -26,6 +26,11 @@ fn warm_sentries(node: &Node) -> Vec<Proc> {
         .collect()
 }
 
+/// The sandbox of a sentry, the last word of its arguments.
+fn sandbox_of(sentry: &Proc) -> Result<&str> {
+    sentry.argv.rsplit(' ').next().context("no id")
+}
+
 /// A Pod of the suite runs and answers.
 async fn works(pod: &Pod<'_>) -> Result<()> {
     let container = pod.script("echo fine; sleep 3600").start().await?;
@@ -107,10 +112,7 @@ pub(crate) async fn a_sandbox_that_dies_is_replaced(node: &Node) -> Result<()> {
     }
     let held = agent.state().join("ready");
     let look = async || {
-        // The last word of a sentry's arguments is its sandbox.
-        let mut ids = victims
-            .iter()
-            .filter_map(|v| v.argv.split_whitespace().last());
+        let mut ids = victims.iter().filter_map(|v| sandbox_of(v).ok());
         let left = ids.any(|id| held.join(id).exists());
         (!left && agent.ready().await.ok()? >= WARM).then_some(())
     };
@@ -322,7 +324,7 @@ pub(crate) async fn adoptions_that_fail_are_given_up(node: &Node) -> Result<()> 
     // Nobody reaches the sentries any more.
     let unreachable = warm_sentries(node);
     for sentry in &unreachable {
-        let id = sentry.argv.rsplit(' ').next().context("no id")?;
+        let id = sandbox_of(sentry)?;
         let socket = node.runtime_root(HANDLER).join(format!("runsc-{id}.sock"));
         fs::remove_file(&socket).with_context(|| socket.display().to_string())?;
     }
@@ -348,7 +350,7 @@ pub(crate) async fn adoptions_that_fail_are_given_up(node: &Node) -> Result<()> 
         }
     }
     for sentry in &unreachable {
-        let id = sentry.argv.rsplit(' ').next().context("no id")?;
+        let id = sandbox_of(sentry)?;
         node.expect_gone(id).await?;
     }
     // Another agent begins anew.

@@ -16,7 +16,7 @@ use kiln_cluster::system::{NAMESPACE, System, deploy};
 use kiln_tests::{process::Cmd, tools, wait};
 use serde_json::{Value, json};
 
-use crate::env::Env;
+use crate::env::{Env, NOTHING_WARM};
 
 /// The versions that `tests/deps/install.sh` installs.
 const OF_TEMPLATES: &str = "0.4.6";
@@ -33,9 +33,6 @@ const LIFE: Duration = Duration::from_secs(120);
 
 /// Label of every sandbox's Pod.
 const SANDBOX: &str = "agents.x-k8s.io/sandbox-name-hash";
-
-/// Nothing is warm but what the pool holds.
-const AGENT: &str = "[limits]\nboots = 1\n";
 
 const MANIFESTS: &str = "apiVersion: extensions.agents.x-k8s.io/v1beta1
 kind: SandboxTemplate
@@ -58,7 +55,7 @@ spec: {replicas: 1, sandboxTemplateRef: {name: python-template}}
 ";
 
 pub(crate) async fn upstreams_work_unmodified(env: &Env) -> Result<()> {
-    let system = System::enable(&env.private, AGENT).await?;
+    let system = System::enable(&env.private, NOTHING_WARM).await?;
     let ns = env.namespace().await?;
     ns.apply(MANIFESTS).await?;
     let router = Router::start(env).await?;

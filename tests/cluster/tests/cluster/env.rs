@@ -17,6 +17,9 @@ use kiln_tests::{
     tools, wait,
 };
 
+/// Configuration of an agent that holds nothing of its own accord.
+pub(crate) const NOTHING_WARM: &str = "[limits]\nboots = 1\n";
+
 pub(crate) struct Env {
     pub(crate) private: Private,
     next: AtomicU32,

@@ -5,10 +5,7 @@
 use anyhow::Result;
 use kiln_cluster::system::System;
 
-use crate::env::Env;
-
-/// Nothing is warm.
-const AGENT: &str = "[limits]\nboots = 1\n";
+use crate::env::{Env, NOTHING_WARM};
 
 const UNPULLABLE: &str = "apiVersion: agents.x-k8s.io/v1beta1
 kind: Sandbox
@@ -22,7 +19,7 @@ spec:
 
 /// Who has made the Sandbox reads which image it is, and need not look for the Pod.
 pub(crate) async fn an_image_that_cannot_be_pulled_is_named(env: &Env) -> Result<()> {
-    let system = System::enable(&env.private, AGENT).await?;
+    let system = System::enable(&env.private, NOTHING_WARM).await?;
     let ns = env.namespace().await?;
     ns.apply(UNPULLABLE).await?;
     let ready = ".status.conditions[?(@.type==\"Ready\")].message";
