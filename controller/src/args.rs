@@ -93,7 +93,7 @@ pub(crate) struct Args {
     dns_servers: Vec<String>,
 
     /// Time after which a pool's status says that fewer are ready; that more are, it says at once.
-    #[arg(long, default_value = "1s", value_parser = duration)]
+    #[arg(long, default_value = "2s", value_parser = duration)]
     pool_status_delay: Duration,
 
     /// Time after which a node that reports nothing counts as one without warm sandboxes.

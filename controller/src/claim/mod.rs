@@ -218,7 +218,9 @@ async fn retain(
     Ok(Outcome::Done)
 }
 
-/// The Sandbox that a claim owns.
+/// The Sandbox that a claim owns: the one that its status names; before that is written, one that
+/// was also marked as the claim's when it was made or adopted. An owner reference alone may be
+/// somebody's slip.
 fn bound(context: &Context, claim: &SandboxClaim) -> Option<Arc<Sandbox>> {
     let owned = context.owned::<Sandbox>(&claim.uid().unwrap_or_default());
     let known = claim
@@ -226,7 +228,13 @@ fn bound(context: &Context, claim: &SandboxClaim) -> Option<Arc<Sandbox>> {
         .as_ref()
         .and_then(|s| s.sandbox.as_ref()?.name.clone());
     let same = owned.iter().find(|s| Some(s.name_any()) == known).cloned();
-    same.or_else(|| owned.into_iter().find(|s| owner::controls(claim, &**s)))
+    same.or_else(|| owned.into_iter().find(|s| is_made_for(s, claim)))
+}
+
+/// Whether a Sandbox was made for a claim, or adopted for it.
+fn is_made_for(sandbox: &Sandbox, claim: &SandboxClaim) -> bool {
+    owner::controls(claim, sandbox)
+        && sandbox.labels().get(keys::CLAIM_UID) == claim.meta().uid.as_ref()
 }
 
 /// The Sandbox of a claim: the one that it has, one from a pool, or a new one.
@@ -265,7 +273,7 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sand
         Err(e) if error::is_conflict(&e) => {
             let key = Key::of(&sandbox);
             match context.fetch::<Sandbox>(&key).await? {
-                Some(found) if owner::controls(claim, &*found) => Ok(found),
+                Some(found) if is_made_for(&found, claim) => Ok(found),
                 Some(_) => Err(Error::NameTaken(key)),
                 None => Err(e.into()),
             }

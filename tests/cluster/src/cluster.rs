@@ -45,9 +45,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use kiln_images::guest;
-use kiln_tests::{cgroup::Cgroup, mounts, netns::Netns, tools};
+use kiln_tests::{cgroup::Cgroup, mounts, netns::Netns, process::signal_to, tools, wait};
 use kube::Client;
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
 
 use self::{
     layout::{Layout, NODE},
@@ -226,6 +229,31 @@ impl Cluster {
         let _lock = self.lock()?;
         self.take_away().await?;
         fs::remove_dir(self.dir()).with_context(|| format!("remove {}", self.dir().display()))
+    }
+
+    /// Kills one of its programs as a crash does, and starts it again as it was.
+    ///
+    /// # Errors
+    /// When there is none of this name, or when it cannot be started again.
+    pub async fn restart(&self, name: &str) -> Result<()> {
+        let _lock = self.lock()?;
+        let mut state = State::load(&self.layout);
+        let old = state.take(name).with_context(|| format!("no {name}"))?;
+        let mut again = old.command()?;
+        signal_to(old.pid, Signal::SIGKILL)?;
+        // Its ports are free when all of it has gone.
+        let process = PathBuf::from(format!("/proc/{}", old.pid));
+        wait::until_true(&format!("the end of {name}"), wait::SOON, || {
+            !process.exists()
+        })
+        .await?;
+        again = again
+            .netns(&self.netns()?)
+            .cgroup(&self.cgroup())
+            .dir(self.dir());
+        let pid = again.detached(&self.layout.log(name))?;
+        state.add(name, pid);
+        state.save(&self.layout)
     }
 
     /// Held while a cluster is changed.

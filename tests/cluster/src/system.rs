@@ -59,6 +59,19 @@ impl System {
         Ok(Self { controller, agent })
     }
 
+    /// Kills the controller, and starts another.
+    ///
+    /// # Errors
+    /// When the other does not become ready.
+    pub async fn with_another_controller(self, cluster: &Private) -> Result<Self> {
+        self.controller.signal(nix::sys::signal::Signal::SIGKILL)?;
+        self.controller.ended().await?;
+        Ok(Self {
+            controller: start_controller(cluster).await?,
+            agent: self.agent,
+        })
+    }
+
     /// Ends its processes, and destroys the sandboxes that are no Pods'.
     ///
     /// # Errors

@@ -139,7 +139,9 @@ impl Private {
             let log = self.cluster.layout.log(program);
             format!("--- end of {program}'s log\n{}\n", tail(&log))
         };
-        ["containerd", "kubelet"].map(end).concat()
+        ["kube-apiserver", "containerd", "kubelet"]
+            .map(end)
+            .concat()
     }
 
     /// Ends it by `kiln-cluster down`, twice, and looks for what it has left.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use kiln_tests::process::{Proc, signal_to, tail};
+use kiln_tests::process::{Cmd, Proc, signal_to, tail};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,24 @@ impl Process {
     pub fn is_running(&self) -> bool {
         self.started.is_some() && Proc::find(self.pid).and_then(|p| p.started()) == self.started
     }
+
+    /// The command that it was started by: its arguments and its environment (proc(5)).
+    pub(super) fn command(&self) -> Result<Cmd> {
+        let strings = |file: &str| -> Result<Vec<String>> {
+            let path = format!("/proc/{}/{file}", self.pid);
+            let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+            Ok(text.split_terminator('\0').map(str::to_owned).collect())
+        };
+        let words = strings("cmdline")?;
+        let (program, args) = words.split_first().context("a process without a command")?;
+        let mut command = Cmd::new(Path::new(program)).args(args);
+        for variable in strings("environ")? {
+            if let Some((key, value)) = variable.split_once('=') {
+                command = command.env(key, value);
+            }
+        }
+        Ok(command)
+    }
 }
 
 impl State {
@@ -87,6 +105,12 @@ impl State {
             pid,
             started,
         });
+    }
+
+    /// Takes one out that is to be started anew.
+    pub(super) fn take(&mut self, name: &str) -> Option<Process> {
+        let place = self.processes.iter().position(|p| p.name == name)?;
+        Some(self.processes.remove(place))
     }
 
     /// Fails when one has ended, with the end of its log.

@@ -5,6 +5,7 @@
 //!
 //! When the cases are through, the cluster is taken down, and nothing of it may be left.
 
+mod burst;
 mod clients;
 mod env;
 mod life;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     cases!(
         cases.add_alone, Env:
         clients::upstreams_work_unmodified,
+        burst::a_hundred_claims_outlast_controller_and_apiserver,
         sandbox::an_image_that_cannot_be_pulled_is_named,
     );
     cases.run(Env::start)

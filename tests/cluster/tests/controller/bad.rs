@@ -211,6 +211,26 @@ pub(crate) async fn an_edited_owner_brings_nobody_anothers(env: &Env) -> Result<
     Ok(())
 }
 
+/// A claim that has nothing yet does not get what somebody has made its own by hand.
+pub(crate) async fn an_owner_reference_alone_gives_nothing(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let claim = ns.claim("c", "later").await?;
+    ns.sandbox("mine", json!({})).await?;
+    ns.until_condition::<Sandbox>("mine", "Ready", "True")
+        .await?;
+    let owner = json!([{
+        "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim",
+        "name": "c", "uid": claim.uid(), "controller": true,
+    }]);
+    ns.patch::<Sandbox>("mine", json!({"metadata": {"ownerReferences": owner}}))
+        .await?;
+    ns.template("t", json!({})).await?;
+    ns.pool("later", "t", 1).await?;
+    let given = ns.claimed("c").await?;
+    ensure!(given.name_any() != "mine", "the claim has taken it");
+    Ok(())
+}
+
 pub(crate) async fn a_claim_without_a_node_is_explained(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
     let homeless = json!({"podTemplate": {"metadata": {"annotations": {FATE: "unschedulable"}}}});

@@ -52,7 +52,6 @@ fn main() -> ExitCode {
         claim::a_pod_that_goes_is_seen_in_the_claim,
         claim::one_waits_for_its_pool_and_its_template,
         claim::times_are_noted_for_clients_that_note_theirs,
-        claim::warm_starts_take_few_writes,
         bad::a_pod_that_is_refused_is_explained,
         bad::a_quota_is_explained_and_recovered_from,
         bad::what_a_pod_could_not_be_is_refused_at_once,
@@ -61,11 +60,13 @@ fn main() -> ExitCode {
         bad::a_strangers_network_policy_is_not_touched,
         bad::a_claim_has_one_source,
         bad::an_edited_owner_brings_nobody_anothers,
+        bad::an_owner_reference_alone_gives_nothing,
         bad::a_claim_without_a_node_is_explained,
         bad::objects_may_be_large,
     );
     cases!(
         cases.add_alone, Env:
+        claim::warm_starts_take_few_writes,
         node::pools_say_what_nodes_hold_while_there_are_nodes,
         faults::a_controller_that_is_killed_loses_and_doubles_nothing,
         faults::an_apiserver_that_restarts_is_waited_for,
