@@ -101,8 +101,10 @@ kata-e2e: deps build guest ## A Pod in a virtual machine of Kata's, where the ma
 	$(CARGO) test -q -p kiln-tests --test kata-e2e
 
 .PHONY: critest
-critest: deps build guest ## The CRI conformance suite with our handler: tests/critest.md
+critest: deps build guest ## The CRI conformance suite with our handler, cold and adopted: tests/critest.md
+	$(CARGO) build -q -p kiln-shim -p kiln-node-agent
 	$(CARGO) run -q -p kiln-tests --bin kiln-critest -- --handler gvisor
+	$(CARGO) run -q -p kiln-tests --bin kiln-critest -- --handler gvisor-warm
 
 .PHONY: test
 test: check test-unit test-controller test-deploy test-node test-cluster critest ## Everything above but test-kilnctl

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt as _, stream};
 use kiln_agent_api::Shape;
 use runsc_wrapper::{Runsc, StartWay};
 use tokio::{sync::Notify, time::sleep};
@@ -38,6 +39,9 @@ const FAILURES: u32 = 3;
 
 /// That while.
 const REST: Duration = Duration::from_secs(300);
+
+/// How many sandboxes are destroyed at a time when all are: for the most part that is waiting.
+const DRAINED: usize = 8;
 
 /// How long nothing is booted after a boot that failed, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -519,12 +523,15 @@ impl Keeper {
         let booter = self.booter(&runtime);
         for place in Place::ALL {
             let store = self.store.clone();
-            for (id, _) in blocking("list sandboxes", move || store.list(place)).await? {
-                match place {
-                    Place::Doomed => booter.destroy(id).await,
-                    _ => booter.doom(id, place).await,
-                }
-            }
+            let left = blocking("list sandboxes", move || store.list(place)).await?;
+            let booter = &booter;
+            let destroy = async |(id, _): (String, _)| match place {
+                Place::Doomed => booter.destroy(id).await,
+                _ => booter.doom(id, place).await,
+            };
+            stream::iter(left)
+                .for_each_concurrent(DRAINED, destroy)
+                .await;
         }
         let (state, cgroup) = (config.state.clone(), config.cgroup.clone());
         let store = self.store.clone();

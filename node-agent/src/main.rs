@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use kiln_agent_api::{Agent, SOCKET, slots_socket};
 use kiln_node_agent::{config::Config, http, keeper::Keeper, kube::Reporter, service};
+use runsc_wrapper::reap;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
@@ -65,6 +66,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     if args.drain {
         return keeper.drain().await;
     }
+    // Sentries lose their parent when `runsc create` ends. One that has ended and that nobody
+    // collects keeps `runsc delete`, and so the end of a Pod, waiting: not every init is quick.
+    reap::become_subreaper().context("become the parent of orphans")?;
     let mut server = service::serve(keeper.clone(), &socket)
         .await
         .with_context(|| format!("listen at {}", socket.display()))?;

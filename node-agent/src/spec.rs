@@ -41,7 +41,6 @@ pub(crate) fn blank() -> Value {
     let namespaces = ["pid", "ipc", "uts", "mount", "network"].map(|kind| json!({"type": kind}));
     json!({
         "ociVersion": "1.0.2",
-        "hostname": "warm",
         "process": {
             "user": {"uid": 0, "gid": 0},
             "args": ["/pause"],

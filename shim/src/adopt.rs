@@ -165,18 +165,17 @@ impl Adopter {
 
     /// Asks the agent. Whatever goes wrong here means that the Pod starts cold.
     async fn acquire(self, sandbox: &Sandbox, spec: &Spec) -> Option<Handed> {
-        let Network::Netns(netns) = sandbox.network.clone() else {
-            return None;
-        };
-        // Nothing to undo if the Pod has no name to give.
-        spec.hostname()?;
         let agent = match Agent::connect(&self.socket).await {
             Ok(agent) => agent,
             Err(AgentError::Absent(_)) => return None,
             Err(e) => {
-                warn!("{e}");
+                warn!("starts cold: {e}");
                 return None;
             }
+        };
+        let Network::Netns(netns) = sandbox.network.clone() else {
+            info!("starts cold: it has no network of its own");
+            return None;
         };
         let spec = spec.clone();
         let looked = blocking(move || {

@@ -53,6 +53,20 @@ pub(crate) async fn the_network_is_the_pods(node: &Node) -> Result<()> {
     pod.remove().await
 }
 
+/// A Pod without a name adopts, too, and has as little of one as if it had started cold.
+pub(crate) async fn a_pod_without_a_name_has_none(node: &Node) -> Result<()> {
+    let mut names = Vec::new();
+    for handler in ["gvisor", HANDLER] {
+        let pod = node.pod(handler).with(|c| c.hostname.clear()).run().await?;
+        let container = pod.idle().start().await?;
+        names.push(container.sh("cat /proc/sys/kernel/hostname").await?);
+        pod.remove().await?;
+    }
+    ensure!(names[0] == names[1], "{names:?}");
+    ensure!(names[0].trim().is_empty(), "{names:?}");
+    Ok(())
+}
+
 /// Everything of the sandbox is charged to the Pod, and nothing stays where it was booted.
 pub(crate) async fn the_host_cgroup_is_the_pods(node: &Node) -> Result<()> {
     let pod = node.pod(HANDLER).run().await?;

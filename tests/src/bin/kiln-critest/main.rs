@@ -6,8 +6,13 @@
 //! specs ask for that; everything else is as installed. The verdict is by a list of the specs that
 //! are known to fail: one that fails and is not on it fails the run.
 //!
+//! With handler `gvisor-warm` the node's agent holds sandboxes of every shape that specs ask for,
+//! and a Pod that could have adopted one and has not fails the run, too.
+//!
 //! In `target/critest/HANDLER` it leaves `report.json` (Ginkgo's), `failed.txt`, critest's output
 //! and containerd's log.
+
+mod adoptions;
 
 use std::{
     collections::BTreeSet,
@@ -27,17 +32,19 @@ use kiln_tests::{
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
+use self::adoptions::Adoptions;
+
 /// How long critest may take; gVisor on two busy cores takes seven minutes.
 const LIMIT: Duration = Duration::from_secs(50 * 60);
 
 /// Runs critest against a containerd of its own.
 #[derive(Debug, Parser)]
 struct Options {
-    /// The handler to test: gvisor, gvisor-cli, kiln-runc, runsc-go or runc
+    /// The handler to test: gvisor, gvisor-cli, gvisor-warm, kiln-runc, runsc-go or runc
     #[arg(long, default_value = "gvisor")]
     handler: String,
-    /// The list of specs that are known to fail [default: tests/critest-expected.txt for gvisor
-    /// and gvisor-cli, none for others]
+    /// The list of specs that are known to fail [default: tests/critest-expected.txt for gvisor,
+    /// gvisor-cli and gvisor-warm, none for others]
     #[arg(long)]
     expected: Option<PathBuf>,
     /// Rewrite the list instead of comparing with it
@@ -79,15 +86,25 @@ async fn run(options: Options) -> Result<Verdict> {
             .with_context(|| format!("flag {flag:?} is not NAME=VALUE"))?;
         flags.push((name.to_owned(), value.to_owned()));
     }
+    let is_warm = options.handler == adoptions::HANDLER;
     let node = Node::start(NodeOpts {
         kiln: "allow_privileged = true\nallow_host_network = true\n".to_owned(),
+        agent: is_warm.then(adoptions::agent),
         runsc_flags: flags,
         ..NodeOpts::default()
     })
     .await?;
+    if is_warm {
+        node.agent()?.expect_ready(adoptions::HELD).await?;
+    }
     let start = Instant::now();
     let report = critest(&node, &options, &out).await;
     let seconds = start.elapsed().as_secs();
+    let adoptions = if is_warm {
+        Some(Adoptions::of(&node).await?)
+    } else {
+        None
+    };
     let leaks = node.check_for_leaks().await;
     fs::copy(
         node.dir().join("containerd.log"),
@@ -111,6 +128,10 @@ async fn run(options: Options) -> Result<Verdict> {
     } else {
         compare(&options, &report.failed)?
     };
+    if let Some(adoptions) = adoptions {
+        say(&adoptions.to_string())?;
+        adoptions.check()?;
+    }
     leaks.context("after critest")?;
     Ok(verdict)
 }
