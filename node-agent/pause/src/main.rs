@@ -3,7 +3,8 @@
 //! The first process of a warm sandbox, as the pause image is that of a cold one: it takes the
 //! processes that lose their parent, and ends when it is told to.
 //!
-//! `kiln-pause hostname NAME` instead gives the sandbox its name, and ends.
+//! `kiln-pause hostname NAME` instead gives the sandbox its name, and ends. runsc makes a Pod's host
+//! name its domain name, too (gVisor `runsc/boot/loader.go`).
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, process::ExitCode};
 
@@ -13,19 +14,34 @@ use nix::{
         signal::{SigSet, Signal},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::sethostname,
 };
+use rustix::system::{setdomainname, sethostname};
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     let done = match args.as_slice() {
-        [verb, name] if verb == OsStr::from_bytes(b"hostname") => sethostname(name),
+        [verb, name] if verb == OsStr::from_bytes(b"hostname") => set_names(name.as_bytes()),
         _ => pause(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(errno) => ExitCode::from(u8::try_from(errno as i32).unwrap_or(u8::MAX)),
     }
+}
+
+/// Longest name of a host or domain, in bytes (`UTSLen` in gVisor `pkg/abi/linux/utsname.go`).
+const LONGEST: usize = 64;
+
+fn set_names(name: &[u8]) -> nix::Result<()> {
+    let errno = |e: rustix::io::Errno| Errno::from_raw(e.raw_os_error());
+    sethostname(name).map_err(errno)?;
+    // gVisor's setdomainname looks for a zero byte within the length that it is given, where Linux
+    // takes the length (gVisor `pkg/sentry/syscalls/linux/sys_utsname.go`). A name that leaves no
+    // room for one is no domain's, rather than a reason to start cold.
+    if name.len() == LONGEST {
+        return Ok(());
+    }
+    setdomainname(&[name, b"\0"].concat()).map_err(errno)
 }
 
 /// Reaps children until TERM or INT.

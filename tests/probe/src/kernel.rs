@@ -14,10 +14,15 @@ use nix::{
 
 use crate::{Failure, Tried, file, number};
 
-/// `uname`.
+/// `uname`: what the kernel calls itself, and at the end the domain's name.
 pub(crate) fn uname() -> Tried {
     let name = utsname::uname()?;
-    let words = [name.sysname(), name.release(), name.version()];
+    let words = [
+        name.sysname(),
+        name.release(),
+        name.version(),
+        name.domainname(),
+    ];
     Ok(words.map(|w| w.to_string_lossy().into_owned()).join(" "))
 }
 

@@ -95,6 +95,9 @@ pub(crate) async fn w2_two_sandboxes_share_nothing(node: &Node, handler: &str) -
             .await?
             .fails_with(&["ENOENT"])?;
         ensure!(container.sh("hostname").await?.trim() == pod.hostname());
+        let uname = attempt(&container, "uname").await?;
+        let domain = uname.finds()?.rsplit(' ').next();
+        ensure!(domain == Some(pod.hostname()), "{uname:?}");
         let environment = container.sh("env").await?;
         ensure!(
             !environment.contains("KILN") && !environment.contains("runsc"),
