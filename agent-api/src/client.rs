@@ -13,8 +13,8 @@ use ttrpc::{
 use crate::{
     Shape,
     api::{
-        AcquireRequest, AdoptedRequest, AgentClient, ReleaseRequest, ReportRequest, ReportResponse,
-        Warm,
+        AcquireRequest, AdoptedRequest, AgentClient, GuardedRequest, ReleaseRequest, ReportRequest,
+        ReportResponse, Warm,
     },
 };
 
@@ -119,6 +119,27 @@ impl Agent {
             ..ReleaseRequest::default()
         };
         within(PATIENCE, self.client.release(context(PATIENCE), &request)).await?;
+        Ok(())
+    }
+
+    /// Tells that `dropped` packets of the Pod sandbox `sandbox_id` to link-local and metadata
+    /// addresses were dropped since this was last told, or by `failure` why they are not.
+    ///
+    /// # Errors
+    /// [`AgentError`]; the agent's count lacks them then.
+    pub async fn guarded(
+        &self,
+        sandbox_id: &str,
+        dropped: u64,
+        failure: &str,
+    ) -> Result<(), AgentError> {
+        let request = GuardedRequest {
+            sandbox_id: sandbox_id.to_owned(),
+            dropped,
+            failure: failure.to_owned(),
+            ..GuardedRequest::default()
+        };
+        within(PATIENCE, self.client.guarded(context(PATIENCE), &request)).await?;
         Ok(())
     }
 

@@ -4,13 +4,17 @@
 //! lacking, destroys what is too much, and hands out.
 
 use std::{
+    os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt as _, stream};
 use kiln_agent_api::Shape;
-use runsc_wrapper::{Runsc, StartWay};
+use runsc_wrapper::{
+    Runsc, StartWay,
+    egress::{Guard, LinkLocal, Mode},
+};
 use tokio::{sync::Notify, time::sleep};
 use tracing::{error, info, warn};
 
@@ -18,6 +22,7 @@ use crate::{
     boot::{BootError, Booter, Gofers, Warm, blocking},
     config::{Class, Config},
     metrics::Metrics,
+    netns,
     pool::{Miss, Pool},
     setup::{Runtime, SetupError},
     spec,
@@ -61,6 +66,7 @@ struct State {
     classes: Vec<Class>,
     active: Option<Active>,
     problem: String,
+    guard: Guarding,
     /// Adoptions that failed since the last that did not.
     failures: u32,
     /// Nothing is handed out before.
@@ -78,6 +84,19 @@ struct Active {
     booter: Booter,
     version: String,
     way: StartWay,
+}
+
+/// Whether packets of Pods to link-local and metadata addresses are dropped on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Guarding {
+    /// It has not been tried yet.
+    Unknown,
+    /// They are.
+    Works,
+    /// The node's configuration lets them pass.
+    Off,
+    /// They should be and cannot, for this reason.
+    Fails(String),
 }
 
 /// Finds the best way that works, where the runtime is one for which `known` might.
@@ -121,6 +140,7 @@ impl Keeper {
             classes: config.class.clone(),
             active: None,
             problem: "the runtime has not been tried yet".to_owned(),
+            guard: Guarding::Unknown,
             failures: 0,
             next_handout: Instant::now(),
             next_boot: Instant::now(),
@@ -431,6 +451,7 @@ impl Keeper {
         if self.state().active.as_ref().is_some_and(same) {
             return;
         }
+        self.try_guard(&runtime).await;
         let first = self.state().active.is_none();
         match self.take_up(runtime).await {
             Ok(active) => {
@@ -442,6 +463,33 @@ impl Keeper {
             }
             Err(e) => self.stop(&e),
         }
+    }
+
+    /// Tries out whether packets to link-local addresses can be dropped, in a network of its own.
+    async fn try_guard(&self, runtime: &Runtime) {
+        let guard = match runtime.link_local() {
+            Ok(policy) if policy.mode == Mode::Allow => Guarding::Off,
+            Ok(policy) => match guard_new_netns(policy).await {
+                Ok(()) => Guarding::Works,
+                Err(e) => Guarding::Fails(e.to_string()),
+            },
+            Err(e) => Guarding::Fails(format!("kiln.link_local: {}", e.message())),
+        };
+        let mut state = self.state();
+        if state.guard != guard {
+            match &guard {
+                Guarding::Fails(why) => error!("Pods may send to link-local addresses: {why}"),
+                other => info!("packets of Pods to link-local addresses: {other:?}"),
+            }
+        }
+        let works = guard == Guarding::Works;
+        self.metrics.guards.set(works.into());
+        state.guard = guard;
+    }
+
+    /// Whether packets of Pods to link-local addresses are dropped.
+    pub(crate) fn guarding(&self) -> Guarding {
+        self.state().guard.clone()
     }
 
     fn stop(&self, why: &dyn std::fmt::Display) {
@@ -596,6 +644,15 @@ impl State {
         }
         Ok(())
     }
+}
+
+async fn guard_new_netns(policy: LinkLocal) -> Result<(), BootError> {
+    let netns = netns::with_link().await;
+    blocking("guard a network namespace", move || {
+        let guard = Guard::set(netns?.as_fd(), &policy);
+        guard.map(drop).map_err(std::io::Error::other)
+    })
+    .await
 }
 
 /// Why a runtime was not taken up.

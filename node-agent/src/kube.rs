@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{Class, default_sysctl},
-    keeper::Keeper,
+    keeper::{Guarding, Keeper},
     pool::Counts,
 };
 
@@ -177,6 +177,7 @@ fn status(keeper: &Keeper, last: Option<&SandboxNodeStatus>) -> SandboxNodeStatu
     let (held, version) = (keeper.held(), keeper.version());
     let name = keeper.class().to_owned();
     let overhead = keeper.overhead();
+    let guarding = keeper.guarding();
     keeper.look(|pool, problem| {
         let all = pool.ready().max(1) as u64;
         let classes: Vec<_> = pool
@@ -196,7 +197,7 @@ fn status(keeper: &Keeper, last: Option<&SandboxNodeStatus>) -> SandboxNodeStatu
                 .unwrap_or_default(),
             total: Some(NodeTotal::of(&classes)),
             classes,
-            conditions: vec![ready(problem, last)],
+            conditions: vec![ready(problem, last), guarded(&guarding, last)],
         }
     })
 }
@@ -230,21 +231,43 @@ fn small(n: u32) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
 }
 
-/// Whether the node boots sandboxes ahead; the time is that of the last change.
+/// Whether the node boots sandboxes ahead.
 fn ready(problem: &str, last: Option<&SandboxNodeStatus>) -> Condition {
     let (status, reason) = match problem {
         "" => ("True", "SandboxesCanBeAdopted"),
         _ => ("False", "NoWarmSandboxes"),
     };
-    let before = last.and_then(|l| l.conditions.first());
+    condition("Ready", status, reason, problem, last)
+}
+
+/// Whether Pods of the node can send to link-local and metadata addresses.
+fn guarded(guarding: &Guarding, last: Option<&SandboxNodeStatus>) -> Condition {
+    let (status, reason, message) = match guarding {
+        Guarding::Unknown => ("Unknown", "NotTriedYet", ""),
+        Guarding::Works => ("True", "PacketsAreDropped", ""),
+        Guarding::Off => ("False", "AllowedByConfiguration", ""),
+        Guarding::Fails(why) => ("False", "CannotDropPackets", why.as_str()),
+    };
+    condition("LinkLocalDropped", status, reason, message, last)
+}
+
+/// A condition; the time is that of the last change of its status.
+fn condition(
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    last: Option<&SandboxNodeStatus>,
+) -> Condition {
+    let before = last.and_then(|l| l.conditions.iter().find(|c| c.type_ == kind));
     let since = before
         .filter(|c| c.status == status)
         .map(|c| c.last_transition_time.clone());
     Condition {
-        type_: "Ready".to_owned(),
+        type_: kind.to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
-        message: problem.chars().take(1024).collect(),
+        message: message.chars().take(1024).collect(),
         last_transition_time: since.unwrap_or_else(|| Time(Timestamp::now())),
         observed_generation: None,
     }

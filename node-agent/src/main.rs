@@ -134,6 +134,10 @@ async fn report(socket: &std::path::Path) -> anyhow::Result<()> {
         report.held_bytes >> 20,
         report.failed
     );
+    println!(
+        "packets to link-local addresses: {} dropped; Pods where they are not: {}",
+        report.link_local_dropped, report.link_local_unguarded
+    );
     if !report.problem.is_empty() {
         println!("no warm sandboxes: {}", report.problem);
     }

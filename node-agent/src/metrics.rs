@@ -37,6 +37,9 @@ pub(crate) struct Metrics {
     pub(crate) adoption: Histogram,
     pub(crate) held: Gauge,
     pub(crate) usable: Gauge,
+    pub(crate) guards: Gauge,
+    pub(crate) dropped: Counter,
+    pub(crate) unguarded: Counter,
 }
 
 impl Metrics {
@@ -57,6 +60,9 @@ impl Metrics {
             ]),
             held: Gauge::default(),
             usable: Gauge::default(),
+            guards: Gauge::default(),
+            dropped: Counter::default(),
+            unguarded: Counter::default(),
         };
         // A rate needs a zero to start from.
         for reason in Miss::ALL {
@@ -121,6 +127,25 @@ impl Metrics {
         r.register_with_unit("warm_held", "Memory of warm sandboxes", Unit::Bytes, held);
         let usable = self.usable.clone();
         r.register("warm_usable", "1 if the runtime passed its trial", usable);
+        self.register_guard(r);
+    }
+
+    fn register_guard(&self, r: &mut Registry) {
+        r.register(
+            "link_local_guards",
+            "1 if packets of Pods to link-local and metadata addresses can be dropped",
+            self.guards.clone(),
+        );
+        r.register(
+            "link_local_dropped",
+            "Packets of Pods to link-local and metadata addresses that were dropped",
+            self.dropped.clone(),
+        );
+        r.register(
+            "link_local_unguarded",
+            "Pods whose packets to link-local and metadata addresses are not dropped",
+            self.unguarded.clone(),
+        );
     }
 
     /// Counts `n` Pods that got none.

@@ -17,7 +17,8 @@ use kiln_agent_api::{
     MAX_SHAPE, Shape,
     api::{
         AcquireRequest, AcquireResponse, AdoptedRequest, AdoptedResponse, Agent, ClassReport,
-        ReleaseRequest, ReleaseResponse, ReportRequest, ReportResponse, Warm, create_agent,
+        GuardedRequest, GuardedResponse, ReleaseRequest, ReleaseResponse, ReportRequest,
+        ReportResponse, Warm, create_agent,
     },
 };
 use runsc_wrapper::{ContainerId, StartWay};
@@ -238,6 +239,24 @@ impl Agent for Service {
         Ok(ReleaseResponse::new())
     }
 
+    async fn guarded(
+        &self,
+        _: &TtrpcContext,
+        request: GuardedRequest,
+    ) -> ttrpc::Result<GuardedResponse> {
+        let Ok(id) = request.sandbox_id.parse::<ContainerId>() else {
+            return Ok(GuardedResponse::new());
+        };
+        let metrics = &self.keeper.metrics;
+        metrics.dropped.inc_by(request.dropped);
+        if !request.failure.is_empty() {
+            let words: String = request.failure.chars().take(MAX_REASON).collect();
+            warn!("Pod sandbox {id} may send to link-local addresses: {words}");
+            metrics.unguarded.inc();
+        }
+        Ok(GuardedResponse::new())
+    }
+
     async fn report(&self, _: &TtrpcContext, _: ReportRequest) -> ttrpc::Result<ReportResponse> {
         Ok(report(&self.keeper))
     }
@@ -266,5 +285,7 @@ pub(crate) fn report(keeper: &Keeper) -> ReportResponse {
     });
     report.held_bytes = keeper.held();
     report.failed = keeper.metrics.released.get();
+    report.link_local_dropped = keeper.metrics.dropped.get();
+    report.link_local_unguarded = keeper.metrics.unguarded.get();
     report
 }

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, io, path::PathBuf};
 
 use kiln_agent_api::{Ineligible, RuntimeFile, Setup, Shape};
-use runsc_wrapper::{Config as RuntimeConfig, RuntimeKind, config::ConfigError};
+use runsc_wrapper::{Config as RuntimeConfig, RuntimeKind, config::ConfigError, egress::LinkLocal};
 
 use crate::{config::Class, pool::Wanted, spec};
 
@@ -54,6 +54,16 @@ impl Runtime {
         let path = config.binary.clone();
         let file = RuntimeFile::of(&path).map_err(|source| SetupError::Program { path, source })?;
         Ok(Self { config, file })
+    }
+
+    /// What Pods must not send, by the table `[kiln.link_local]` of its configuration.
+    ///
+    /// # Errors
+    /// What is wrong with it; shims refuse every Pod then.
+    pub(crate) fn link_local(&self) -> Result<LinkLocal, toml::de::Error> {
+        let table = self.config.kiln.get("link_local");
+        let table = table.cloned().map(toml::Value::try_into);
+        table.unwrap_or_else(|| Ok(LinkLocal::default()))
     }
 
     fn setup(&self) -> Setup<'_> {

@@ -17,6 +17,7 @@ mod cli;
 pub mod command;
 pub mod config;
 pub mod control;
+pub mod egress;
 mod error;
 mod exec;
 #[cfg(feature = "fake")]

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::protobuf::{CodedInputStream, well_known_types::any::Any};
-use runsc_wrapper::Config;
+use runsc_wrapper::{Config, egress::LinkLocal};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -29,6 +29,8 @@ pub struct Policy {
     /// Socket of the node's agent, from which Pods get sandboxes that are booted already; empty
     /// for none.
     pub agent: PathBuf,
+    /// What Pods must not send, whatever their network lets through.
+    pub link_local: LinkLocal,
 }
 
 impl Default for Policy {
@@ -39,6 +41,7 @@ impl Default for Policy {
             port_forward: true,
             restore_dirs: Vec::new(),
             agent: kiln_agent_api::SOCKET.into(),
+            link_local: LinkLocal::default(),
         }
     }
 }
@@ -123,6 +126,8 @@ pub(crate) fn config_path(options: &Any) -> Result<Option<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
+    use runsc_wrapper::egress::Mode;
+
     use super::*;
 
     fn options(value: &[u8]) -> Any {
@@ -154,6 +159,8 @@ mod tests {
         let policy: Policy = toml::from_str("").unwrap();
         assert_eq!(policy, Policy::default());
         assert!(!policy.allow_privileged && !policy.allow_host_network);
+        assert_eq!(policy.link_local.mode, Mode::Drop);
         assert!(toml::from_str::<Policy>("allow_priviledged = true").is_err());
+        assert!(toml::from_str::<Policy>("[link_local]\nmod = 'allow'").is_err());
     }
 }

@@ -14,6 +14,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 mod container;
+mod egress;
 mod error;
 pub mod events;
 #[cfg(test)]

@@ -376,7 +376,10 @@ impl Pod {
     pub async fn stats(&self, id: &str) -> Result<(runsc_wrapper::Stats, Cgroup, Limits)> {
         let container = self.container(id)?;
         container.init.require("stat", |s| s.exit().is_none())?;
-        let mut stats = self.sandbox()?.runtime.stats(&container.runtime_id).await?;
+        let sandbox = self.sandbox()?;
+        let mut stats = sandbox.runtime.stats(&container.runtime_id).await?;
+        // From time to time is enough, and whoever asks for figures does that.
+        tokio::spawn(async move { sandbox.egress.tell(&sandbox.id).await });
         for (of, _) in &mut stats.sandbox_cpu_ns {
             if of == container.runtime_id.as_str() {
                 *of = container.id.to_string();

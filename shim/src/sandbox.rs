@@ -23,6 +23,7 @@ use crate::{
     bundle::{Network, write_atomically},
     cgroup::{Cgroup, Limits},
     config::Policy,
+    egress::Egress,
     error::{Error, Result},
     io::read_capped,
 };
@@ -45,6 +46,8 @@ pub(crate) struct Sandbox {
     /// The file that runtime and policy came from.
     pub(crate) config_file: Option<PathBuf>,
     pub(crate) network: Network,
+    /// What of its packets is dropped.
+    pub(crate) egress: Egress,
     pub(crate) cgroup: Cgroup,
     /// The limits that CRI named for the Pod.
     pub(crate) pod_limits: Limits,

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     cri::v1,
+    netns::Netns,
     node::Node,
     process::{Proc, tail},
     wait,
@@ -240,6 +241,21 @@ impl<'a> Pod<'a> {
             .network
             .context("a Pod without network")?
             .ip)
+    }
+
+    /// The network namespace that CNI has set up for it.
+    ///
+    /// # Errors
+    /// When it has none of its own, or is gone.
+    pub fn netns(&self) -> Result<Netns> {
+        let bundle = "state/io.containerd.runtime.v2.task/k8s.io";
+        let path = self.node.dir().join(bundle).join(&self.id);
+        let text = std::fs::read(path.join("config.json")).context("read the Pod's spec")?;
+        let spec: serde_json::Value = serde_json::from_slice(&text)?;
+        let all = spec["linux"]["namespaces"].as_array();
+        let network = all.and_then(|all| all.iter().find(|n| n["type"] == "network"));
+        let path = network.and_then(|n| n["path"].as_str());
+        Netns::open(Path::new(path.context("no network of its own")?))
     }
 
     /// The one shim of the Pod.

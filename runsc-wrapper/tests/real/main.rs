@@ -6,6 +6,7 @@
 //! prints that it is skipped.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
+mod egress;
 mod exec;
 mod failures;
 mod life;

@@ -23,6 +23,7 @@ use crate::{
     cgroup::Cgroup,
     config::NodeConfig,
     container::Container,
+    egress::Egress,
     error::{Error, Result},
     events::publish,
     io::{ConsoleSocket, ProcessIo},
@@ -126,6 +127,7 @@ impl Pod {
                 .flags
                 .insert("network".to_owned(), "host".to_owned());
         }
+        let egress = Egress::guard(&network, &config.policy, id).await?;
         let fallback = format!("/{}/{id}", self.namespace);
         let path = spec.cgroups_path().unwrap_or(&fallback);
         let cgroup = Cgroup::new(&self.host.cgroups, path)?;
@@ -140,6 +142,7 @@ impl Pod {
             policy: config.policy,
             config_file: config.file,
             network,
+            egress,
             cgroup,
             pod_limits: spec.pod_limits(),
             scratch,

@@ -237,6 +237,7 @@ impl Pod {
         }
         if let Ok(sandbox) = self.sandbox() {
             if container.role == Role::Sandbox {
+                sandbox.egress.tell(&sandbox.id).await;
                 // A gofer that nobody has used would keep the cgroup.
                 drop(sandbox.take_slots());
             }

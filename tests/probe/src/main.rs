@@ -29,7 +29,7 @@
 //! | `mount SOURCE TARGET TYPE`, `mknod KIND MAJOR MINOR PATH` | to get at devices and file systems |
 //! | `dial PATH`, `offer PATH` | to reach or to be a UNIX socket; `@` starts an abstract name |
 //! | `socket FAMILY TYPE`, `option NAME` | to get sockets that forge packets |
-//! | `connect ADDRESS:PORT`, `bind ADDRESS` | to reach or to be an address |
+//! | `connect ADDRESS:PORT`, `send ADDRESS:PORT`, `bind ADDRESS` | to reach by TCP or UDP, or to be an address |
 //! | `address IF IP`, `hwaddr IF` | to change an interface's address |
 //! | `random` | finds what should be different in every sandbox |
 
@@ -150,6 +150,7 @@ fn make(name: &str, args: &[String]) -> Tried {
         ("socket", [family, kind]) => network::socket(family, kind),
         ("option", [name]) => network::option(name),
         ("connect", [address]) => network::connect(address),
+        ("send", [address]) => network::send(address),
         ("bind", [address]) => network::bind(address),
         ("address", [interface, ip]) => network::address(interface, ip),
         ("hwaddr", [interface]) => network::hwaddr(interface),

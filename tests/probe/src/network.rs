@@ -102,6 +102,14 @@ pub(crate) fn connect(address: &str) -> Tried {
     first_words(&mut stream)
 }
 
+/// `send ADDRESS:PORT` by UDP; what is sent is the argument.
+pub(crate) fn send(address: &str) -> Tried {
+    let to: SocketAddr = crate::number(address)?;
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.send_to(address.as_bytes(), to)?;
+    Ok(String::new())
+}
+
 fn first_words(stream: &mut impl Read) -> Tried {
     let mut buffer = [0; 256];
     let read = stream.read(&mut buffer).unwrap_or_default();

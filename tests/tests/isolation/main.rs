@@ -74,7 +74,7 @@ fn main() -> ExitCode {
         s6_an_id_is_no_path, s7_streams_are_fifos, a2_a_spec_cannot_reach_out, c1_only_root_reaches_a_shim,
     );
     each!(add, network:
-        n1_packets_cannot_be_forged, n4_the_hosts_network_is_out_of_reach, n5_an_address_cannot_be_taken,
+        n1_packets_cannot_be_forged, n2_metadata_is_out_of_reach, n4_the_hosts_network_is_out_of_reach, n5_an_address_cannot_be_taken,
         n6_sockets_of_the_host_are_no_way_out,
     );
     each!(add, adoption: w2_two_sandboxes_share_nothing);
@@ -106,6 +106,10 @@ fn main() -> ExitCode {
         cases.add_alone(
             "p3_without_directfs_the_sentry_is_nobody",
             posture::p3_without_directfs_the_sentry_is_nobody,
+        );
+        cases.add_alone(
+            "n2_what_the_node_allows_is_reached",
+            network::n2_what_the_node_allows_is_reached,
         );
         cases.add_alone(
             "s2_a_limit_of_the_node_holds",

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! N1, N4 to N6: what a Pod can send, and whom it can reach.
+//! N1, N2, N4 to N6: what a Pod can send, and whom it can reach.
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener, UdpSocket},
     os::{
+        fd::AsFd,
         linux::net::SocketAddrExt,
         unix::{
             fs::FileTypeExt,
@@ -13,13 +14,20 @@ use std::{
         },
     },
     path::Path,
+    process::Command,
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
-use kiln_tests::node::Node;
+use kiln_tests::{
+    node::{Node, NodeOpts},
+    pod::Pod,
+    wait,
+};
+use runsc_wrapper::egress::Guard;
 
 use crate::{
-    Neighbour,
+    Neighbour, WARM,
     attempts::{PROBE, attacker, attempt, reports, try_all, with_probe},
     posture::{gofer, sentry},
     up,
@@ -71,6 +79,149 @@ pub(crate) async fn n1_packets_cannot_be_forged(node: &Node, handler: &str) -> R
     made[FORGERY.len() + 2].fails_with(&["ENETUNREACH"])?;
     pod.remove().await?;
     neighbour.remove().await
+}
+
+/// Addresses at which clouds serve metadata, and another that no router may pass on.
+const LINK_LOCAL: [&str; 3] = ["169.254.169.254", "169.254.7.7", "100.100.100.200"];
+
+/// A server at every address of the node, also at [`LINK_LOCAL`].
+struct Metadata {
+    tcp: TcpListener,
+    udp: UdpSocket,
+}
+
+impl Metadata {
+    fn serve(node: &Node) -> Result<Self> {
+        node.netns().run(|| {
+            for address in LINK_LOCAL {
+                let args = ["addr", "replace", &format!("{address}/32"), "dev", "lo"];
+                let added = Command::new("ip").args(args).status()?;
+                ensure!(added.success(), "{address} cannot be added");
+            }
+            let (tcp, udp) = (
+                TcpListener::bind("0.0.0.0:0")?,
+                UdpSocket::bind("0.0.0.0:0")?,
+            );
+            tcp.set_nonblocking(true)?;
+            udp.set_nonblocking(true)?;
+            Ok(Self { tcp, udp })
+        })
+    }
+
+    /// What to try, to reach it at `address`.
+    fn words(&self, address: &str) -> Result<[String; 2]> {
+        let (tcp, udp) = (self.tcp.local_addr()?.port(), self.udp.local_addr()?.port());
+        Ok([
+            format!("connect {address}:{tcp}"),
+            format!("send {address}:{udp}"),
+        ])
+    }
+
+    /// The addresses at which somebody has reached it by TCP and by UDP since it was last asked.
+    fn reached(&self) -> Result<(Vec<String>, Vec<String>)> {
+        let (mut by_tcp, mut by_udp) = (Vec::new(), Vec::new());
+        while let Ok((stream, _)) = self.tcp.accept() {
+            by_tcp.push(stream.local_addr()?.ip().to_string());
+        }
+        let mut words = [0; 64];
+        while let Ok((length, _)) = self.udp.recv_from(&mut words) {
+            let words = String::from_utf8_lossy(&words[..length]);
+            by_udp.push(words.split(':').next().unwrap_or_default().to_owned());
+        }
+        Ok((by_tcp, by_udp))
+    }
+}
+
+/// The address of the node in the Pods' network.
+async fn gateway(pod: &Pod<'_>) -> Result<String> {
+    let ip: Ipv4Addr = pod.ip().await?.parse()?;
+    let [a, b, ..] = ip.octets();
+    Ok(Ipv4Addr::new(a, b, 0, 1).to_string())
+}
+
+/// The same server is reached at the node's own address, and each packet to another is counted,
+/// in the Pod's network and where there is one by the agent.
+pub(crate) async fn n2_metadata_is_out_of_reach(node: &Node, handler: &str) -> Result<()> {
+    let neighbour = Neighbour::run(node, handler).await?;
+    let server = Metadata::serve(node)?;
+    let pod = up(node, handler).await?;
+    let container = attacker(&pod).await?;
+    let own = gateway(&pod).await?;
+    let mut rules = Guard::of(pod.netns()?.as_fd())?;
+    ensure!(rules.dropped()? == 0, "packets of nobody's are dropped");
+    for attempt in try_all(&container, &server.words(&own)?).await? {
+        attempt.finds()?;
+    }
+    let reached = server.reached()?;
+    ensure!(
+        reached == (vec![own.clone()], vec![own.clone()]),
+        "{reached:?}"
+    );
+    ensure!(rules.dropped()? == 0, "packets to the node are dropped");
+    for (n, address) in LINK_LOCAL.iter().enumerate() {
+        let [connect, send] = server.words(address)?;
+        attempt(&container, &connect).await?.fails()?;
+        // The kernel of the sandbox has no answer for datagrams.
+        attempt(&container, &send).await?;
+        let dropped = rules.dropped()?;
+        let least = 2 * (n as u64 + 1);
+        ensure!(
+            dropped >= least,
+            "{dropped} packets are dropped, not {least}"
+        );
+    }
+    let reached = server.reached()?;
+    ensure!(reached == Default::default(), "reached at {reached:?}");
+    // What goes elsewhere still does.
+    for attempt in try_all(&container, &server.words(&own)?).await? {
+        attempt.finds()?;
+    }
+    if handler == WARM {
+        let dropped = rules.dropped()?;
+        container.stats().await?;
+        wait::until("the agent to know", Duration::from_secs(10), async || {
+            let report = node.agent().ok()?.report().await.ok()?;
+            (report.link_local_dropped >= dropped).then_some(())
+        })
+        .await?;
+        let unguarded = node.agent()?.report().await?.link_local_unguarded;
+        ensure!(unguarded == 0, "{unguarded} Pods are not guarded");
+    }
+    pod.remove().await?;
+    neighbour.remove().await
+}
+
+/// A node may let packets pass: that without the rules they would arrive is why these are there.
+pub(crate) async fn n2_what_the_node_allows_is_reached(_: &Node) -> Result<()> {
+    for (policy, reachable) in [
+        ("mode = \"allow\"", &LINK_LOCAL[..]),
+        (
+            "except = [\"169.254.7.7\"], metadata = []",
+            &LINK_LOCAL[1..],
+        ),
+    ] {
+        let node = Node::start(NodeOpts {
+            kiln: format!("link_local = {{ {policy} }}"),
+            ..NodeOpts::default()
+        })
+        .await?;
+        let server = Metadata::serve(&node)?;
+        let pod = up(&node, "gvisor").await?;
+        let container = attacker(&pod).await?;
+        for address in LINK_LOCAL {
+            for words in server.words(address)? {
+                attempt(&container, &words).await?;
+            }
+        }
+        let (by_tcp, by_udp) = server.reached()?;
+        ensure!(
+            by_tcp == reachable && by_udp == reachable,
+            "{policy}: {by_tcp:?} {by_udp:?}"
+        );
+        pod.remove().await?;
+        node.stop().await?;
+    }
+    Ok(())
 }
 
 /// Sockets of the host that have no address but a name or the loopback interface.

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Frames that are put on a link by a packet socket, as a sentry does it, and what of them comes
+//! out at its other end.
+
+use std::{
+    fs::File,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    process::Command,
+};
+
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, unshare},
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socket,
+            sockopt::ReceiveTimeout,
+        },
+        time::TimeVal,
+    },
+};
+use runsc_wrapper::{
+    egress::{Guard, LinkLocal},
+    in_netns,
+};
+
+/// A namespace with two links that lead to each other, `eth0` and `peer`.
+fn namespace() -> OwnedFd {
+    let make = || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let all = "ip link add eth0 type veth peer name peer && ip link set eth0 up && ip link set peer up";
+        assert!(
+            Command::new("sh")
+                .args(["-c", all])
+                .status()
+                .unwrap()
+                .success()
+        );
+        OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap())
+    };
+    std::thread::spawn(make).join().unwrap()
+}
+
+/// A packet socket of a link for frames of every type.
+fn packets(netns: &OwnedFd, link: &str) -> OwnedFd {
+    let open = || {
+        let fd = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
+        // SAFETY: all zeroes is a value of this plain C struct.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        address.sll_ifindex = nix::net::if_::if_nametoindex(link)?.cast_signed();
+        let size = u32::try_from(size_of_val(&address)).unwrap();
+        // SAFETY: the pointer is to a whole sockaddr_ll of that size.
+        let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size) };
+        Errno::result(bound)?;
+        let moment = TimeVal::new(0, 200_000);
+        setsockopt(&fd, ReceiveTimeout, &moment)?;
+        Ok(fd)
+    };
+    in_netns(netns.as_fd(), open).unwrap()
+}
+
+/// An Ethernet frame with a packet to `to`, whose payload is `payload`.
+fn frame(to: IpAddr, next: u8, hops: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 1]);
+    let length = u16::try_from(payload.len()).unwrap();
+    match to {
+        IpAddr::V4(to) => {
+            frame.extend([8, 0, 0x45, 0]);
+            frame.extend((20 + length).to_be_bytes());
+            frame.extend([0, 0, 0, 0, hops, next, 0, 0]);
+            frame.extend(Ipv4Addr::new(10, 0, 0, 1).octets());
+            frame.extend(to.octets());
+        }
+        IpAddr::V6(to) => {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend(length.to_be_bytes());
+            frame.extend([next, hops]);
+            frame.extend(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets());
+            frame.extend(to.octets());
+        }
+    }
+    frame.extend(payload);
+    frame
+}
+
+struct Link {
+    netns: OwnedFd,
+    sender: OwnedFd,
+    receiver: OwnedFd,
+}
+
+impl Link {
+    fn new() -> Self {
+        let netns = namespace();
+        let (sender, receiver) = (packets(&netns, "eth0"), packets(&netns, "peer"));
+        Self {
+            netns,
+            sender,
+            receiver,
+        }
+    }
+
+    /// Whether a frame arrives.
+    fn passes(&self, frame: &[u8]) -> bool {
+        // A frame that is dropped at egress is an error of the sender's.
+        match send(self.sender.as_raw_fd(), frame, MsgFlags::empty()) {
+            Ok(_) | Err(Errno::ENOBUFS) => {}
+            Err(e) => panic!("send: {e}"),
+        }
+        let mut buffer = [0; 256];
+        loop {
+            match recv(self.receiver.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(length) if buffer[..length] == *frame => return true,
+                Ok(_) => {} // the kernel's own neighbour discovery
+                Err(Errno::EAGAIN) => return false,
+                Err(e) => panic!("receive: {e}"),
+            }
+        }
+    }
+
+    fn passes_to(&self, to: &str) -> bool {
+        self.passes(&frame(to.parse().unwrap(), 17, 64, b"hello"))
+    }
+}
+
+const FORBIDDEN: [&str; 8] = [
+    "169.254.0.1",
+    "169.254.169.254",
+    "169.254.255.255",
+    "100.100.100.200",
+    "64:ff9b::a9fe:a9fe",
+    "fe80::1",
+    "fd00:ec2::254",
+    "fd20:ce::254",
+];
+
+const FREE: [&str; 5] = [
+    "10.0.0.2",
+    "8.8.8.8",
+    "169.253.255.255",
+    "2001:db8::2",
+    "fec0::1",
+];
+
+#[test]
+#[ignore = "needs root"]
+fn frames_to_forbidden_addresses_are_dropped_and_counted() {
+    let link = Link::new();
+    for to in FORBIDDEN.into_iter().chain(FREE) {
+        assert!(link.passes_to(to), "{to} before");
+    }
+    let mut guard = Guard::set(link.netns.as_fd(), &LinkLocal::default()).unwrap();
+    assert_eq!(guard.dropped().unwrap(), 0);
+    for (n, to) in FORBIDDEN.into_iter().enumerate() {
+        assert!(!link.passes_to(to), "{to}");
+        assert_eq!(guard.dropped().unwrap(), n as u64 + 1, "{to}");
+    }
+    for to in FREE {
+        assert!(link.passes_to(to), "{to}");
+    }
+    // They stay when whoever made them is gone, and can be found again.
+    drop(guard);
+    assert!(!link.passes_to(FORBIDDEN[0]));
+    let mut found = Guard::of(link.netns.as_fd()).unwrap();
+    assert_eq!(found.dropped().unwrap(), FORBIDDEN.len() as u64 + 1);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn neighbours_are_still_discovered_and_nothing_else_goes_with_it() {
+    let link = Link::new();
+    Guard::set(link.netns.as_fd(), &LinkLocal::default()).unwrap();
+    let to = |kind, hops, next| {
+        let message = [kind, 0, 0, 0, 0, 0, 0, 0];
+        link.passes(&frame("fe80::1".parse().unwrap(), next, hops, &message))
+    };
+    for kind in 133..=136 {
+        assert!(to(kind, 255, 58), "type {kind}");
+    }
+    assert!(!to(128, 255, 58), "an echo request is no discovery");
+    assert!(!to(135, 64, 58), "discovery does not pass routers");
+    assert!(!to(135, 255, 17), "UDP is no discovery");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn exceptions_pass_and_rules_are_replaced() {
+    let link = Link::new();
+    let policy = LinkLocal {
+        metadata: vec!["192.0.2.9".parse().unwrap()],
+        except: vec!["169.254.20.10".parse().unwrap()],
+        ..LinkLocal::default()
+    };
+    Guard::set(link.netns.as_fd(), &policy).unwrap();
+    assert!(link.passes_to("169.254.20.10"));
+    assert!(!link.passes_to("169.254.20.11"));
+    assert!(!link.passes_to("192.0.2.9"));
+    let mut guard = Guard::set(link.netns.as_fd(), &LinkLocal::default()).unwrap();
+    assert!(!link.passes_to("169.254.20.10"));
+    assert!(link.passes_to("192.0.2.9"));
+    assert_eq!(guard.dropped().unwrap(), 1, "the counter begins anew");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_without_links_needs_no_rules_and_one_without_rules_has_no_counter() {
+    let make = || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap())
+    };
+    let netns = std::thread::spawn(make).join().unwrap();
+    let mut guard = Guard::set(netns.as_fd(), &LinkLocal::default()).unwrap();
+    assert!(guard.dropped().is_err());
+}
