@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 
 use crate::env::{Env, merge, pod};
 
-const POLICIES: [&str; 3] = [
+const POLICIES: [&str; 4] = [
+    "kiln-agent-own-node",
     "kiln-sandbox-baseline",
     "kiln-sandbox-restricted",
     "kiln-sandbox-class",

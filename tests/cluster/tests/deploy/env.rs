@@ -12,8 +12,9 @@ use kube::{Api, api::PostParams};
 use serde_json::{Value, json};
 
 /// Files of `deploy/` that are applied.
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "base/namespace.yaml",
+    "base/rbac.yaml",
     "base/runtimeclass.yaml",
     "base/admission.yaml",
     "kata/runtimeclass.yaml",
