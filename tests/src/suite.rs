@@ -63,13 +63,24 @@ struct Case<F> {
 /// The cases of a binary.
 pub struct Cases<F> {
     cases: Vec<Case<F>>,
+    limit: Duration,
 }
 
 impl<F: Fixture> Cases<F> {
     /// No cases.
     #[must_use]
     pub fn new() -> Self {
-        Self { cases: Vec::new() }
+        Self {
+            cases: Vec::new(),
+            limit: CASE,
+        }
+    }
+
+    /// Lets each case that is added from now on take this long instead of ten minutes.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
     }
 
     /// Adds a case that may run beside others.
@@ -96,10 +107,11 @@ impl<F: Fixture> Cases<F> {
         alone: bool,
         case: impl AsyncFnOnce(&F) -> Result<()> + Send + 'static,
     ) {
+        let limit = self.limit;
         let body = Box::new(move |runtime: &Runtime, fixture: &F| {
             runtime.block_on(async {
-                let done = tokio::time::timeout(CASE, case(fixture)).await;
-                done.with_context(|| format!("not done after {} s", CASE.as_secs()))?
+                let done = tokio::time::timeout(limit, case(fixture)).await;
+                done.with_context(|| format!("not done after {} s", limit.as_secs()))?
             })
         });
         self.cases.push(Case { name, alone, body });

@@ -239,13 +239,19 @@ pub(crate) async fn s5_a_mount_stays_inside(node: &Node, handler: &str) -> Resul
     let volume = node.volume()?;
     fs::write(volume.join("of-the-volume"), "x")?;
     let pod = up(node, handler).await?;
+    // Who is shown it sees it.
+    let shown = with_probe(pod.idle())?.mount(Path::new(OUTSIDE), "/shown");
+    let shown = attempt(&shown.start().await?, "read /shown/canary").await?;
+    ensure!(shown.finds()?.contains(SECRET), "{shown:?}");
     let climb = format!("/../../../../../..{OUTSIDE}/made");
+    let mut ran = 0;
     for target in ["/mnt/up", "/mnt/absolute/made", "/mnt/proc", &climb] {
         let container = pod.idle().image(HOSTILE).mount(&volume, target);
         let started = with_probe(container)?.start().await;
         outside.is_untouched().with_context(|| target.to_owned())?;
         // It may be refused; where it is not, it is what it was asked to be, inside.
         if let Ok(container) = started {
+            ran += 1;
             only_expected_mounts(&gofer(&container)?)?;
             container
                 .sh(&format!("test -e {target}/of-the-volume"))
@@ -257,6 +263,7 @@ pub(crate) async fn s5_a_mount_stays_inside(node: &Node, handler: &str) -> Resul
                 .with_context(|| format!("written by way of {target}"))?;
         }
     }
+    ensure!(ran > 0, "no container has started");
     // Paths to be hidden that are not where they seem.
     let masked = pod.idle().image(HOSTILE).with(|c| {
         let linux = c.linux.get_or_insert_default();
