@@ -76,6 +76,16 @@ test-node: deps build guest ## Suites against real containerd, runsc and runc
 	$(CARGO) build -p kiln-shim -p kiln-node-agent
 	$(CARGO) test -p kiln-tests
 
+.PHONY: soak
+soak: deps build guest ## Pods of all kinds at random, with faults, for SOAK_SECONDS (1800); SOAK_SEED repeats one
+	$(CARGO) build -p kiln-shim -p kiln-node-agent
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),1800) $(CARGO) test -p kiln-tests --test soak -- --nocapture
+
+.PHONY: mutate
+mutate: deps build guest ## Takes out one guard after the other; a test must notice each
+	$(CARGO) test -p kiln-tests --test isolation --no-run
+	CARGO=$(CARGO) tests/mutate.sh
+
 .PHONY: test-controller
 test-controller: deps ## The controller on a real etcd and kube-apiserver
 	$(CARGO) build -p kiln-controller
@@ -122,6 +132,10 @@ bench-warm: deps build guest ## Pods in sandboxes booted ahead, beside cold ones
 bench-claims: deps ## Claims against a pool, and what they cost: target/bench/claims.json
 	$(CARGO) build --release -p kiln-controller -p kiln-cluster
 	KILN_CONTROLLER=$(CURDIR)/target/release/kiln-controller target/release/kiln-bench-claims
+
+.PHONY: bench-files
+bench-files: deps build guest ## Files with and without directfs: target/bench/files.json
+	$(CARGO) run -q --release -p kiln-tests --bin kiln-bench-files
 
 .PHONY: bench
 bench: bench-node bench-warm bench-claims ## All benchmarks

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Pods of all kinds, made and removed at random for `$SOAK_SECONDS` (two minutes), while agent,
+//! shims, sentries and containerd are killed and come back. No Pod is lost or served what was
+//! another's, nothing is left of any, and neither shim nor agent grows.
+//!
+//! `$SOAK_SEED` repeats the choices of a run; what meets what is up to the machine.
+
+mod life;
+mod memory;
+mod trouble;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
+use kiln_tests::{
+    node::{Node, NodeOpts},
+    suite::Cases,
+};
+use tokio::sync::RwLock;
+
+/// What the agent of the node holds.
+const AGENT: &str =
+    "[limits]\ntotal = 8\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = 4\n";
+
+/// Lives of Pods at a time.
+const WORKERS: u64 = 3;
+
+/// How long after the end of a run the last Pods may take to go.
+const TAIL: Duration = Duration::from_secs(300);
+
+fn main() -> ExitCode {
+    let seconds = number("SOAK_SECONDS").unwrap_or(120);
+    let time = Duration::from_secs(seconds);
+    let mut cases = Cases::<Node>::new().limit(time + TAIL);
+    cases.add_alone("pods_come_and_go_while_things_break", async move |node| {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let seed = number("SOAK_SEED").unwrap_or(now.as_secs());
+        say(&format!("SOAK_SEED={seed} SOAK_SECONDS={seconds}"));
+        let ran = soak(node, time, seed).await;
+        ran.with_context(|| format!("with SOAK_SEED={seed}"))
+    });
+    cases.run(|| {
+        Node::start(NodeOpts {
+            agent: Some(AGENT.to_owned()),
+            ..NodeOpts::default()
+        })
+    })
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+#[allow(clippy::print_stderr)] // the seed and the figures are what one runs it for
+fn say(words: &str) {
+    eprintln!("{words}");
+}
+
+/// A run, which its tasks share.
+struct Run<'n> {
+    node: &'n Node,
+    begun: Instant,
+    time: Duration,
+    /// Read by who calls containerd, written by who restarts it: a call that was cut off says
+    /// nothing about the Pod.
+    containerd: RwLock<()>,
+    /// Sandboxes that have become a Pod.
+    adopted: Mutex<BTreeSet<String>>,
+    counts: Mutex<BTreeMap<String, u32>>,
+}
+
+impl Run<'_> {
+    fn is_over(&self) -> bool {
+        self.begun.elapsed() >= self.time
+    }
+
+    /// Whether this is the half in which the agent is left alone, so that its growth can be seen.
+    fn is_calm(&self) -> bool {
+        self.begun.elapsed() >= self.time / 2
+    }
+
+    fn count(&self, what: &str) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(what.to_owned()).or_default() += 1;
+    }
+
+    /// Notes that a Pod runs in a sandbox that was booted ahead.
+    fn adopts(&self, sandbox: &str) -> Result<()> {
+        let mut all = self.adopted.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure!(
+            all.insert(sandbox.to_owned()),
+            "{sandbox} serves a second Pod"
+        );
+        Ok(())
+    }
+}
+
+async fn soak(node: &Node, time: Duration, seed: u64) -> Result<()> {
+    node.agent()?.expect_some().await?;
+    let run = Run {
+        node,
+        begun: Instant::now(),
+        time,
+        containerd: RwLock::default(),
+        adopted: Mutex::default(),
+        counts: Mutex::default(),
+    };
+    let lives = (0..WORKERS).map(|n| life::pods(&run, Dice::new(seed ^ (n + 1))));
+    let (_, (), grown) = tokio::try_join!(
+        try_join_all(lives),
+        trouble::make(&run, Dice::new(seed)),
+        memory::watch(&run),
+    )?;
+    let counts = run
+        .counts
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    for (what, count) in &counts {
+        say(&format!("{count:6} {what}"));
+    }
+    say(&grown);
+    for what in life::KINDS.iter().map(|k| format!("{k:?}")) {
+        ensure!(counts.contains_key(&what), "no Pod was {what}");
+    }
+    for what in ["adopted", "cold"].into_iter().chain(trouble::names()) {
+        ensure!(counts.contains_key(what), "never {what}");
+    }
+    Ok(())
+}
+
+/// Numbers that follow from a seed (SplitMix64 of Steele, Lea and Flood, 2014).
+struct Dice(u64);
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// A number below `end`.
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % end
+    }
+
+    fn millis(&mut self, end: u64) -> Duration {
+        Duration::from_millis(self.below(end))
+    }
+}
+
+/// Draws cards at random, each as often as any other.
+struct Deck<T: 'static> {
+    cards: &'static [T],
+    left: Vec<&'static T>,
+}
+
+impl<T> Deck<T> {
+    fn new(cards: &'static [T]) -> Self {
+        let left = Vec::new();
+        Self { cards, left }
+    }
+
+    fn draw(&mut self, dice: &mut Dice) -> &'static T {
+        if self.left.is_empty() {
+            self.left = self.cards.iter().collect();
+        }
+        let at = dice.below(self.left.len() as u64) as usize;
+        self.left.swap_remove(at)
+    }
+}
