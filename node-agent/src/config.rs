@@ -24,6 +24,17 @@
 //! name = "gvisor"
 //! warm = 2
 //! memory = 268435456        # bytes that the sandbox says it has; absent for all of the host's
+//!
+//! [install]                 # absent: others have put shim, runsc and handler on the node
+//! from = "/"                # where the programs are
+//! dir = "/opt/kiln"
+//! # runsc = "/usr/local/bin/runsc"         # the node's own, instead of the one in `from`
+//! runtime_root = "/run/containerd/runsc"
+//! handler = "gvisor"
+//! [install.containerd]
+//! socket = "/run/containerd/containerd.sock"
+//! restart = ["systemctl", "restart", "containerd"]
+//! # config, drop_in, ctr: where they are, if not where they usually are
 //! ```
 
 use std::{
@@ -35,6 +46,8 @@ use std::{
 };
 
 use serde::{Deserialize, Deserializer, de::Error as _};
+
+use crate::install::Install;
 
 /// Largest file that is read, in bytes.
 const SIZE_LIMIT: u64 = 256 << 10;
@@ -87,6 +100,8 @@ pub struct Config {
     pub limits: Limits,
     /// Which warm sandboxes to hold.
     pub class: Vec<Class>,
+    /// What to put on the node first.
+    pub install: Option<Install>,
 }
 
 /// What the agent must not exceed.
@@ -138,6 +153,7 @@ impl Default for Config {
             overhead: 0,
             limits: Limits::default(),
             class: Vec::new(),
+            install: None,
         }
     }
 }

@@ -11,6 +11,7 @@ mod boot;
 pub mod config;
 mod erofs;
 pub mod http;
+pub mod install;
 pub mod keeper;
 pub mod kube;
 mod metrics;

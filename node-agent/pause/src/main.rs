@@ -3,10 +3,11 @@
 //! The first process of a warm sandbox, as the pause image is that of a cold one: it takes the
 //! processes that lose their parent, and ends when it is told to.
 //!
-//! `kiln-pause hostname NAME` instead gives the sandbox its name, and ends. runsc makes a Pod's host
-//! name its domain name, too (gVisor `runsc/boot/loader.go`).
+//! `kiln-pause hostname NAME` instead gives the sandbox its name, and ends; runsc makes a Pod's host
+//! name its domain name, too (gVisor `runsc/boot/loader.go`). `kiln-pause kernel` prints what the
+//! kernel says of itself.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, process::ExitCode};
+use std::{ffi::OsStr, fs::File, io, os::unix::ffi::OsStrExt as _, process::ExitCode};
 
 use nix::{
     errno::Errno,
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     let done = match args.as_slice() {
         [verb, name] if verb == OsStr::from_bytes(b"hostname") => set_names(name.as_bytes()),
+        [verb] if verb == OsStr::from_bytes(b"kernel") => print_kernel(),
         _ => pause(),
     };
     match done {
@@ -42,6 +44,13 @@ fn set_names(name: &[u8]) -> nix::Result<()> {
         return Ok(());
     }
     setdomainname(&[name, b"\0"].concat()).map_err(errno)
+}
+
+/// Copies proc_version(5) to the standard output.
+fn print_kernel() -> nix::Result<()> {
+    let copied = File::open("/proc/version").and_then(|mut f| io::copy(&mut f, &mut io::stdout()));
+    let errno = |e: io::Error| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    copied.map(drop).map_err(errno)
 }
 
 /// Reaps children until TERM or INT.

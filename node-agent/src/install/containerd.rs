@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! The containerd that runs on the node: found by its socket, asked by its own program.
+
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::{ffi::OsStringExt, net::UnixStream},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use tokio::{process::Command, time::timeout};
+
+use super::{Error, config};
+
+/// The oldest containerd: the file formats that this knows.
+const OLDEST: (u32, u32) = (1, 7);
+
+/// How long a program may take to say something of itself.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// How long containerd may take to serve again after it was told to start anew.
+const RESTART: Duration = Duration::from_secs(90);
+
+/// Its configuration where it was told of none.
+const CONFIG: &str = "/etc/containerd/config.toml";
+
+/// A containerd that runs.
+#[derive(Debug, Clone)]
+pub(super) struct Containerd {
+    pub(super) socket: PathBuf,
+    pub(super) program: PathBuf,
+    pub(super) config: PathBuf,
+    /// Where it looks for programs.
+    search: OsString,
+    pub(super) version: (u32, u32),
+    restart: Vec<String>,
+    ctr: PathBuf,
+}
+
+/// The process that listens at a socket.
+///
+/// # Errors
+/// When none does.
+pub(super) fn listener(socket: &Path) -> Result<u32, Error> {
+    let absent = |e: std::io::Error| Error::Lacks {
+        what: format!("no containerd listens at {}: {e}", socket.display()),
+        advice: "start it, or name its socket: `socket` in [install.containerd]".to_owned(),
+    };
+    let stream = UnixStream::connect(socket).map_err(absent)?;
+    let peer = getsockopt(&stream, PeerCredentials).map_err(|e| absent(e.into()))?;
+    u32::try_from(peer.pid())
+        .ok()
+        .filter(|pid| *pid > 0)
+        .ok_or_else(|| Error::Lacks {
+            what: format!("who listens at {} cannot be seen", socket.display()),
+            advice: "run this where the node's processes can be seen (hostPID)".to_owned(),
+        })
+}
+
+/// The value of `--config` in a `/proc/PID/cmdline`.
+#[must_use]
+pub fn config_argument(arguments: &[u8]) -> Option<PathBuf> {
+    let mut words = arguments.split(|b| *b == 0).map(String::from_utf8_lossy);
+    while let Some(word) = words.next() {
+        if matches!(&*word, "--config" | "-config" | "-c") {
+            return words.next().map(|w| PathBuf::from(w.as_ref()));
+        }
+        if let Some(path) = word.strip_prefix("--config=") {
+            return Some(path.into());
+        }
+    }
+    None
+}
+
+/// The version in what `containerd --version` says: the major and the minor number.
+#[must_use]
+pub fn version(words: &str) -> Option<(u32, u32)> {
+    let name = words.split_whitespace().nth(2)?.trim_start_matches('v');
+    let mut numbers = name
+        .split(['.', '-', '+', '~'])
+        .map_while(|n| n.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+impl Containerd {
+    /// The one that listens where `config` says.
+    pub(super) async fn find(config: &config::Containerd) -> Result<Self, Error> {
+        let pid = listener(&config.socket)?;
+        let dir = PathBuf::from(format!("/proc/{pid}"));
+        let read = |name: &str| fs::read(dir.join(name)).map_err(Error::at("read", &dir));
+        let program = fs::read_link(dir.join("exe")).map_err(Error::at("look at", &dir))?;
+        let search = read("environ")?
+            .split(|b| *b == 0)
+            .find_map(|v| v.strip_prefix(b"PATH="))
+            .map(|path| OsString::from_vec(path.to_owned()))
+            .unwrap_or_else(|| {
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()
+            });
+        let told = config_argument(&read("cmdline")?).map(|path| {
+            let from = fs::read_link(dir.join("cwd")).unwrap_or_default();
+            from.join(path)
+        });
+        let program = without_deleted(program);
+        let mut found = Self {
+            socket: config.socket.clone(),
+            ctr: config
+                .ctr
+                .clone()
+                .unwrap_or_else(|| program.with_file_name("ctr")),
+            config: config
+                .config
+                .clone()
+                .or(told)
+                .unwrap_or_else(|| CONFIG.into()),
+            program,
+            search,
+            version: (0, 0),
+            restart: config.restart.clone(),
+        };
+        let words = found
+            .ask(&found.program, &["--version".as_ref()], ANSWER)
+            .await?;
+        found.version = version(&words)
+            .filter(|v| *v >= OLDEST)
+            .ok_or_else(|| Error::Lacks {
+                what: format!("{} is {}", found.program.display(), words.trim()),
+                advice: "use containerd 1.7 or newer".to_owned(),
+            })?;
+        Ok(found)
+    }
+
+    /// Runs a program as containerd would, and returns what it prints.
+    pub(super) async fn ask(
+        &self,
+        program: &Path,
+        args: &[&std::ffi::OsStr],
+        limit: Duration,
+    ) -> Result<String, Error> {
+        let failed = |why: String| Error::Program {
+            line: line(program, args),
+            why,
+        };
+        let child = Command::new(program)
+            .args(args)
+            .env("PATH", &self.search)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|e| failed(e.to_string()))?;
+        let done = match timeout(limit, child.wait_with_output()).await {
+            Ok(done) => done.map_err(|e| failed(e.to_string()))?,
+            Err(_) => return Err(failed(format!("not done after {} s", limit.as_secs()))),
+        };
+        if !done.status.success() {
+            let words = String::from_utf8_lossy(&done.stderr);
+            return Err(failed(format!("{}: {}", done.status, words.trim())));
+        }
+        Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+    }
+
+    /// All of what containerd would go by with `config` as its own file.
+    pub(super) async fn dump(&self, config: &Path) -> Result<toml::Table, Error> {
+        let args = [
+            "--config".as_ref(),
+            config.as_os_str(),
+            "config".as_ref(),
+            "dump".as_ref(),
+        ];
+        let text = self.ask(&self.program, &args, ANSWER).await?;
+        toml::from_str(&text)
+            .map_err(|e| Error::Config(format!("what `containerd config dump` says: {e}")))
+    }
+
+    /// What `ctr` prints, run on this containerd.
+    pub(super) async fn ctr(
+        &self,
+        args: &[&std::ffi::OsStr],
+        limit: Duration,
+    ) -> Result<String, Error> {
+        let args = [&["--address".as_ref(), self.socket.as_os_str()], args].concat();
+        self.ask(&self.ctr, &args, limit).await
+    }
+
+    /// Starts containerd anew, and waits until it serves Pods again. Containers run on.
+    pub(super) async fn restart(&self) -> Result<(), Error> {
+        let before = listener(&self.socket)?;
+        let Some((program, args)) = self.restart.split_first() else {
+            return Err(Error::Config(
+                "`restart` in [install.containerd] is empty".to_owned(),
+            ));
+        };
+        let args: Vec<_> = args.iter().map(std::ffi::OsStr::new).collect();
+        self.ask(Path::new(program), &args, RESTART).await?;
+        let start = Instant::now();
+        loop {
+            let why = match listener(&self.socket) {
+                Ok(pid) if pid != before => match self.cri().await {
+                    Ok(()) => return Ok(()),
+                    Err(e) => e,
+                },
+                Ok(_) => Error::Lacks {
+                    what: "containerd was not started anew".to_owned(),
+                    advice: "set `restart` in [install.containerd] to what does it here".to_owned(),
+                },
+                Err(e) => e,
+            };
+            if start.elapsed() > RESTART {
+                return Err(why);
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Whether containerd's part for Kubernetes has started.
+    async fn cri(&self) -> Result<(), Error> {
+        let plugins = self
+            .ctr(&["plugins".as_ref(), "ls".as_ref()], ANSWER)
+            .await?;
+        let cri = plugins.lines().find(|l| {
+            let mut words = l.split_whitespace();
+            words.next() == Some("io.containerd.grpc.v1") && words.next() == Some("cri")
+        });
+        match cri.map(|l| l.split_whitespace().any(|w| w == "ok")) {
+            Some(true) => Ok(()),
+            found => Err(Error::Lacks {
+                what: match found {
+                    Some(_) => "containerd's CRI plugin does not start",
+                    None => "containerd has no CRI plugin",
+                }
+                .to_owned(),
+                advice: "look at containerd's log, and at disabled_plugins of its configuration"
+                    .to_owned(),
+            }),
+        }
+    }
+}
+
+/// A program that was replaced since it was started is named so by the kernel.
+fn without_deleted(program: PathBuf) -> PathBuf {
+    let name = program.to_string_lossy();
+    match name.strip_suffix(" (deleted)") {
+        Some(name) => name.into(),
+        None => program,
+    }
+}
+
+fn line(program: &Path, args: &[&std::ffi::OsStr]) -> String {
+    let words = [program.as_os_str()]
+        .into_iter()
+        .chain(args.iter().copied());
+    let words: Vec<_> = words.map(|w| w.to_string_lossy()).collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_containerds_configuration_is_in_its_arguments() {
+        let found = |words: &str| config_argument(words.replace(' ', "\0").as_bytes());
+        assert_eq!(found("containerd"), None);
+        assert_eq!(found("containerd --config /a b"), Some("/a".into()));
+        assert_eq!(found("containerd -l debug -c /a"), Some("/a".into()));
+        assert_eq!(found("containerd --config=/a"), Some("/a".into()));
+    }
+
+    #[test]
+    fn versions_of_all_who_build_it_are_read() {
+        let of = |name: &str| {
+            version(&format!(
+                "containerd github.com/containerd/containerd {name} abc"
+            ))
+        };
+        assert_eq!(of("v2.4.2"), Some((2, 4)));
+        assert_eq!(of("1.7.28"), Some((1, 7)));
+        assert_eq!(of("1.6.20~ds1"), Some((1, 6)));
+        assert_eq!(of("v2.1.0-rc.1+k3s"), Some((2, 1)));
+        assert_eq!(version("what?"), None);
+    }
+
+    #[test]
+    fn a_program_that_was_replaced_is_the_one_in_its_place() {
+        assert_eq!(
+            without_deleted("/bin/c (deleted)".into()),
+            Path::new("/bin/c")
+        );
+        assert_eq!(without_deleted("/bin/c".into()), Path::new("/bin/c"));
+    }
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Takes away what was installed, once no Pod needs it.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Done, Error, RUNSC, Run, SHIM,
+    containerd::Containerd,
+    files::{Changes, Wired},
+    installation, is_installed, lock,
+    wire::{Own, dump_of},
+};
+use crate::config::Config;
+
+/// Takes it away, unless Pods run by it: without their handler, containerd would no more exec in
+/// them or start their containers anew. Then nothing is changed, and their number is returned.
+///
+/// # Errors
+/// When something cannot be taken away. What was, is noted, and a further run goes on from there.
+pub async fn uninstall(config: &Config) -> Result<Done, Error> {
+    let install = installation(config)?;
+    if !is_installed(config)? {
+        remove_empty(config, install)?;
+        return Ok(Done {
+            words: "nothing was installed".to_owned(),
+            ..Done::default()
+        });
+    }
+    let _lock = lock(install)?;
+    let mut changes = Changes::begin(&install.dir)?;
+    let in_use = users(&install.program(SHIM)).len();
+    if in_use > 0 {
+        return Ok(Done {
+            in_use,
+            words: format!("{in_use} Pods run by what is installed, which stays until they end"),
+            ..Done::default()
+        });
+    }
+    let wired = changes.record.wired.clone();
+    let restarted = wired.is_some();
+    if let Some(wired) = wired {
+        unwire(&mut changes, install, &wired).await?;
+    }
+    changes.finish_removal()?;
+    remove_empty(config, install)?;
+    Ok(Done {
+        changed: true,
+        restarted,
+        in_use,
+        words: "nothing of it is left".to_owned(),
+    })
+}
+
+/// Removes directories that a kubelet makes for an agent, and a runtime for its state, unless
+/// others have something in one; and what an agent has left: one that still runs holds nothing any
+/// more.
+fn remove_empty(config: &Config, install: &super::Install) -> Result<(), Error> {
+    let states = fs::read_dir(&install.runtime_root).into_iter().flatten();
+    for namespace in states.flatten() {
+        fs::remove_dir(namespace.path()).ok();
+    }
+    let of_config = config.runtime_config.parent();
+    let dirs = [
+        Some(install.dir.as_path()),
+        of_config,
+        Some(&install.runtime_root),
+    ];
+    for dir in dirs.into_iter().flatten() {
+        fs::remove_dir(dir).ok();
+    }
+    match fs::remove_dir_all(&config.state) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::at("remove", &config.state)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Takes the handler out of containerd's files, and starts it anew without.
+async fn unwire(
+    changes: &mut Changes,
+    install: &super::Install,
+    wired: &Wired,
+) -> Result<(), Error> {
+    let containerd = Containerd::find(&install.containerd).await?;
+    let own = Own::read(&wired.config, containerd.version.0)?;
+    let mode = own.mode;
+    let without = own.without(&wired.drop_in);
+    // A file that somebody has broken since must not end containerd now.
+    if wired.config.exists() {
+        dump_of(&containerd, &wired.config, &without).await?;
+    }
+    changes.record.restart_is_due = true;
+    changes.save()?;
+    if changes.was_edited(&wired.config)? {
+        changes.leave(&wired.config, mode, &without)?;
+    } else {
+        changes.take_away(&wired.config)?;
+    }
+    changes.take_away(&wired.drop_in)?;
+    containerd.restart().await?;
+    changes.record.restart_is_due = false;
+    changes.record.wired = None;
+    changes.save()
+}
+
+/// The processes that run `program`, or ran it when it was replaced. Blocks.
+pub(super) fn users(program: &Path) -> Vec<u32> {
+    let file = fs::metadata(program).ok().map(|m| (m.dev(), m.ino()));
+    let replaced = PathBuf::from(format!("{} (deleted)", program.display()));
+    let runs_it = |pid: &u32| {
+        let exe = PathBuf::from(format!("/proc/{pid}/exe"));
+        let same = fs::metadata(&exe).is_ok_and(|m| Some((m.dev(), m.ino())) == file);
+        same || fs::read_link(&exe).is_ok_and(|link| link == program || link == replaced)
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.filter(runs_it).collect()
+}
+
+impl Run<'_> {
+    /// Takes earlier runtimes away of which no sandbox runs.
+    pub(super) fn remove_old_runtimes(&mut self, current: &Path) -> Result<(), Error> {
+        let start = self.install.program(&format!("{RUNSC}-"));
+        let start = start.to_string_lossy();
+        let is_old = |path: &&PathBuf| {
+            path.as_path() != current && path.to_string_lossy().starts_with(&*start)
+        };
+        let files = self.changes.record.files.keys();
+        let old: Vec<_> = files.filter(is_old).cloned().collect();
+        for path in old {
+            if users(&path).is_empty() {
+                self.changes.take_away(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_runs_a_program_is_seen_also_when_it_was_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        fs::copy("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(&program)
+            .arg("60")
+            .spawn()
+            .unwrap();
+        assert_eq!(users(&program), [child.id()]);
+        fs::copy("/bin/true", dir.path().join("new")).unwrap();
+        fs::rename(dir.path().join("new"), &program).unwrap();
+        assert_eq!(users(&program), [child.id()]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(users(&program).is_empty());
+    }
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! containerd's files: tried out beside the real ones first.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use tempfile::NamedTempFile;
+use toml::Table;
+
+use super::{
+    DROP_IN, Error, Run,
+    containerd::Containerd,
+    files::{Source, Wired},
+    wiring::{Handler, Main},
+};
+
+/// containerd's own file as it is.
+pub(super) struct Own {
+    pub(super) mode: u32,
+    main: Main,
+}
+
+impl Own {
+    /// Reads it; where there is none, it is one that says nothing.
+    pub(super) fn read(path: &Path, major: u32) -> Result<Self, Error> {
+        let main = match fs::read_to_string(path) {
+            Ok(text) => Main::parse(path, &text)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Main::new(path, major)?,
+            Err(e) => return Err(Error::at("read", path)(e)),
+        };
+        let mode = fs::metadata(path).map_or(0o644, |m| m.permissions().mode() & 0o7777);
+        Ok(Self { mode, main })
+    }
+
+    /// What it says without `drop_in`.
+    pub(super) fn without(mut self, drop_in: &Path) -> String {
+        self.main.forget(drop_in);
+        self.main.text()
+    }
+}
+
+/// A file beside `path` for as long as the value lives. containerd takes what its own file imports
+/// from where that is.
+fn beside(path: &Path, text: &str) -> Result<NamedTempFile, Error> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let made = tempfile::Builder::new().prefix(".kiln-").tempfile_in(dir);
+    let mut file = made.map_err(Error::at("make a file in", dir))?;
+    file.write_all(text.as_bytes())
+        .map_err(Error::at("write", file.path()))?;
+    Ok(file)
+}
+
+/// All of what containerd would go by, if its own file at `path` said `text`.
+pub(super) async fn dump_of(
+    containerd: &Containerd,
+    path: &Path,
+    text: &str,
+) -> Result<Table, Error> {
+    let own = beside(path, text)?;
+    containerd.dump(own.path()).await
+}
+
+impl Run<'_> {
+    /// Has containerd's files name the handler, whose shim is this.
+    pub(super) async fn wire(&mut self, shim: &Path) -> Result<(), Error> {
+        let (major, _) = self.containerd.version;
+        let path = &self.containerd.config;
+        let mut own = Own::read(path, major)?;
+        let drop_in = self.drop_in(&own.main, major);
+        if let Some(dir) = path.parent() {
+            self.changes.make_dir(dir)?;
+        }
+        let handler = Handler {
+            name: &self.install.handler,
+            shim,
+            config: &self.config.runtime_config,
+        };
+        let without = Own::read(path, major)?.without(&drop_in);
+        let before = dump_of(self.containerd, path, &without).await?;
+        let wanted = handler.drop_in(major, &before)?;
+        self.try_out(&handler, &before, &without, &wanted).await?;
+
+        let record = &mut self.changes.record;
+        record.wired = Some(Wired {
+            config: path.clone(),
+            drop_in: drop_in.clone(),
+        });
+        // Until it is known that nothing changes: this run may be cut off.
+        let was_due = std::mem::replace(&mut record.restart_is_due, true);
+        let mut changed = self.changes.put(&drop_in, 0o644, &Source::Text(&wanted))?;
+        if !own.main.imports_file(&drop_in) {
+            own.main.import(&drop_in)?;
+            let text = own.main.text();
+            changed |= self.changes.put(path, own.mode, &Source::Text(&text))?;
+        }
+        self.changes.record.restart_is_due = was_due || changed;
+        self.changed |= changed;
+        handler.expect_alone(&before, &self.containerd.dump(path).await?)
+    }
+
+    /// Where the file that containerd reads as well is, or goes.
+    fn drop_in(&self, main: &Main, major: u32) -> PathBuf {
+        let named = self.install.containerd.drop_in.clone();
+        let wired = self.changes.record.wired.as_ref();
+        let wired = wired.filter(|w| w.config == self.containerd.config);
+        named
+            .or_else(|| wired.map(|w| w.drop_in.clone()))
+            .unwrap_or_else(|| match major {
+                2.. => main.place_for(DROP_IN),
+                // It has a whole section in it, and must be the last that is read.
+                _ => self.containerd.config.with_file_name(DROP_IN),
+            })
+    }
+
+    /// Asks containerd what it would make of the files, before they are where it reads them.
+    async fn try_out(
+        &self,
+        handler: &Handler<'_>,
+        before: &Table,
+        without: &str,
+        wanted: &str,
+    ) -> Result<(), Error> {
+        let path = &self.containerd.config;
+        let drop_in = beside(path, wanted)?;
+        let mut main = Main::parse(path, without)?;
+        main.import(drop_in.path())?;
+        let after = dump_of(self.containerd, path, &main.text()).await?;
+        handler.expect_alone(before, &after)
+    }
+}

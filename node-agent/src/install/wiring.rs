@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What containerd's files must say for it to know the handler.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+use toml_edit::{Array, DocumentMut};
+
+use super::Error;
+
+/// What runs the Pods, as containerd names it.
+pub const RUNTIME_TYPE: &str = "io.containerd.kiln.v2";
+
+/// containerd's plugin for CRI, from version 2 on and before.
+pub const CRI: [&str; 2] = ["io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"];
+
+/// What a handler's options are called by gVisor's shim, and so by ours.
+const OPTIONS: &str = "io.containerd.runsc.v1.options";
+
+/// Head of the file that is ours alone.
+const HEAD: &str = "# Written by Kiln, and taken away with it: see `kilnctl node disable`.\n";
+
+/// A handler of Pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Handler<'a> {
+    pub(super) name: &'a str,
+    pub(super) shim: &'a Path,
+    /// The runtime's configuration.
+    pub(super) config: &'a Path,
+}
+
+/// Which of containerd's configurations this is, by its major version: the name of CRI's plugin,
+/// and of the format.
+fn format(major: u32) -> (&'static str, u32) {
+    match major {
+        2.. => (CRI[0], 3),
+        _ => (CRI[1], 2),
+    }
+}
+
+impl Handler<'_> {
+    /// The table of this handler.
+    fn table(&self) -> Table {
+        let path = |path: &Path| Value::String(path.display().to_string());
+        let options = Table::from_iter([
+            ("TypeUrl".to_owned(), Value::String(OPTIONS.to_owned())),
+            ("ConfigPath".to_owned(), path(self.config)),
+        ]);
+        Table::from_iter([
+            (
+                "runtime_type".to_owned(),
+                Value::String(RUNTIME_TYPE.to_owned()),
+            ),
+            ("runtime_path".to_owned(), path(self.shim)),
+            ("options".to_owned(), Value::Table(options)),
+        ])
+    }
+
+    /// The drop-in for a containerd of this major version whose whole configuration without it is
+    /// `base`.
+    pub(super) fn drop_in(&self, major: u32, base: &Table) -> Result<String, Error> {
+        let (cri, version) = format(major);
+        let mut section = match major {
+            2.. => Table::new(),
+            // Before version 2 a plugin's section in an imported file replaces the whole section
+            // of the file that imports it, so that all of it must be there.
+            _ => plugin(base, cri).cloned().unwrap_or_default(),
+        };
+        let mut at = &mut section;
+        for key in ["containerd", "runtimes"] {
+            let inner = at.entry(key).or_insert_with(|| Value::Table(Table::new()));
+            at = inner
+                .as_table_mut()
+                .ok_or_else(|| Error::Config(format!("{cri}: {key} is no table")))?;
+        }
+        at.insert(self.name.to_owned(), Value::Table(self.table()));
+        let plugins = Table::from_iter([(cri.to_owned(), Value::Table(section))]);
+        let file = Table::from_iter([
+            ("version".to_owned(), Value::Integer(version.into())),
+            ("plugins".to_owned(), Value::Table(plugins)),
+        ]);
+        let text = toml::to_string(&file).map_err(|e| Error::Config(e.to_string()))?;
+        Ok(format!("{HEAD}{text}"))
+    }
+
+    /// Fails unless `after` is `before` with this handler, and nothing else.
+    pub(super) fn expect_alone(&self, before: &Table, after: &Table) -> Result<(), Error> {
+        let (mut before, mut after) = (before.clone(), after.clone());
+        let refuse = |what: &str| {
+            Err(Error::Config(format!(
+                "{what}. Look at what `containerd config dump` says, and at the files that \
+                 containerd's configuration imports"
+            )))
+        };
+        take_handler(&mut before, self.name);
+        match take_handler(&mut after, self.name) {
+            None => {
+                return refuse(&format!(
+                    "containerd does not see the handler {}",
+                    self.name
+                ));
+            }
+            Some(found) if !is_in(&self.table(), &found) => {
+                return refuse(&format!(
+                    "another file changes what ours says of the handler {}",
+                    self.name
+                ));
+            }
+            Some(_) => {}
+        }
+        for table in [&mut before, &mut after] {
+            table.remove("imports");
+        }
+        match difference(&before, &after) {
+            Some(key) => refuse(&format!("with our file, containerd would change {key} too")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The section of a plugin.
+fn plugin<'a>(config: &'a Table, name: &str) -> Option<&'a Table> {
+    config.get("plugins")?.get(name)?.as_table()
+}
+
+/// Takes a handler out of a configuration of either format.
+fn take_handler(config: &mut Table, name: &str) -> Option<Value> {
+    let plugins = config.get_mut("plugins")?.as_table_mut()?;
+    let cri = CRI.iter().find(|cri| plugins.contains_key(**cri))?;
+    let mut at = plugins.get_mut(*cri)?;
+    for key in ["containerd", "runtimes"] {
+        at = at.get_mut(key)?;
+    }
+    at.as_table_mut()?.remove(name)
+}
+
+/// Whether all of `part` is in `whole`.
+fn is_in(part: &Table, whole: &Value) -> bool {
+    part.iter().all(|(key, value)| match whole.get(key) {
+        Some(found @ Value::Table(_)) => value.as_table().is_some_and(|t| is_in(t, found)),
+        Some(found) => found == value,
+        None => false,
+    })
+}
+
+/// The first key, with those above it, that differs.
+fn difference(a: &Table, b: &Table) -> Option<String> {
+    let keys = a.keys().chain(b.keys().filter(|k| !a.contains_key(*k)));
+    for key in keys {
+        match (a.get(key), b.get(key)) {
+            (Some(Value::Table(a)), Some(Value::Table(b))) => {
+                if let Some(inner) = difference(a, b) {
+                    return Some(format!("{key}.{inner}"));
+                }
+            }
+            (a, b) if a == b => {}
+            _ => return Some(key.clone()),
+        }
+    }
+    None
+}
+
+/// containerd's own file, as its user wrote it.
+pub(super) struct Main {
+    path: PathBuf,
+    document: DocumentMut,
+}
+
+impl Main {
+    /// Of a file at `path` that says `text`.
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+        let document = text.parse::<DocumentMut>();
+        Ok(Self {
+            path: path.to_owned(),
+            document: document.map_err(|e| Error::Config(format!("{}: {e}", path.display())))?,
+        })
+    }
+
+    /// One that says nothing but its format.
+    pub(super) fn new(path: &Path, major: u32) -> Result<Self, Error> {
+        let (_, version) = format(major);
+        Self::parse(path, &format!("version = {version}\n"))
+    }
+
+    fn imports(&self) -> impl Iterator<Item = &str> {
+        let imports = self.document.get("imports").and_then(|i| i.as_array());
+        imports.into_iter().flatten().filter_map(|i| i.as_str())
+    }
+
+    /// Where a file that containerd is to read as well had best be: where it reads all files, else
+    /// in a directory beside its own.
+    pub(super) fn place_for(&self, name: &str) -> PathBuf {
+        let beside = self.path.with_file_name("conf.d");
+        let all = self.imports().find_map(|i| i.strip_suffix("/*.toml"));
+        let dir = all.map_or(beside, |dir| self.absolute(dir));
+        dir.join(name)
+    }
+
+    /// containerd takes what is not absolute from where its own file is.
+    fn absolute(&self, import: &str) -> PathBuf {
+        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        dir.join(import)
+    }
+
+    fn is_imported_by(&self, import: &str, file: &Path) -> bool {
+        let import = self.absolute(import);
+        let (Some(pattern), Some(name)) = (import.file_name(), file.file_name()) else {
+            return false;
+        };
+        let (pattern, name) = (pattern.to_string_lossy(), name.to_string_lossy());
+        import.parent() == file.parent()
+            && match pattern.split_once('*') {
+                Some((start, end)) => {
+                    name.len() >= start.len() + end.len()
+                        && name.starts_with(start)
+                        && name.ends_with(end)
+                }
+                None => pattern == name,
+            }
+    }
+
+    /// Whether containerd reads `file` as well.
+    pub(super) fn imports_file(&self, file: &Path) -> bool {
+        self.imports().any(|i| self.is_imported_by(i, file))
+    }
+
+    /// Has containerd read `file` as well.
+    pub(super) fn import(&mut self, file: &Path) -> Result<(), Error> {
+        let imports = self
+            .document
+            .entry("imports")
+            .or_insert(toml_edit::value(Array::new()));
+        let Some(imports) = imports.as_array_mut() else {
+            let what = "imports is no list of files";
+            return Err(Error::Config(format!("{}: {what}", self.path.display())));
+        };
+        imports.push(file.display().to_string());
+        Ok(())
+    }
+
+    /// Has containerd read `file` no more, if it is named.
+    pub(super) fn forget(&mut self, file: &Path) {
+        let named = file.display().to_string();
+        if let Some(imports) = self
+            .document
+            .get_mut("imports")
+            .and_then(|i| i.as_array_mut())
+        {
+            imports.retain(|i| i.as_str() != Some(&named));
+        }
+    }
+
+    pub(super) fn text(&self) -> String {
+        self.document.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handler() -> Handler<'static> {
+        Handler {
+            name: "gvisor",
+            shim: Path::new("/opt/kiln/bin/shim"),
+            config: Path::new("/etc/kiln/runsc.toml"),
+        }
+    }
+
+    fn main(text: &str) -> Main {
+        Main::parse(Path::new("/etc/containerd/config.toml"), text).unwrap()
+    }
+
+    const BASE: &str = "version = 2\nimports = ['/a']\n\
+        [plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'pause'\n\
+        [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'runc'\n";
+
+    #[test]
+    fn an_old_containerd_gets_its_whole_section_and_a_new_one_the_handler() {
+        let base: Table = toml::from_str(BASE).unwrap();
+        let old: Table = toml::from_str(&handler().drop_in(1, &base).unwrap()).unwrap();
+        // As that one merges: section by section.
+        let mut merged = base.clone();
+        merged["plugins"] = old["plugins"].clone();
+        handler().expect_alone(&base, &merged).unwrap();
+        let new: Table = toml::from_str(&handler().drop_in(2, &base).unwrap()).unwrap();
+        assert_eq!(new["version"].as_integer(), Some(3));
+        let section = plugin(&new, CRI[0]).unwrap();
+        assert_eq!(section.len(), 1);
+        let found = &section["containerd"]["runtimes"]["gvisor"];
+        assert_eq!(
+            found["options"]["ConfigPath"].as_str(),
+            Some("/etc/kiln/runsc.toml")
+        );
+    }
+
+    #[test]
+    fn anything_else_that_changes_is_refused() {
+        let base: Table = toml::from_str(BASE).unwrap();
+        let with = |text: &str| -> String {
+            let after: Table = toml::from_str(text).unwrap();
+            handler()
+                .expect_alone(&base, &after)
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(with(BASE).contains("does not see the handler gvisor"));
+        let ours = handler().drop_in(1, &base).unwrap();
+        let other = ours.replace("\"pause\"", "\"other\"");
+        assert!(with(&other).contains("sandbox_image"), "{other}");
+        let theirs = ours.replace("/opt/kiln/bin/shim", "/bin/theirs");
+        assert!(with(&theirs).contains("another file"));
+    }
+
+    #[test]
+    fn a_file_is_imported_by_name_or_by_pattern() {
+        let file = Path::new("/etc/containerd/conf.d/kiln.toml");
+        for imports in [
+            "imports = ['/etc/containerd/conf.d/*.toml']",
+            "imports = ['conf.d/*.toml']",
+            "imports = ['/x', '/etc/containerd/conf.d/kiln.toml']",
+        ] {
+            assert!(main(imports).imports_file(file), "{imports}");
+            assert_eq!(main(imports).place_for("kiln.toml"), file);
+        }
+        for imports in [
+            "",
+            "imports = ['/etc/*.toml', '/etc/containerd/conf.d/a*.toml']",
+        ] {
+            assert!(!main(imports).imports_file(file), "{imports}");
+        }
+        let elsewhere = main("imports = ['/srv/c/*.toml']").place_for("kiln.toml");
+        assert_eq!(elsewhere, Path::new("/srv/c/kiln.toml"));
+    }
+
+    #[test]
+    fn what_is_added_to_a_users_file_can_be_taken_out_again() {
+        let file = Path::new("/etc/containerd/conf.d/kiln.toml");
+        for text in [
+            "# Mine.\nversion = 2\nimports = [\"/a\"] # those\n\n[grpc]\n  uid = 0\n",
+            "version = 3\nimports = []\n",
+        ] {
+            let mut edited = main(text);
+            edited.import(file).unwrap();
+            let edited = edited.text();
+            assert!(main(&edited).imports_file(file), "{edited}");
+            assert!(
+                text.lines()
+                    .filter(|l| !l.starts_with("imports"))
+                    .all(|l| edited.contains(l))
+            );
+            let mut back = main(&edited);
+            back.forget(file);
+            assert_eq!(back.text(), text);
+        }
+        let mut none = main("version = 3\n[grpc]\nuid = 0\n");
+        none.import(file).unwrap();
+        let text = none.text();
+        assert!(
+            toml::from_str::<Table>(&text)
+                .unwrap()
+                .contains_key("imports"),
+            "{text}"
+        );
+        assert!(main("imports = 'x'").import(file).is_err());
+        assert!(Main::parse(file, "version = [").is_err());
+    }
+}
