@@ -73,7 +73,7 @@ fuzz: ## What comes from outside with anything in it, FUZZ_SECONDS (60) for each
 
 .PHONY: test-node
 test-node: deps build guest ## Suites against real containerd, runsc and runc
-	$(CARGO) build -p kiln-shim -p kiln-node-agent
+	$(CARGO) build -p kiln-shim -p kiln-node-agent -p kilnctl
 	$(CARGO) test -p kiln-tests
 
 .PHONY: soak

@@ -131,6 +131,37 @@ pub(crate) enum NodeCommand {
 
     /// Say what this node lacks. Ends with 1 where something is missing.
     Preflight(Preflight),
+
+    /// Put shim, runtime and handler on this node, and run a sandbox for trial.
+    ///
+    /// In a cluster the nodes' agents do this. Where it does not work, the node is left as it was.
+    Enable(NodeEnable),
+
+    /// Take away what enable or an agent has put on this node.
+    Disable(NodeDisable),
+}
+
+#[derive(Debug, Flags)]
+pub(crate) struct NodeEnable {
+    /// Directory with containerd-shim-kiln-v2, kiln-pause and, unless the node has one, runsc; the
+    /// one of this program.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) from: Option<PathBuf>,
+
+    /// The node's own runsc, to be used instead of one from that directory.
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) runsc: Option<PathBuf>,
+
+    /// An agent's configuration, whose table [install] says where everything goes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Flags)]
+pub(crate) struct NodeDisable {
+    /// The configuration that it was enabled with.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Debug, Flags)]

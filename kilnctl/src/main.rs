@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! `kilnctl`, also as `kubectl kiln`: puts Agent Sandbox on a cluster, says what is there, and
-//! takes it away again; and looks at single nodes without a cluster.
+//! takes it away again; and does the same for the handler on single nodes, without a cluster.
 //!
 //! What is put on a cluster is in the program: the files of `deploy/crds` and `deploy/base`. They
 //! are applied by server-side apply as field manager `kilnctl` and labelled, and only what has
@@ -52,6 +52,8 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
             node::status::run(socket, *output).await?;
         }
         Command::Node(NodeCommand::Preflight(args)) => return node::preflight::run(args).await,
+        Command::Node(NodeCommand::Enable(args)) => node::install::enable(args).await?,
+        Command::Node(NodeCommand::Disable(args)) => node::install::disable(args).await?,
         Command::Version => output::say(concat!("kilnctl ", env!("CARGO_PKG_VERSION"))),
         Command::Completion { shell } => output::write(&args::completion(*shell)),
     }

@@ -203,6 +203,11 @@ impl Node {
         }
     }
 
+    /// containerd's pid, while it runs.
+    pub async fn containerd_pid(&self) -> Option<u32> {
+        self.containerd.lock().await.as_ref().and_then(Daemon::pid)
+    }
+
     /// Ends containerd by `signal` and starts it again, with its Pods running on.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use kiln_node_agent::install::config_argument;
 use tokio::{process::Command, time::timeout};
 
 /// How long a program may take to say something of itself.
@@ -46,20 +47,6 @@ pub(super) fn running_containerd() -> Option<Running> {
             config: config_argument(&arguments),
         })
     })
-}
-
-/// The value of `--config` in a `/proc/PID/cmdline`.
-fn config_argument(arguments: &[u8]) -> Option<PathBuf> {
-    let mut words = arguments.split(|b| *b == 0).map(String::from_utf8_lossy);
-    while let Some(word) = words.next() {
-        if matches!(&*word, "--config" | "-config" | "-c") {
-            return words.next().map(|w| PathBuf::from(w.as_ref()));
-        }
-        if let Some(path) = word.strip_prefix("--config=") {
-            return Some(path.into());
-        }
-    }
-    None
 }
 
 /// Where the program `name` is: in `dirs`, else in PATH. Blocks.
@@ -153,18 +140,4 @@ pub(super) fn proc_options() -> Option<String> {
         .map(|l| l.split_whitespace().collect::<Vec<_>>());
     let proc = lines.find(|fields| fields.get(1) == Some(&"/proc"))?;
     proc.get(3).map(|options| (*options).to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_containerds_configuration_is_in_its_arguments() {
-        let found = |words: &str| config_argument(words.replace(' ', "\0").as_bytes());
-        assert_eq!(found("containerd"), None);
-        assert_eq!(found("containerd --config /a b"), Some("/a".into()));
-        assert_eq!(found("containerd -l debug -c /a"), Some("/a".into()));
-        assert_eq!(found("containerd --config=/a"), Some("/a".into()));
-    }
 }

@@ -3,5 +3,6 @@
 //! One node, seen from itself.
 
 mod facts;
+pub(crate) mod install;
 pub(crate) mod preflight;
 pub(crate) mod status;

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use kiln_node_agent::install::{CRI, RUNTIME_TYPE, SHIM};
 use runsc_wrapper::{Config as RuntimeConfig, RuntimeKind};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
@@ -22,17 +23,8 @@ use crate::{
     output::{say, table, write},
 };
 
-/// What runs the Pods, as containerd names it.
-const RUNTIME_TYPE: &str = "io.containerd.kiln.v2";
-
-/// The same as a program.
-const SHIM: &str = "containerd-shim-kiln-v2";
-
 /// Where the runtime's configuration is when containerd names none, in this order.
 const RUNTIME_CONFIGS: [&str; 2] = ["/etc/kiln/runsc.toml", "/etc/containerd/runsc.toml"];
-
-/// containerd's plugin for CRI, from version 2 on and before.
-const CRI: [&str; 2] = ["io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"];
 
 /// The oldest kernel: openat2(2) came with it.
 const KERNEL: (u32, u32) = (5, 6);
@@ -383,8 +375,8 @@ fn handler(dump: &toml::Table, name: &str) -> (Check, Option<Handler>) {
         cri.get("containerd")?.get("runtimes")?.get(name)
     });
     let Some(found) = found else {
-        let advice = "put deploy/containerd.toml where `imports` of containerd's configuration \
-                      finds it, and restart containerd";
+        let advice = "kilnctl node enable, or put deploy/containerd.toml where `imports` of \
+                      containerd's configuration finds it, and restart containerd";
         let check = Check::missing(CHECK, format!("no handler {name}"), advice);
         return (check, None);
     };
