@@ -7,6 +7,7 @@ TOOLS := $(KILN_CACHE)/tools
 # Static programs are linked for an explicit target, so that build scripts stay dynamic.
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC := --profile small --target $(TARGET) -- -C target-feature=+crt-static
+IMAGE := --release --target $(TARGET) -- -C target-feature=+crt-static -C strip=symbols
 
 .PHONY: help
 help: ## This list
@@ -26,6 +27,13 @@ build: ## The shim, pause and the router as they are installed, static and small
 	cp target/$(TARGET)/small/kiln-pause target/small/kiln-pause
 	$(CARGO) rustc -p kiln-router --bin kiln-router $(STATIC)
 	cp target/$(TARGET)/small/kiln-router target/small/kiln-router
+
+.PHONY: images
+images: deps build ## Images of agent, controller and router for a cluster, in target/images (TAG=dev)
+	$(CARGO) rustc -p kiln-node-agent --bin kiln-node-agent $(IMAGE)
+	$(CARGO) rustc -p kiln-controller --bin kiln-controller $(IMAGE)
+	$(CARGO) run -q -p kiln-images -- release --out target/images --tag $(or $(TAG),dev) \
+		--programs target/$(TARGET)/release --programs target/small --programs $(KILN_CACHE)/bin
 
 .PHONY: guest
 guest: ## Build the static programs that tests run in Pods

@@ -39,6 +39,40 @@ pub fn export(images: &[Image], directory: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Writes one image as an archive.
 pub fn write(image: &Image, out: &mut impl Write) -> io::Result<()> {
+    let index = serde_json::to_vec(&Index::of(image))?;
+    let blobs = [image.manifest.clone()].into_iter().chain(image.blobs());
+    write_layout(&index, blobs, out)
+}
+
+/// Writes images of the same names, one for each of these architectures, as one archive.
+pub fn write_all(images: &[(&'static str, Image)], out: &mut impl Write) -> io::Result<()> {
+    let manifests = images.iter().map(|(architecture, image)| Entry {
+        platform: Some(Platform {
+            architecture,
+            os: "linux",
+        }),
+        ..Entry::new(MANIFEST, &image.manifest)
+    });
+    let inner = Blob::json(&Index::new(manifests.collect()))?;
+    let names = images.iter().flat_map(|(_, image)| &image.references);
+    let names: BTreeSet<String> = names.map(ToString::to_string).collect();
+    let entries = names.into_iter().map(|name| Entry {
+        annotations: BTreeMap::from([(FULL_NAME, name)]),
+        ..Entry::new(INDEX, &inner)
+    });
+    let index = serde_json::to_vec(&Index::new(entries.collect()))?;
+    let blobs = images
+        .iter()
+        .flat_map(|(_, image)| [image.manifest.clone()].into_iter().chain(image.blobs()));
+    write_layout(&index, [inner.clone()].into_iter().chain(blobs), out)
+}
+
+/// Writes an OCI image layout whose index this is; each blob once.
+fn write_layout(
+    index: &[u8],
+    blobs: impl Iterator<Item = Blob>,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let mut tar = tar::Builder::new(out);
     let mut add = |path: &str, bytes: &[u8]| {
         let mut header = Header::new_gnu();
@@ -51,9 +85,9 @@ pub fn write(image: &Image, out: &mut impl Write) -> io::Result<()> {
         tar.append_data(&mut header, path, bytes)
     };
     add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    add("index.json", &serde_json::to_vec(&Index::of(image))?)?;
+    add("index.json", index)?;
     let mut written = BTreeSet::new();
-    for Blob { digest, bytes } in [image.manifest.clone()].into_iter().chain(image.blobs()) {
+    for Blob { digest, bytes } in blobs {
         if written.insert(digest) {
             add(&format!("blobs/sha256/{}", digest.hex()), &bytes)?;
         }
@@ -74,8 +108,20 @@ struct Index {
 struct Entry {
     #[serde(flatten)]
     manifest: Descriptor,
-    platform: Platform,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    platform: Option<Platform>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     annotations: BTreeMap<&'static str, String>,
+}
+
+impl Entry {
+    fn new(media_type: &'static str, blob: &Blob) -> Self {
+        Self {
+            manifest: Descriptor::new(media_type, blob.digest, &blob.bytes),
+            platform: None,
+            annotations: BTreeMap::new(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -87,20 +133,24 @@ struct Platform {
 impl Index {
     fn of(image: &Image) -> Self {
         let entry = |reference: &crate::Reference| Entry {
-            manifest: Descriptor::new(MANIFEST, image.manifest.digest, &image.manifest.bytes),
-            platform: Platform {
+            platform: Some(Platform {
                 architecture: architecture(),
                 os: "linux",
-            },
+            }),
             annotations: BTreeMap::from([
                 (FULL_NAME, reference.to_string()),
                 (TAG, reference.tag.clone()),
             ]),
+            ..Entry::new(MANIFEST, &image.manifest)
         };
+        Self::new(image.references.iter().map(entry).collect())
+    }
+
+    fn new(manifests: Vec<Entry>) -> Self {
         Self {
             schema_version: 2,
             media_type: INDEX,
-            manifests: image.references.iter().map(entry).collect(),
+            manifests,
         }
     }
 }

@@ -86,7 +86,7 @@ pub struct Blob {
 }
 
 impl Image {
-    /// Puts an image together.
+    /// Puts a test image together.
     pub(crate) fn new(
         name: &'static str,
         references: Vec<Reference>,
@@ -94,6 +94,17 @@ impl Image {
         mut config: Config,
     ) -> Result<Self, serde_json::Error> {
         config.labels.insert(NAME_LABEL.to_owned(), name.to_owned());
+        Self::of(architecture(), name, references, layers, config)
+    }
+
+    /// Puts an image for an architecture together.
+    pub(crate) fn of(
+        architecture: &'static str,
+        name: &'static str,
+        references: Vec<Reference>,
+        layers: Vec<Layer>,
+        config: Config,
+    ) -> Result<Self, serde_json::Error> {
         let history = vec![
             History {
                 created: CREATED,
@@ -104,7 +115,7 @@ impl Image {
         let diff_ids = layers.iter().map(|l| l.diff_id).collect();
         let config = Blob::json(&ImageConfig {
             created: CREATED,
-            architecture: architecture(),
+            architecture,
             os: "linux",
             config,
             rootfs: RootFs {
@@ -142,7 +153,7 @@ impl Image {
 }
 
 impl Blob {
-    fn json(value: &impl Serialize) -> Result<Self, serde_json::Error> {
+    pub(crate) fn json(value: &impl Serialize) -> Result<Self, serde_json::Error> {
         let bytes = serde_json::to_vec(value)?;
         Ok(Self {
             digest: Digest::of(&bytes),

@@ -29,6 +29,7 @@ mod layer;
 mod program;
 mod reference;
 mod registry;
+pub mod release;
 
 use std::io;
 use std::path::{Path, PathBuf};

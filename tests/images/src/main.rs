@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
-use kiln_images::{Images, Sources, archive, guest, hosts};
+use kiln_images::{Cache, Images, Sources, archive, guest, hosts, release};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -54,6 +54,21 @@ enum Command {
         /// The registry's port.
         #[arg(long)]
         port: u16,
+    },
+    /// Write the images that `deploy/` names to files for `ctr images import`; prints the paths.
+    Release {
+        /// Directories with static programs, of one architecture each or of several.
+        #[arg(long, required = true)]
+        programs: Vec<PathBuf>,
+        /// Registry and path before the images' names.
+        #[arg(long, default_value = "docker.io/library")]
+        registry: String,
+        /// The tag.
+        #[arg(long, default_value = "dev")]
+        tag: String,
+        /// The directory for the files, which is made if it is not there.
+        #[arg(long)]
+        out: PathBuf,
     },
     /// Build the program inside the images; prints its path.
     BuildGuest,
@@ -101,6 +116,19 @@ async fn run(command: Command) -> Result<()> {
             let registry = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
             let path = hosts::write(&certs_dir, registry).context("write hosts.toml")?;
             say(&path.display().to_string())
+        }
+        Command::Release {
+            programs,
+            registry,
+            tag,
+            out,
+        } => {
+            let cache =
+                Cache::open(&cache_directory()?.join("images")).context("open the cache")?;
+            for path in release::release(&programs, &registry, &tag, Some(&cache), &out)? {
+                say(&path.display().to_string())?;
+            }
+            Ok(())
         }
         Command::BuildGuest => say(&guest::build(workspace()).await?.display().to_string()),
     }

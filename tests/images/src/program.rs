@@ -132,7 +132,7 @@ impl Program {
 
 /// Whether `file` is a little-endian 64-bit ELF program that asks for no loader (ELF-64 object file
 /// format 1.5: file header, program header).
-fn is_static(file: &[u8]) -> bool {
+pub(crate) fn is_static(file: &[u8]) -> bool {
     const PT_INTERP: u64 = 3;
     let number = |at: usize, size: usize| {
         let bytes = file.get(at..at.checked_add(size)?)?;
