@@ -34,6 +34,16 @@ pub const ADOPTABLE: &str = "agents.x-k8s.io/adoptable";
 pub const PROPAGATED_LABELS: &str = "agents.x-k8s.io/propagated-labels";
 /// Annotation of a Pod: which of its annotations come from its Sandbox, separated by commas.
 pub const PROPAGATED_ANNOTATIONS: &str = "agents.x-k8s.io/propagated-annotations";
+/// Annotation of a SandboxNode: its agent is to take away what it has installed on the node.
+pub const REMOVE: &str = "kiln.dev/remove";
+/// Condition of a SandboxNode: whether what Pods of the class need is on the node.
+pub const INSTALLED: &str = "Installed";
+/// Reason of [`INSTALLED`]: it was taken away.
+pub const REMOVED: &str = "Removed";
+/// Reason of [`INSTALLED`]: it is to be taken away when the Pods have ended that need it.
+pub const IN_USE: &str = "InUse";
+/// Reason of [`INSTALLED`]: it could not be taken away.
+pub const REMOVE_FAILED: &str = "RemoveFailed";
 /// Annotation of a claim: the Sandbox chosen for it, written before that is adopted. Early
 /// versions had it as a label.
 pub const ASSIGNED_SANDBOX: &str = "agents.x-k8s.io/sandbox-name";

@@ -59,7 +59,8 @@ pub struct SandboxNodeStatus {
     /// All classes together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<NodeTotal>,
-    /// Ready: whether the node boots sandboxes of its classes ahead, and if not, why.
+    /// Ready: whether the node boots sandboxes of its classes ahead, and if not, why. Installed:
+    /// whether its agent has put on the node what Pods of the class need, and if not, why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }

@@ -71,6 +71,11 @@ pub(crate) struct Enable {
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) node_selector: Vec<(String, String)>,
 
+    /// What is different on this cluster: a file with objects of ours, each with its kind and
+    /// name and what is to be merged into it (RFC 7396). May be given more than once.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) patch: Vec<PathBuf>,
+
     /// Take over definitions and objects of the same names that are somebody else's.
     #[arg(long)]
     pub(crate) take_over: bool,

@@ -29,6 +29,9 @@ const ANSWER: Duration = Duration::from_secs(60);
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// What it answers then: too many requests, and not done in time.
+const BUSY: [u16; 2] = [429, 504];
+
 /// Requests that are under way at a time.
 pub(crate) const AT_ONCE: usize = 8;
 
@@ -75,14 +78,14 @@ impl Right {
 }
 
 /// Asks again while the apiserver is not ready to tell: it says so of kinds that it has just
-/// learned of.
+/// learned of, and when it has more to do than it can.
 ///
 /// # Errors
 /// Those of `ask`.
 pub(crate) async fn patiently<T>(ask: impl AsyncFn() -> kube::Result<T>) -> kube::Result<T> {
     for _ in 0..TRIES {
         match ask().await {
-            Err(kube::Error::Api(status)) if status.code == 429 => sleep(PAUSE).await,
+            Err(kube::Error::Api(status)) if BUSY.contains(&status.code) => sleep(PAUSE).await,
             answer => return answer,
         }
     }
@@ -174,7 +177,8 @@ impl Cluster {
         name: &str,
     ) -> Result<()> {
         let api = self.api(kind, namespace);
-        match api.delete(name, &DeleteParams::foreground()).await {
+        let foreground = DeleteParams::foreground();
+        match patiently(async || api.delete(name, &foreground).await).await {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             Err(e) => Err(self.explain(e)),
             Ok(_) => Ok(()),

@@ -13,6 +13,7 @@ use crate::{
     args::Disable,
     cluster::{Cluster, Right},
     manifests::{self, KINDS, Kind, MANAGED_BY, NODES, PODS, USERS, title},
+    nodes,
     output::say,
     owner::Owner,
     rollout::{Progress, wait},
@@ -37,11 +38,26 @@ pub(crate) async fn run(cluster: &Cluster, args: &Disable) -> Result<()> {
         }
         none_left(cluster, &PODS, OF_SANDBOXES, until).await?;
     }
+    // Who wants a Pod of the class is told so, before nodes refuse them.
+    let class = manifests::kind("RuntimeClass");
+    gone += remove(cluster, class, cluster.list_ours(class).await?, until).await?;
+    let clear = nodes::clear(cluster, args.purge, until).await?;
     for kind in KINDS.iter().rev().filter(|k| !k.stays()) {
-        gone += remove(cluster, kind, cluster.list_ours(kind).await?, until).await?;
+        let mut ours = cluster.list_ours(kind).await?;
+        if !clear {
+            ours.retain(|object| !is_for_agents(kind, object));
+        }
+        gone += remove(cluster, kind, ours, until).await?;
     }
-    // Their agents are gone, and report no more.
-    gone += remove(cluster, &NODES, cluster.list(&NODES, "").await?, until).await?;
+    if clear {
+        // Their agents are gone, and report no more.
+        gone += remove(cluster, &NODES, cluster.list(&NODES, "").await?, until).await?;
+    } else {
+        say(
+            "Agents stay on nodes where Pods run, and take away what they have installed when those \
+             have ended. Then run this again.",
+        );
+    }
     if args.purge {
         for kind in KINDS.iter().filter(|k| k.stays()) {
             gone += remove(cluster, kind, cluster.list_ours(kind).await?, until).await?;
@@ -56,6 +72,11 @@ pub(crate) async fn run(cluster: &Cluster, args: &Disable) -> Result<()> {
         ),
     }
     Ok(())
+}
+
+/// Whether agents need an object to run.
+fn is_for_agents(kind: &Kind, object: &DynamicObject) -> bool {
+    kind.kind == "ResourceQuota" || object.name_any() == manifests::AGENT
 }
 
 /// Everything that `run` does.
@@ -75,6 +96,7 @@ fn rights(purge: bool) -> BTreeSet<Right> {
         USERS.iter().for_each(&mut may_delete);
         rights.insert(Right::new("list", &PODS, None));
     }
+    rights.insert(Right::new("patch", &NODES, None));
     rights
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kube::{
     ResourceExt,
@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use crate::{
     args::Enable,
     cluster::{AT_ONCE, Cluster, Right},
-    manifests::{self, KINDS, Manifest, title},
+    manifests::{self, KINDS, Manifest, NODES, title},
+    nodes,
     output::say,
     owner::{Owner, is_foreign_controller},
     rollout,
@@ -48,6 +49,12 @@ enum Became {
 /// something cannot be written, or does not work in time.
 pub(crate) async fn run(cluster: &Cluster, args: &Enable) -> Result<()> {
     let mut manifests = manifests::all()?;
+    for file in &args.patch {
+        std::fs::read_to_string(file)
+            .map_err(anyhow::Error::from)
+            .and_then(|text| manifests::patch(&mut manifests, &text))
+            .with_context(|| format!("patch by {}", file.display()))?;
+    }
     manifests::set_images(&mut manifests, &args.images);
     manifests::set_node_selector(&mut manifests, &args.node_selector);
     cluster.require(rights(&manifests)).await?;
@@ -60,6 +67,7 @@ pub(crate) async fn run(cluster: &Cluster, args: &Enable) -> Result<()> {
     )?;
 
     let until = Instant::now() + args.waiting.timeout;
+    nodes::keep(cluster).await?;
     let mut changes = 0;
     let mut written = manifests.iter().zip(&found).zip(&steps).peekable();
     while let Some(((manifest, found), step)) = written.next() {
@@ -106,6 +114,9 @@ fn rights(manifests: &[Manifest]) -> BTreeSet<Right> {
     }
     for kind in KINDS.iter().filter(|k| !k.stays()) {
         rights.insert(Right::new("list", kind, None));
+    }
+    for verb in ["list", "patch"] {
+        rights.insert(Right::new(verb, &NODES, None));
     }
     rights
 }

@@ -15,6 +15,7 @@ mod disable;
 mod enable;
 mod manifests;
 mod node;
+mod nodes;
 mod output;
 mod owner;
 mod rollout;

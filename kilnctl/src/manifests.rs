@@ -281,6 +281,46 @@ pub(crate) fn set_node_selector(manifests: &mut [Manifest], labels: &[(String, S
     }
 }
 
+/// Merges what the documents of `text` say into the objects that they name.
+///
+/// # Errors
+/// When it is no YAML, or names an object that is none of ours.
+pub(crate) fn patch(manifests: &mut [Manifest], text: &str) -> Result<()> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text)?;
+    for document in documents {
+        let name = document.pointer("/metadata/name").unwrap_or(&Value::Null);
+        let is_meant =
+            |m: &&mut Manifest| document["kind"] == m.kind.kind && *name == m.name.as_str();
+        let manifest = manifests
+            .iter_mut()
+            .find(is_meant)
+            .with_context(|| format!("{} {name} is none of the objects here", document["kind"]))?;
+        let mut object = serde_json::to_value(&manifest.object)?;
+        merge(&mut object, &document);
+        manifest.object = serde_json::from_value(object)?;
+    }
+    Ok(())
+}
+
+/// Merges as RFC 7396 has it.
+fn merge(into: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *into = patch.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (key, value) in patch {
+        match value {
+            Value::Null => {
+                into.as_object_mut().map(|o| o.remove(key));
+            }
+            value => merge(&mut into[key], value),
+        }
+    }
+}
+
 fn pod_spec(manifest: &mut Manifest) -> Option<&mut Value> {
     manifest.object.data.pointer_mut("/spec/template/spec")
 }
@@ -319,6 +359,27 @@ mod tests {
             assert_eq!(pods[PART_OF.0], PART_OF.1);
             assert_eq!(manifest.namespace.as_deref(), Some(NAMESPACE));
         }
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_names() {
+        let mut all = all().unwrap();
+        let text = "kind: DaemonSet\nmetadata: {name: kiln-node-agent, labels: {a: b}}\n\
+            spec: {updateStrategy: null, template: {spec: {hostPID: false}}}\n";
+        patch(&mut all, text).unwrap();
+        let agent = all.iter().find(|m| m.kind.kind == "DaemonSet").unwrap();
+        assert_eq!(agent.object.metadata.labels.as_ref().unwrap()["a"], "b");
+        let spec = &agent.object.data["spec"];
+        assert_eq!(spec["template"]["spec"]["hostPID"], false);
+        assert!(spec["template"]["spec"]["containers"].is_array());
+        assert!(spec.get("updateStrategy").is_none());
+        let other = patch(&mut all, "kind: Pod\nmetadata: {name: x}\n");
+        assert!(
+            other
+                .unwrap_err()
+                .to_string()
+                .contains("none of the objects")
+        );
     }
 
     #[test]

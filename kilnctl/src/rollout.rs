@@ -5,7 +5,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::{
+    api::core::v1::{Event, Pod},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
+use kiln_crds::{SandboxNode, keys};
 use kube::{
     Api, ResourceExt,
     api::{DynamicObject, ListParams},
@@ -13,7 +17,7 @@ use kube::{
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use crate::{cluster::Cluster, manifests::Manifest, output::say};
+use crate::{cluster::Cluster, manifests::Manifest, output::say, status::list};
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -146,6 +150,9 @@ async fn reasons(cluster: &Cluster, workload: &Manifest) -> String {
     if lines.is_empty() {
         lines = warnings(cluster, workload, &namespace).await;
     }
+    if workload.kind.kind == "DaemonSet" {
+        lines.splice(0..0, nodes_lack(cluster).await);
+    }
     let more = lines.len().saturating_sub(LINES);
     lines.truncate(LINES);
     if more > 0 {
@@ -155,6 +162,19 @@ async fn reasons(cluster: &Cluster, workload: &Manifest) -> String {
         "Look with: kubectl -n {namespace} describe pods -l {labels}"
     ));
     lines.join("\n")
+}
+
+/// What nodes lack on which an agent could not install.
+async fn nodes_lack(cluster: &Cluster) -> Vec<String> {
+    let nodes = list::<SandboxNode>(cluster).await.unwrap_or_default();
+    let lacks = nodes.iter().filter_map(|node| {
+        let conditions = &node.status.as_ref()?.conditions;
+        let broken = |c: &&Condition| c.type_ == keys::INSTALLED && c.status != "True";
+        let condition = conditions.iter().find(broken)?;
+        (!condition.message.is_empty())
+            .then(|| format!("Node {}: {}", node.name_any(), condition.message))
+    });
+    lacks.collect()
 }
 
 /// What a Pod lacks, if it is not ready.

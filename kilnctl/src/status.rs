@@ -21,7 +21,7 @@ use crate::{
 
 /// Seconds after which a node that reports nothing counts as one without warm sandboxes, as the
 /// controller has it.
-const SILENCE: i64 = 60;
+pub(crate) const SILENCE: i64 = 60;
 
 /// What is there.
 #[derive(Debug, Default, Serialize)]
@@ -173,7 +173,7 @@ async fn workload(cluster: &Cluster, manifest: &Manifest) -> Result<Option<Workl
 }
 
 /// All objects of a kind of ours; none where it is not known.
-async fn list<K>(cluster: &Cluster) -> Result<Vec<K>>
+pub(crate) async fn list<K>(cluster: &Cluster) -> Result<Vec<K>>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
 {
@@ -192,10 +192,15 @@ fn node_classes(node: &SandboxNode, now: Timestamp) -> Vec<Node> {
         None => Some("it has never reported".to_owned()),
         Some(age) if age > SILENCE => Some(format!("no report for {age} s: does its agent run?")),
         Some(_) => {
-            let mut broken = status.conditions.iter().filter(|c| c.status != "True");
-            broken
-                .find(|c| c.type_ == "Ready")
-                .map(|c| c.message.clone())
+            let broken = |kind: &str| {
+                let mut broken = status.conditions.iter().filter(|c| c.status != "True");
+                broken.find(|c| c.type_ == kind)
+            };
+            let found = broken(kiln_crds::keys::INSTALLED).or_else(|| broken("Ready"));
+            found.map(|c| match c.message.as_str() {
+                "" => c.reason.clone(),
+                message => message.to_owned(),
+            })
         }
     };
     let mut names: Vec<&String> = status.classes.iter().map(|c| &c.class).collect();

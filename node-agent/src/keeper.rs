@@ -156,6 +156,13 @@ impl Keeper {
         }))
     }
 
+    /// Has sandboxes outlive the container that this process may be in. Blocks.
+    pub fn outlive_container(&self) {
+        if let Err(e) = spec::leave_own_cgroup(&self.config.cgroup) {
+            warn!("sandboxes, also those of Pods, may end with this agent: leave its cgroup: {e}");
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Counts that a panic left half-way are still counts.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -584,10 +591,15 @@ impl Keeper {
         let (state, cgroup) = (config.state.clone(), config.cgroup.clone());
         let store = self.store.clone();
         blocking("remove the agent's directories", move || {
+            use std::io::ErrorKind::{ReadOnlyFilesystem, ResourceBusy};
             store.check_empty()?;
             spec::remove_cgroups_below(&cgroup, spec::END_TIME);
             spec::remove_cgroup(&cgroup, spec::END_TIME);
-            std::fs::remove_dir_all(state)
+            match std::fs::remove_dir_all(state) {
+                // It is empty, and the node has given it to this container.
+                Err(e) if matches!(e.kind(), ResourceBusy | ReadOnlyFilesystem) => Ok(()),
+                done => done,
+            }
         })
         .await?;
         Ok(())

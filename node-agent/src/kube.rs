@@ -12,7 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use kiln_agent_api::Shape;
-use kiln_crds::{NodeClassSpec, NodeClassStatus, NodeTotal, SandboxNode, SandboxNodeStatus};
+use kiln_crds::{NodeClassSpec, NodeClassStatus, NodeTotal, SandboxNode, SandboxNodeStatus, keys};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
@@ -26,6 +26,7 @@ use crate::{
     config::{Class, default_sysctl},
     keeper::{Guarding, Keeper},
     pool::Counts,
+    presence::{Presence, State},
 };
 
 /// Who writes.
@@ -40,6 +41,9 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long the apiserver is left alone after it refused.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// Start of the label of nodes on which Pods of a class can run; the class follows.
+const READY_LABEL: &str = "kiln.dev/";
+
 /// Period of CPU quotas in microseconds, as a kubelet sets it.
 const PERIOD: u64 = 100_000;
 
@@ -48,15 +52,18 @@ pub struct Reporter {
     client: Client,
     node: String,
     keeper: Arc<Keeper>,
+    presence: Presence,
 }
 
 impl Reporter {
-    /// For the node of this name, with what the keeper holds.
-    pub fn new(client: Client, node: String, keeper: Arc<Keeper>) -> Self {
+    /// For the node of this name, with what the keeper holds and whether the node is as it must
+    /// be.
+    pub fn new(client: Client, node: String, keeper: Arc<Keeper>, presence: Presence) -> Self {
         Self {
             client,
             node,
             keeper,
+            presence,
         }
     }
 
@@ -66,7 +73,37 @@ impl Reporter {
 
     /// Reads and writes, for ever.
     pub async fn run(self) {
-        tokio::join!(self.follow(), self.report());
+        tokio::join!(self.follow(), self.report(), self.label());
+    }
+
+    /// Has the node's label say whether Pods of the class can run there.
+    async fn label(&self) {
+        let key = format!("{READY_LABEL}{}", self.keeper.class());
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let mut state = self.presence.state();
+        loop {
+            let value = match &*state.borrow_and_update() {
+                State::Installed(_) => Some(json!("ready")),
+                State::InstallFailed {
+                    is_installed: false,
+                    ..
+                }
+                | State::Removing => Some(json!(null)),
+                // It is as it was, or nobody's to say.
+                _ => None,
+            };
+            if let Some(value) = value {
+                let patch = Patch::Merge(json!({"metadata": {"labels": {(key.as_str()): value}}}));
+                let params = PatchParams::default();
+                while let Err(e) = nodes.patch_metadata(&self.node, &params, &patch).await {
+                    warn!("label node {}: {e}", self.node);
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+            if state.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Has the keeper hold what the object says.
@@ -76,6 +113,8 @@ impl Reporter {
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
+                    let wanted = !node.annotations().contains_key(keys::REMOVE);
+                    self.presence.set_wanted(wanted);
                     let wished = node.spec.classes.iter();
                     let wished = wished.filter_map(|c| class(c, &self.keeper));
                     self.keeper.wish(wished.collect());
@@ -101,7 +140,10 @@ impl Reporter {
         let mut last: Option<(SandboxNodeStatus, Instant)> = None;
         loop {
             ticks.tick().await;
-            let status = status(&self.keeper, last.as_ref().map(|(status, _)| status));
+            let before = last.as_ref().map(|(status, _)| status);
+            let mut status = status(&self.keeper, before);
+            let installed = installed(&self.presence.state().borrow(), before);
+            status.conditions.extend(installed);
             let old = |(old, at): &(SandboxNodeStatus, Instant)| {
                 at.elapsed() < HEARTBEAT && *old == status
             };
@@ -233,11 +275,28 @@ fn small(n: u32) -> i32 {
 
 /// Whether the node boots sandboxes ahead.
 fn ready(problem: &str, last: Option<&SandboxNodeStatus>) -> Condition {
-    let (status, reason) = match problem {
-        "" => ("True", "SandboxesCanBeAdopted"),
-        _ => ("False", "NoWarmSandboxes"),
+    match problem {
+        "" => condition("Ready", "True", "SandboxesCanBeAdopted", problem, last),
+        _ => condition("Ready", "False", "NoWarmSandboxes", problem, last),
+    }
+}
+
+/// Whether what Pods of the class need is on the node, where that is the agent's to say.
+fn installed(state: &State, last: Option<&SandboxNodeStatus>) -> Option<Condition> {
+    let (status, reason, message) = match state {
+        State::Others => return None,
+        State::Installing => ("Unknown", "Installing", ""),
+        State::Installed(words) => ("True", "Installed", words.as_str()),
+        State::InstallFailed { why, is_installed } => match is_installed {
+            true => ("False", "UpgradeFailed", why.as_str()),
+            false => ("False", "InstallFailed", why.as_str()),
+        },
+        State::Removing => ("False", "Removing", ""),
+        State::InUse(words) => ("False", keys::IN_USE, words.as_str()),
+        State::Removed(words) => ("False", keys::REMOVED, words.as_str()),
+        State::RemoveFailed(why) => ("False", keys::REMOVE_FAILED, why.as_str()),
     };
-    condition("Ready", status, reason, problem, last)
+    Some(condition(keys::INSTALLED, status, reason, message, last))
 }
 
 /// Whether Pods of the node can send to link-local and metadata addresses.

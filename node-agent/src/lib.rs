@@ -17,6 +17,7 @@ pub mod kube;
 mod metrics;
 mod netns;
 pub mod pool;
+pub mod presence;
 pub mod service;
 mod setup;
 mod spec;

@@ -4,12 +4,20 @@
 
 #![forbid(unsafe_code)]
 
-use std::{io::IsTerminal as _, path::PathBuf};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use kiln_agent_api::{Agent, SOCKET, slots_socket};
-use kiln_node_agent::{config::Config, http, keeper::Keeper, kube::Reporter, service};
+use kiln_node_agent::{
+    config::Config,
+    http,
+    install::{self, Outcome, Payload},
+    keeper::Keeper,
+    kube::Reporter,
+    presence::Presence,
+    service,
+};
 use runsc_wrapper::reap;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -18,8 +26,11 @@ use tracing::info;
 #[derive(Debug, Parser)]
 #[command(name = "kiln-node-agent", version)]
 struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+
     /// Configuration.
-    #[arg(long, default_value = "/etc/kiln/agent.toml")]
+    #[arg(long, global = true, default_value = "/etc/kiln/agent.toml")]
     config: PathBuf,
 
     /// Without Kubernetes: hold what the configuration says, and tell nobody.
@@ -27,7 +38,7 @@ struct Args {
     standalone: bool,
 
     /// Name of this node in the cluster.
-    #[arg(long, env = "NODE_NAME", required_unless_present_any = ["standalone", "drain", "report"])]
+    #[arg(long, env = "NODE_NAME")]
     node_name: Option<String>,
 
     /// Log in JSON.
@@ -43,14 +54,77 @@ struct Args {
     report: Option<PathBuf>,
 }
 
-fn main() -> anyhow::Result<()> {
+/// Instead of holding sandboxes.
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Verb {
+    /// Put on this node what `[install]` of the configuration says, and end.
+    Install(Where),
+    /// Take it away again, and end.
+    Uninstall(Where),
+}
+
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct Where {
+    /// This is a container on the node: go into the namespaces of the node's containerd first.
+    #[arg(long)]
+    on_node: bool,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
+    if let Some(verb) = args.verb {
+        return change_node(verb, &args);
+    }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("start the runtime")?
-        .block_on(run(args))
+        .block_on(run(args))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Installs or uninstalls, and prints what came of it.
+fn change_node(verb: Verb, args: &Args) -> anyhow::Result<ExitCode> {
+    start_logging(args.log_json);
+    let outcome = match change(verb, args) {
+        Ok(done) => Outcome::Done(done),
+        Err((why, is_installed)) => Outcome::Failed {
+            why: why.to_string(),
+            is_installed,
+        },
+    };
+    say(&serde_json::to_string(&outcome)?);
+    Ok(match outcome {
+        Outcome::Done(_) => ExitCode::SUCCESS,
+        Outcome::Failed { .. } => ExitCode::FAILURE,
+    })
+}
+
+fn change(verb: Verb, args: &Args) -> Result<install::Done, (install::Error, bool)> {
+    let new = |e| (e, false);
+    let config = Config::load(&args.config);
+    let config = config.map_err(|e| new(install::Error::Config(e.to_string())))?;
+    let Some(table) = &config.install else {
+        let what = "there is no [install] in the configuration";
+        return Err(new(install::Error::Config(what.to_owned())));
+    };
+    // While this process sees what is in its image, and has no second thread.
+    let payload = Payload::open(&table.from);
+    let (Verb::Install(place) | Verb::Uninstall(place)) = verb;
+    if place.on_node {
+        install::enter(&table.containerd.socket).map_err(new)?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|e| new(install::Error::Config(e.to_string())))?;
+    let done = match verb {
+        Verb::Install(_) => runtime.block_on(install::install(&config, &payload)),
+        Verb::Uninstall(_) => runtime.block_on(install::uninstall(&config)),
+    };
+    // What cannot be read is not there for anybody.
+    done.map_err(|e| (e, install::is_installed(&config).unwrap_or(false)))
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
@@ -61,14 +135,21 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
     let state = config.state.clone();
     let (socket, metrics) = (config.socket.clone(), config.metrics);
+    let installs = config.install.is_some();
     let keeper =
         Keeper::new(config).with_context(|| format!("use the directory {}", state.display()))?;
     if args.drain {
         return keeper.drain().await;
     }
+    let node = args.node_name.filter(|_| !args.standalone);
+    anyhow::ensure!(
+        args.standalone || node.is_some(),
+        "--node-name (or NODE_NAME) is missing; --standalone needs none"
+    );
     // Sentries lose their parent when `runsc create` ends. One that has ended and that nobody
     // collects keeps `runsc delete`, and so the end of a Pod, waiting: not every init is quick.
     reap::become_subreaper().context("become the parent of orphans")?;
+    keeper.outlive_container();
     let mut server = service::serve(keeper.clone(), &socket)
         .await
         .with_context(|| format!("listen at {}", socket.display()))?;
@@ -80,16 +161,18 @@ async fn run(args: Args) -> anyhow::Result<()> {
             .await
             .with_context(|| format!("listen at {address}"))?;
     }
-    if let Some(node) = args.node_name.filter(|_| !args.standalone) {
+    let presence = Presence::new(args.config, installs);
+    if let Some(node) = node {
         let client = kube::Client::try_default()
             .await
             .context("connect to the apiserver")?;
-        tokio::spawn(Reporter::new(client, node, keeper.clone()).run());
+        let reporter = Reporter::new(client, node, keeper.clone(), presence.clone());
+        tokio::spawn(reporter.run());
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        () = keeper.run() => {}
+        () = presence.run(&keeper) => {}
         _ = terminate.recv() => info!("told to end; warm sandboxes stay for the next agent"),
         _ = interrupt.recv() => info!("told to end; warm sandboxes stay for the next agent"),
     }
@@ -108,6 +191,11 @@ fn start_logging(as_json: bool) {
     } else {
         format.init();
     }
+}
+
+#[allow(clippy::print_stdout)] // the answer to whoever asked
+fn say(line: &str) {
+    println!("{line}");
 }
 
 /// Prints a table.

@@ -147,6 +147,24 @@ pub(crate) fn write_trial(dir: &Path, rootfs: &Path, sandbox: &ContainerId) -> i
     fs::write(dir.join("config.json"), spec.to_string())
 }
 
+/// On hosts with both versions of cgroups: leaves this process's cgroup of version 2 for the one
+/// that `path` is in. runsc makes cgroups of version 1 there, so that its sandboxes stay where
+/// this process is, and whoever ends the agent's container would end Pods with it. Blocks.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn leave_own_cgroup(path: &str) -> io::Result<()> {
+    let parent = Path::new(path).parent().unwrap_or(Path::new("/"));
+    let below = parent.strip_prefix("/").unwrap_or(parent);
+    let procs = Path::new("/sys/fs/cgroup/unified")
+        .join(below)
+        .join("cgroup.procs");
+    match procs.exists() {
+        true => fs::write(procs, "0"),
+        false => Ok(()),
+    }
+}
+
 /// Where the cgroup `path` is, or would be, in every hierarchy of the host. Blocks.
 fn directories_of(path: &str) -> io::Result<Vec<PathBuf>> {
     let path = path.trim_matches('/');

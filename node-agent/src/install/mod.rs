@@ -16,6 +16,7 @@
 mod config;
 mod containerd;
 mod files;
+mod host;
 mod remove;
 mod smoke;
 mod wire;
@@ -35,9 +36,11 @@ use nix::{
 use runsc_wrapper::Config as RuntimeConfig;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::host::run_on_node;
 pub use self::{
     config::{Containerd as ContainerdConfig, Install},
     containerd::{config_argument, version as containerd_version},
+    host::{Outcome, enter},
     remove::uninstall,
     wiring::{CRI, RUNTIME_TYPE},
 };

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::env::{Env, merge, pod};
 
 const POLICIES: [&str; 4] = [
-    "kiln-agent-own-node",
+    "kiln-node-agent",
     "kiln-sandbox-baseline",
     "kiln-sandbox-restricted",
     "kiln-sandbox-class",

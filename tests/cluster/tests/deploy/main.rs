@@ -4,6 +4,7 @@
 //! policies, the chart, and classes other than gVisor's.
 
 mod admission;
+mod agents;
 mod chart;
 mod classes;
 mod env;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         admission::sandboxes_have_a_class_in_restricted_namespaces,
         admission::an_ephemeral_container_is_looked_at_too,
         admission::the_examples_pass,
+        agents::an_agent_writes_of_its_own_node_only,
         chart::as_it_comes_it_is_the_base,
         chart::its_values_reach_the_objects,
         chart::the_apiserver_accepts_it,

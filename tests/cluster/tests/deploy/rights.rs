@@ -230,7 +230,7 @@ async fn write(client: &Client, node: &str, ready: i32) -> [kube::Result<Sandbox
 
 /// Fails unless the policy has refused it.
 fn is_refused(answer: &kube::Result<SandboxNode>) -> Result<()> {
-    let policy = "ValidatingAdmissionPolicy 'kiln-agent-own-node'";
+    let policy = "ValidatingAdmissionPolicy 'kiln-node-agent'";
     match answer {
         Err(kube::Error::Api(status)) if status.message.contains(policy) => Ok(()),
         other => anyhow::bail!("not refused by the policy: {other:?}"),

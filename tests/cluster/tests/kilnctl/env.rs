@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
-use kiln_cluster::{control_plane::ControlPlane, standin::Standin};
+use kiln_cluster::{control_plane::ControlPlane, standin::Standin, system::deploy};
 use kiln_tests::{
     process::{Cmd, Output},
     suite::Fixture,
@@ -131,8 +131,16 @@ impl Env {
     pub(crate) async fn recover(&self) {
         // What this cannot take away fails the next case too.
         self.kilnctl("disable --purge").await.ok();
-        let namespace = ["delete", "--ignore-not-found", "namespace", NAMESPACE];
-        self.plane.kubectl(&namespace).await.ok();
+        // Also what a case made in the name of others.
+        let definitions = deploy().join("crds").display().to_string();
+        for words in [
+            &["namespace", NAMESPACE][..],
+            &["runtimeclass", "gvisor"],
+            &["-f", &definitions],
+        ] {
+            let delete = [&["delete", "--ignore-not-found"], words].concat();
+            self.plane.kubectl(&delete).await.ok();
+        }
     }
 
     /// What kubectl says about objects, as JSON.

@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         refused::missing_rights_are_named,
         refused::an_apiserver_that_is_away_is_named,
         taken_away::what_users_made_stays,
+        taken_away::a_node_whose_agent_is_silent_is_named,
         taken_away::purged_is_everything,
         taken_away::somebody_elses_objects_are_not_purged,
         manifests::all_are_accepted_as_they_are,

@@ -58,6 +58,31 @@ async fn uids(env: &Env) -> Result<Vec<Value>> {
     Ok(items.iter().map(|o| o["metadata"]["uid"].clone()).collect())
 }
 
+pub(crate) async fn a_node_whose_agent_is_silent_is_named(env: &Env) -> Result<()> {
+    env.does("enable").await?;
+    env.make(&[
+        json!({"apiVersion": "node.agents.x-k8s.io/v1alpha1", "kind": "SandboxNode",
+            "metadata": {"name": "node-0"}, "spec": {}}),
+    ])
+    .await?;
+    let long_ago = "2026-01-01T00:00:00Z";
+    let status = json!({"status": {"heartbeat": long_ago, "conditions": [{
+        "type": "Installed", "status": "True", "reason": "Installed", "message": "sandboxes run",
+        "lastTransitionTime": long_ago}]}});
+    let status = status.to_string();
+    let mut patch = vec!["patch", "sandboxnode", "node-0", "--subresource=status"];
+    patch.extend(["--type=merge", "-p", &status]);
+    env.plane.kubectl(&patch).await?;
+    // Nobody would take away what it was told to, so that is not waited for.
+    let said = env.does("disable").await?;
+    ensure!(
+        said.contains("node node-0: its agent is silent; run `kilnctl node disable` there")
+            && said.contains("Agent Sandbox is disabled"),
+        "{said}"
+    );
+    env.purge().await
+}
+
 pub(crate) async fn what_users_made_stays(env: &Env) -> Result<()> {
     env.does("enable").await?;
     make_all(env).await?;

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! From a container to the node: a process of this program goes into containerd's namespaces, and
+//! tells the one that started it what came of it.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use nix::sched::{CloneFlags, setns};
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+
+use super::{Done, Error, containerd::listener};
+
+/// The namespaces that programs of the node, such as `systemctl`, expect to be in. That of mounts
+/// is last, because others are found through `/proc`.
+const NAMESPACES: [(&str, CloneFlags); 5] = [
+    ("uts", CloneFlags::CLONE_NEWUTS),
+    ("ipc", CloneFlags::CLONE_NEWIPC),
+    ("net", CloneFlags::CLONE_NEWNET),
+    ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+    ("mnt", CloneFlags::CLONE_NEWNS),
+];
+
+/// Goes where the containerd that listens at `socket` is. This process must have one thread.
+///
+/// # Errors
+/// When there is none, or this process may not.
+pub fn enter(socket: &Path) -> Result<(), Error> {
+    let pid = listener(socket)?;
+    let mut opened = Vec::new();
+    for (name, kind) in NAMESPACES {
+        let path = PathBuf::from(format!("/proc/{pid}/ns/{name}"));
+        let file = File::open(&path).map_err(Error::at("open", &path))?;
+        opened.push((path, file, kind));
+    }
+    for (path, file, kind) in opened {
+        setns(file, kind).map_err(|e| Error::Lacks {
+            what: format!("enter {}: {e}", path.display()),
+            advice: "run this privileged (securityContext.privileged)".to_owned(),
+        })?;
+    }
+    Ok(())
+}
+
+/// What a process on the node tells the one that started it, on its standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It is done.
+    Done(Done),
+    /// It is not.
+    Failed {
+        /// Why.
+        why: String,
+        /// Whether something was installed before, and still is.
+        is_installed: bool,
+    },
+}
+
+/// Runs `install` or `uninstall`, given by `verb`, of this program on the node.
+pub(crate) async fn run_on_node(verb: &str, config: &Path) -> Outcome {
+    let failed = |why: String| Outcome::Failed {
+        why,
+        is_installed: false,
+    };
+    let child = Command::new("/proc/self/exe")
+        .arg("--config")
+        .arg(config)
+        .args([verb, "--on-node"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn();
+    let done = match child {
+        // Not killed when this one is told to end: it is to finish what it has begun.
+        Ok(child) => child.wait_with_output().await,
+        Err(e) => Err(e),
+    };
+    match done {
+        Ok(done) => serde_json::from_slice(&done.stdout)
+            .unwrap_or_else(|_| failed(format!("the installer has ended by {}", done.status))),
+        Err(e) => failed(format!("run the installer: {e}")),
+    }
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! What the agent of one node may write.
+
+use anyhow::{Result, ensure};
+use kiln_tests::wait;
+use serde_json::json;
+
+use crate::env::Env;
+
+/// Who agents are.
+const AGENT: &str = "system:serviceaccount:agent-sandbox-system:kiln-node-agent";
+
+/// What a policy of ours says when it refuses.
+const POLICY: &str = "ValidatingAdmissionPolicy 'kiln-node-agent'";
+
+/// Patches a node as the agent of `of`, or of no node. Returns why it is refused.
+async fn refusal(env: &Env, of: Option<&str>, node: &str, patch: &str) -> Option<String> {
+    let who = format!("--as={AGENT}");
+    let extra = of.map(|n| format!("--as-user-extra=authentication.kubernetes.io/node-name={n}"));
+    let mut args = vec!["patch", "node", node, "--type=merge", "-p", patch, &who];
+    args.extend(extra.as_deref());
+    let done = env.plane.kubectl(&args).await;
+    done.err().map(|e| format!("{e:#}"))
+}
+
+pub(crate) async fn an_agent_writes_of_its_own_node_only(env: &Env) -> Result<()> {
+    for name in ["one", "other"] {
+        let node = json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": {"zone": "a"}}});
+        env.make(&node).await?;
+    }
+    let ready = r#"{"metadata": {"labels": {"kiln.dev/gvisor": "ready"}}}"#;
+    wait::until("the policy", wait::SOON, async || {
+        let refused = refusal(env, Some("one"), "other", ready).await?;
+        refused.contains(POLICY).then_some(())
+    })
+    .await?;
+    for patch in [
+        ready,
+        r#"{"metadata": {"labels": {"kiln.dev/gvisor": null}}}"#,
+    ] {
+        let refused = refusal(env, Some("one"), "one", patch).await;
+        ensure!(refused.is_none(), "{patch}: {refused:?}");
+    }
+    for (of, patch, words) in [
+        (None, ready, "its own node"),
+        (Some("other"), ready, "its own node"),
+        (
+            Some("one"),
+            r#"{"metadata": {"labels": {"zone": "b"}}}"#,
+            "labels kiln.dev/",
+        ),
+        (
+            Some("one"),
+            r#"{"metadata": {"labels": {"zone": null}}}"#,
+            "labels kiln.dev/",
+        ),
+        (
+            Some("one"),
+            r#"{"metadata": {"annotations": {"a": "b"}}}"#,
+            "labels kiln.dev/",
+        ),
+        (
+            Some("one"),
+            r#"{"spec": {"unschedulable": true}}"#,
+            "labels kiln.dev/",
+        ),
+    ] {
+        let refused = refusal(env, of, "one", patch).await.unwrap_or_default();
+        ensure!(
+            refused.contains(POLICY) && refused.contains(words),
+            "{of:?} {patch}: {refused:?}"
+        );
+    }
+    // Who is no agent is none of the policy's.
+    let zone = r#"{"metadata": {"labels": {"zone": "b"}}}"#;
+    env.plane
+        .kubectl(&["patch", "node", "one", "--type=merge", "-p", zone])
+        .await?;
+    env.plane
+        .kubectl(&["delete", "node", "one", "other"])
+        .await
+        .map(drop)
+}
