@@ -114,6 +114,11 @@ test-kilnctl: deps ## What kilnctl does to clusters of its own
 	$(CARGO) build -p kilnctl
 	$(CARGO) test -p kiln-cluster --test kilnctl
 
+.PHONY: test-deploy-node
+test-deploy-node: images ## A cluster whose node installs itself, is upgraded, and is left as it was
+	$(CARGO) build -p kilnctl
+	$(CARGO) test -p kiln-cluster --test deploy_node
+
 .PHONY: kata-e2e
 kata-e2e: deps build guest ## A Pod in a virtual machine of Kata's, where the machine has KVM and Kata
 	$(CARGO) test -q -p kiln-tests --test kata-e2e
@@ -125,7 +130,7 @@ critest: deps build guest ## The CRI conformance suite with our handler, cold an
 	$(CARGO) run -q -p kiln-tests --bin kiln-critest -- --handler gvisor-warm
 
 .PHONY: test
-test: check test-unit test-controller test-deploy test-node test-cluster critest ## Everything above but test-kilnctl
+test: check test-unit test-controller test-deploy test-node test-cluster critest ## Everything above but test-kilnctl, test-deploy-node
 
 .PHONY: bench-node
 bench-node: deps build guest ## Ours, gVisor's Go shim and runc side by side: target/bench/node.json

@@ -78,6 +78,8 @@ pub struct Parts {
     /// A program that serves the test images when its arguments are `serve-images --guest GUEST`
     /// and `--listen ADDRESS`.
     pub images: PathBuf,
+    /// Whether containerd knows the handler, and the cluster its class, from the start.
+    pub handler: bool,
 }
 
 impl Parts {
@@ -99,6 +101,7 @@ impl Parts {
             runsc: tools::runsc()?,
             guest,
             images,
+            handler: true,
         })
     }
 }
@@ -236,11 +239,34 @@ impl Cluster {
     /// # Errors
     /// When there is none of this name, or when it cannot be started again.
     pub async fn restart(&self, name: &str) -> Result<()> {
+        self.start_again(name, Signal::SIGKILL).await
+    }
+
+    /// Starts its containerd anew, as it was started, and moves this process to where it is.
+    /// Containers run on.
+    ///
+    /// # Errors
+    /// When it does not run, does not end, or does not come back.
+    pub async fn restart_containerd(&self) -> Result<()> {
+        // The caller may be a container that is not to hold what is started here.
+        State::load(&self.layout).join("containerd")?;
+        self.start_again("containerd", Signal::SIGTERM).await?;
+        let state = State::load(&self.layout);
+        let socket = self.layout.containerd_socket();
+        ready::until(
+            "containerd",
+            async || ready::listens(&socket),
+            || state.expect_running(&self.layout),
+        )
+        .await
+    }
+
+    async fn start_again(&self, name: &str, signal: Signal) -> Result<()> {
         let _lock = self.lock()?;
         let mut state = State::load(&self.layout);
         let old = state.take(name).with_context(|| format!("no {name}"))?;
         let mut again = old.command()?;
-        signal_to(old.pid, Signal::SIGKILL)?;
+        signal_to(old.pid, signal)?;
         // Its ports are free when all of it has gone.
         let process = PathBuf::from(format!("/proc/{}", old.pid));
         wait::until_true(&format!("the end of {name}"), wait::SOON, || {

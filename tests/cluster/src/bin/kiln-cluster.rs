@@ -44,11 +44,17 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Start it, unless it runs.
-    Up,
+    Up {
+        /// Without Kiln in it: no handler, no RuntimeClass.
+        #[arg(long)]
+        bare: bool,
+    },
     /// End it and take all of it away.
     Down,
     /// Say what runs of it; the exit code is 0 when all of it does.
     Status,
+    /// Start its containerd anew. Containers run on.
+    RestartContainerd,
     /// What the cluster runs to have images to pull.
     #[command(hide = true)]
     ServeImages {
@@ -82,8 +88,12 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     );
     let cluster = cli.cluster()?;
     match cli.command {
-        Command::Up => up(&cluster).await,
+        Command::Up { bare } => up(&cluster, bare).await,
         Command::Down => down(&cluster).await,
+        Command::RestartContainerd => {
+            cluster.restart_containerd().await?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Status | Command::ServeImages { .. } => status(&cluster).await,
     }
 }
@@ -102,12 +112,13 @@ impl Cli {
     }
 }
 
-async fn up(cluster: &Cluster) -> Result<ExitCode> {
+async fn up(cluster: &Cluster, bare: bool) -> Result<ExitCode> {
     let start = Instant::now();
     if !cluster.is_up().await {
         let mut steps = Steps::new();
         let this = env::current_exe().context("find this program")?;
-        let parts = Parts::built(this).await?;
+        let mut parts = Parts::built(this).await?;
+        parts.handler = !bare;
         steps.done("programs");
         let found = cluster.up(&parts, &mut |what| steps.done(what)).await?;
         if found == Up::Started {

@@ -28,13 +28,18 @@ const RUNTIME: &str = include_str!("../../../../deploy/runsc.toml");
 
 /// Writes all files, and installs the shim and its runtime where containerd looks for programs.
 pub(super) fn write(layout: &Layout, parts: &Parts) -> Result<()> {
-    let shim = layout.bin().join("containerd-shim-kiln-v2");
-    fs::copy(&parts.shim, shim).with_context(|| format!("copy {}", parts.shim.display()))?;
-    symlink(&parts.runsc, layout.bin().join("runsc")).context("link runsc")?;
+    if parts.handler {
+        let shim = layout.bin().join("containerd-shim-kiln-v2");
+        fs::copy(&parts.shim, shim).with_context(|| format!("copy {}", parts.shim.display()))?;
+        symlink(&parts.runsc, layout.bin().join("runsc")).context("link runsc")?;
+        put(&layout.etc("kiln.toml"), &handler(layout)?)?;
+        put(&layout.etc("runsc.toml"), &runtime(layout)?)?;
+    }
     let files = [
-        (layout.etc("containerd.toml"), containerd(layout)?),
-        (layout.etc("kiln.toml"), handler(layout)?),
-        (layout.etc("runsc.toml"), runtime(layout)?),
+        (
+            layout.etc("containerd.toml"),
+            containerd(layout, parts.handler)?,
+        ),
         (layout.at("cni/10-kiln.conflist"), cni(layout).to_string()),
         (layout.etc("kubelet.json"), kubelet(layout).to_string()),
         (layout.etc("kube-proxy.json"), proxy(layout).to_string()),
@@ -53,14 +58,17 @@ fn put(path: &Path, text: &str) -> Result<()> {
 }
 
 /// containerd's own file, with handler `runc` as the default.
-fn containerd(layout: &Layout) -> Result<String> {
+fn containerd(layout: &Layout, has_handler: bool) -> Result<String> {
+    let imports = match has_handler {
+        true => format!("imports = [\"{}\"]\n", layout.etc("kiln.toml").display()),
+        false => String::new(),
+    };
     let at = |name: &str| layout.at(name).display().to_string();
     Ok(format!(
         r#"version = 3
 root = "{root}"
 state = "{state}"
-imports = ["{kiln}"]
-[grpc]
+{imports}[grpc]
   address = "{socket}"
 [ttrpc]
   address = "{socket}.ttrpc"
@@ -99,7 +107,6 @@ imports = ["{kiln}"]
 "#,
         root = at("containerd"),
         state = at("containerd-state"),
-        kiln = at("etc/kiln.toml"),
         socket = layout.containerd_socket().display(),
         certs = at("certs.d"),
         plugins = tools::cni_plugins()?.display(),

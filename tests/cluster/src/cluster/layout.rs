@@ -68,8 +68,9 @@ impl Layout {
         self.at("bin")
     }
 
+    /// Not in the cluster's own directory, whose lock it would share with who changes the node.
     pub(super) fn containerd_socket(&self) -> PathBuf {
-        self.at("c.sock")
+        self.at("containerd-state/c.sock")
     }
 
     /// The socket of the node's agent, where one is started: that of an agent in the place that

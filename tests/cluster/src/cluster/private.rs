@@ -41,6 +41,18 @@ impl Private {
     /// # Errors
     /// When it does not come up.
     pub async fn start(program: &Path) -> Result<Self> {
+        Self::start_by(program, &["up"]).await
+    }
+
+    /// Starts one whose containerd knows nothing of the handler.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start_bare(program: &Path) -> Result<Self> {
+        Self::start_by(program, &["up", "--bare"]).await
+    }
+
+    async fn start_by(program: &Path, words: &[&str]) -> Result<Self> {
         let place = Place::new()?;
         let cgroup = format!("{}/cluster", place.name());
         let private = Self {
@@ -50,7 +62,7 @@ impl Private {
             sysctls: host::sysctls(),
             place,
         };
-        private.run("up").await?;
+        private.run_words(private.cluster.dir(), words).await?;
         Ok(private)
     }
 
@@ -79,12 +91,36 @@ impl Private {
     /// # Errors
     /// When it fails; with its message.
     pub async fn run_in(&self, dir: &Path, command: &str) -> Result<String> {
+        self.run_words(dir, &[command]).await
+    }
+
+    async fn run_words(&self, dir: &Path, words: &[&str]) -> Result<String> {
         Cmd::new(&self.program)
-            .args([command, "--cgroup", &self.cgroup])
+            .args(words)
+            .args(["--cgroup", &self.cgroup])
             .env("KILN_CLUSTER", dir)
             .deadline(DEADLINE)
             .run()
             .await
+    }
+
+    /// What starts its containerd anew, as a command line.
+    #[must_use]
+    pub fn restart_command(&self) -> Vec<String> {
+        let dir = self.cluster.dir().display().to_string();
+        let program = self.program.display().to_string();
+        let words = [&program, "restart-containerd", "--dir", &dir];
+        words
+            .into_iter()
+            .chain(["--cgroup", &self.cgroup])
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Where its containerd listens.
+    #[must_use]
+    pub fn containerd_socket(&self) -> PathBuf {
+        self.cluster.layout.containerd_socket()
     }
 
     /// What is made for it alone.

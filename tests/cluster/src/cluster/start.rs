@@ -111,7 +111,9 @@ impl<'a> Start<'a> {
         ] {
             self.start(&network.netns, &program)?;
         }
-        ready::apply_runtime_class(client).await?;
+        if self.parts.handler {
+            ready::apply_runtime_class(client).await?;
+        }
         self.until("node", async || ready::has_node(client).await)
             .await?;
         tell("kube-controller-manager, kube-scheduler, kubelet, kube-proxy: node is Ready");

@@ -113,6 +113,13 @@ impl State {
         Some(self.processes.remove(place))
     }
 
+    /// Moves this process to where one of these is.
+    pub(super) fn join(&self, name: &str) -> Result<()> {
+        let process = self.processes.iter().find(|p| p.name == name);
+        let pid = process.with_context(|| format!("no {name}"))?.pid;
+        join_all(&fs::read_to_string(format!("/proc/{pid}/cgroup"))?)
+    }
+
     /// Fails when one has ended, with the end of its log.
     pub(super) fn expect_running(&self, layout: &Layout) -> Result<()> {
         match self.processes.iter().find(|p| !p.is_running()) {
@@ -132,6 +139,28 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Moves this process where another is, in every hierarchy, by the other's `/proc/PID/cgroup`.
+fn join_all(cgroups: &str) -> Result<()> {
+    let mount = Path::new("/sys/fs/cgroup");
+    for line in cgroups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            bail!("{line:?} names no cgroup");
+        };
+        let hierarchy = match controllers {
+            "" if mount.join("unified").exists() => "unified",
+            controllers => controllers.trim_start_matches("name="),
+        };
+        let dir = mount.join(hierarchy).join(path.trim_start_matches('/'));
+        let procs = dir.join("cgroup.procs");
+        // A hierarchy that is mounted nowhere holds nobody back.
+        if procs.exists() {
+            fs::write(&procs, "0").with_context(|| format!("join {}", dir.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn boot() -> String {

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! From a node that has nothing to sandboxes and back: `kilnctl enable` on a whole cluster, whose
+//! node installs itself from the image of its agent; the documentation's manifests; an upgrade
+//! below running Pods; `kilnctl disable`.
+//!
+//! Needs the programs of `make images`.
+
+mod env;
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use kiln_tests::{suite::Cases, wait};
+
+use env::{Env, LABEL};
+
+/// How long a step of a node may take.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+fn main() -> ExitCode {
+    let mut cases = Cases::new();
+    cases.add_alone("a_node_that_cannot_run_sandboxes_says_why", broken);
+    cases.add_alone("from_nothing_to_sandboxes_and_back", whole);
+    cases.run(Env::start)
+}
+
+async fn broken(env: &Env) -> Result<()> {
+    let before = env.listing().await?;
+    env.import("broken").await?;
+    let said = env
+        .kilnctl_fails(&format!(
+            "enable {} --image-tag broken --timeout 60s",
+            env.patched()
+        ))
+        .await?;
+    ensure!(
+        said.contains("install runsc of 2024") && said.contains("put back as it was"),
+        "{said}"
+    );
+    ensure!(env.label().await?.is_empty(), "the node is labelled");
+    let status = env.kilnctl("status").await?;
+    ensure!(
+        status.text().contains("install runsc of 2024"),
+        "{}",
+        status.text()
+    );
+    env.does("disable --purge").await?;
+    env.until_listing(&before).await
+}
+
+async fn whole(env: &Env) -> Result<()> {
+    let before = env.listing().await?;
+    for tag in ["dev", "v2"] {
+        env.import(tag).await?;
+    }
+    env.does(&format!("enable {}", env.patched())).await?;
+    until_labelled(env).await?;
+    ensure!(
+        env.does("status --format value").await? == "True\n",
+        "not enabled"
+    );
+
+    env.until_warm().await?;
+    for file in [
+        "sandbox-template",
+        "sandbox-warmpool",
+        "sandbox-claim",
+        "sandbox",
+    ] {
+        env.kubectl(&format!("apply -f {}", env.example(file)))
+            .await?;
+    }
+    for object in ["sandboxclaim/sandbox-claim", "sandbox/sandbox-example-2"] {
+        env.kubectl(&format!(
+            "wait --for=condition=Ready --timeout=180s {object}"
+        ))
+        .await?;
+    }
+    let pods = wait::until("Pods", PATIENCE, async || {
+        let pods = env.pods().await.ok()?;
+        (pods.len() == 4 && pods.iter().all(|p| p.is_ready)).then_some(pods)
+    })
+    .await?;
+    for pod in &pods {
+        env.expect_gvisor(&pod.name).await?;
+    }
+
+    env.until_adopted().await?;
+
+    let installed = env.installed()?;
+    env.does(&format!("enable {} --image-tag v2", env.patched()))
+        .await?;
+    wait::until("the second build", PATIENCE, async || {
+        (env.installed().ok()? != installed).then_some(())
+    })
+    .await?;
+    ensure!(env.label().await? == "ready", "{LABEL} is gone");
+    expect_same(env, &pods).await.context("after the upgrade")?;
+
+    let said = env.does("disable").await?;
+    ensure!(said.contains("Agents stay on nodes"), "{said}");
+    expect_same(env, &pods).await.context("after disable")?;
+    ensure!(env.label().await?.is_empty(), "{LABEL} is still there");
+    env.refuses_new_pods().await?;
+
+    // Wanted again before the last of the Pods has ended.
+    env.does(&format!("enable {} --image-tag v2", env.patched()))
+        .await?;
+    until_labelled(env).await?;
+    expect_same(env, &pods).await.context("enabled again")?;
+
+    env.does("disable --purge").await?;
+    env.until_listing(&before).await
+}
+
+async fn until_labelled(env: &Env) -> Result<()> {
+    wait::until("the node's label", PATIENCE, async || {
+        (env.label().await.ok()? == "ready").then_some(())
+    })
+    .await
+}
+
+/// Every Pod is the one that it was, and its sandbox does what it is told.
+async fn expect_same(env: &Env, pods: &[env::Pod]) -> Result<()> {
+    let now = env.pods().await?;
+    ensure!(now == pods, "{now:?}, not {pods:?}");
+    for pod in pods {
+        env.expect_gvisor(&pod.name).await?;
+    }
+    Ok(())
+}
