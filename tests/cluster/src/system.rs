@@ -54,7 +54,7 @@ impl System {
         cluster.kubectl(established)?.run().await?;
         apply(cluster, &["-f", &namespace, "-f", &rbac]).await?;
         let controller = start_controller(cluster).await?;
-        let account = kubeconfig_of(cluster, AGENT).await?;
+        let account = kubeconfig_of(cluster, AGENT, &bound_to(cluster)).await?;
         let agent = cluster.run_agent(agent, &account).await?;
         Ok(Self { controller, agent })
     }
@@ -88,7 +88,7 @@ impl System {
 /// # Errors
 /// When it does not become ready.
 pub async fn start_controller(cluster: &Private) -> Result<Controller> {
-    let kubeconfig = kubeconfig_of(cluster, CONTROLLER).await?;
+    let kubeconfig = kubeconfig_of(cluster, CONTROLLER, &[]).await?;
     let flags = [
         "--leader-elect=true",
         &format!("--leader-election-namespace={NAMESPACE}"),
@@ -108,10 +108,24 @@ async fn apply(cluster: &Private, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The administrator's kubeconfig with the credentials of a ServiceAccount in it.
-async fn kubeconfig_of(cluster: &Private, account: &str) -> Result<PathBuf> {
+/// What makes a token name the node, as that of a Pod on it does.
+fn bound_to(cluster: &Private) -> [String; 2] {
+    let node = cluster.cluster().node();
+    [
+        "--bound-object-kind=Node".to_owned(),
+        format!("--bound-object-name={node}"),
+    ]
+}
+
+/// The administrator's kubeconfig with the credentials of a ServiceAccount in it. `more` is said
+/// of its token.
+async fn kubeconfig_of(cluster: &Private, account: &str, more: &[String]) -> Result<PathBuf> {
     let token = ["-n", NAMESPACE, "create", "token", account, "--duration=2h"];
-    let token = cluster.kubectl(token)?.run().await?;
+    let more = more.iter().map(String::as_str);
+    let token = cluster
+        .kubectl(token.into_iter().chain(more))?
+        .run()
+        .await?;
     let config = ["config", "view", "--raw", "-ojson"];
     let config = cluster.kubectl(config)?.run().await?;
     let mut config: Value = serde_json::from_str(&config)?;

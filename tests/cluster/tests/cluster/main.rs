@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     cases!(
         cases.add_alone, Env:
         clients::upstreams_work_unmodified,
-        burst::a_hundred_claims_outlast_controller_and_apiserver,
+        burst::claims_outlast_controller_and_apiserver,
         sandbox::an_image_that_cannot_be_pulled_is_named,
     );
     cases.run(Env::start)
