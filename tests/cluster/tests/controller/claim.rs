@@ -441,6 +441,7 @@ pub(crate) async fn warm_starts_take_few_writes(env: &Env) -> Result<()> {
     }
     // Of the Sandbox: made, adopted, its status; of the Pod: made, labelled; of the claim: status.
     let total: u64 = spent.values().sum();
-    ensure!(total <= 6 * CLAIMS, "{total} writes: {spent:?}");
+    // Beside six each, the pool's status now and then, and what cases that have ended still cost.
+    ensure!(total < 8 * CLAIMS, "{total} writes: {spent:?}");
     Ok(())
 }
