@@ -281,7 +281,7 @@ pub(crate) fn set_node_selector(manifests: &mut [Manifest], labels: &[(String, S
     }
 }
 
-/// Merges what the documents of `text` say into the objects that they name.
+/// Merges what the documents of `text` say into the objects that they name (RFC 7396).
 ///
 /// # Errors
 /// When it is no YAML, or names an object that is none of ours.
@@ -296,29 +296,10 @@ pub(crate) fn patch(manifests: &mut [Manifest], text: &str) -> Result<()> {
             .find(is_meant)
             .with_context(|| format!("{} {name} is none of the objects here", document["kind"]))?;
         let mut object = serde_json::to_value(&manifest.object)?;
-        merge(&mut object, &document);
+        json_patch::merge(&mut object, &document);
         manifest.object = serde_json::from_value(object)?;
     }
     Ok(())
-}
-
-/// Merges as RFC 7396 has it.
-fn merge(into: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *into = patch.clone();
-        return;
-    };
-    if !into.is_object() {
-        *into = json!({});
-    }
-    for (key, value) in patch {
-        match value {
-            Value::Null => {
-                into.as_object_mut().map(|o| o.remove(key));
-            }
-            value => merge(&mut into[key], value),
-        }
-    }
 }
 
 fn pod_spec(manifest: &mut Manifest) -> Option<&mut Value> {

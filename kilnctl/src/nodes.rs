@@ -17,8 +17,11 @@ use crate::{
     manifests::NODES,
     output::say,
     rollout::{Progress, wait},
-    status::{SILENCE, list},
+    status::{SILENCE, age, list},
 };
+
+/// Said of a node whose agent will not do what it is told.
+const SILENT: &str = "its agent is silent; run `kilnctl node disable` there";
 
 /// Tells no agent any more to take away what it has installed.
 pub(crate) async fn keep(cluster: &Cluster) -> Result<()> {
@@ -57,9 +60,7 @@ pub(crate) async fn clear(cluster: &Cluster, all: bool, until: Instant) -> Resul
             continue;
         }
         if is_silent(&node) {
-            say(&format!(
-                "node {name}: its agent is silent; run `kilnctl node disable` there"
-            ));
+            say(&format!("node {name}: {SILENT}"));
             continue;
         }
         annotate(cluster, &name, &json!("true")).await?;
@@ -89,8 +90,8 @@ fn condition(node: &SandboxNode) -> Option<(&str, &str)> {
 }
 
 fn is_silent(node: &SandboxNode) -> bool {
-    let reported = node.status.as_ref().and_then(|s| s.heartbeat.clone());
-    reported.is_none_or(|t| Timestamp::now().as_second() - t.0.as_second() > SILENCE)
+    let age = node.status.as_ref().and_then(|s| age(s, Timestamp::now()));
+    age.is_none_or(|age| age > SILENCE)
 }
 
 fn progress(name: &str, node: Option<&SandboxNode>, all: bool) -> Result<Progress> {
@@ -107,9 +108,7 @@ fn progress(name: &str, node: Option<&SandboxNode>, all: bool) -> Result<Progres
             "node {name}: {why}. See to that there, then run `kilnctl node disable` on it and \
              this again."
         ),
-        _ if is_silent(node) => {
-            Progress::Done("its agent is silent; run `kilnctl node disable` there".to_owned())
-        }
+        _ if is_silent(node) => Progress::Done(SILENT.to_owned()),
         _ => Progress::Not("its agent takes away what it has installed".to_owned()),
     })
 }

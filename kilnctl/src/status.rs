@@ -6,7 +6,7 @@ use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::Result;
 use jiff::Timestamp;
-use kiln_crds::{SandboxNode, SandboxWarmPool};
+use kiln_crds::{SandboxNode, SandboxNodeStatus, SandboxWarmPool};
 use kube::{Api, Resource, ResourceExt, api::ListParams};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -184,10 +184,16 @@ where
     }
 }
 
+/// Seconds since a node's agent has last reported; nothing where it never has.
+pub(crate) fn age(status: &SandboxNodeStatus, now: Timestamp) -> Option<i64> {
+    let last = status.heartbeat.as_ref()?;
+    Some(now.as_second() - last.0.as_second())
+}
+
 /// What a node says, a line for each class; one line where it has none.
 fn node_classes(node: &SandboxNode, now: Timestamp) -> Vec<Node> {
     let status = node.status.clone().unwrap_or_default();
-    let age = status.heartbeat.map(|t| now.as_second() - t.0.as_second());
+    let age = age(&status, now);
     let problem = match age {
         None => Some("it has never reported".to_owned()),
         Some(age) if age > SILENCE => Some(format!("no report for {age} s: does its agent run?")),

@@ -105,10 +105,7 @@ fn change(verb: Verb, args: &Args) -> Result<install::Done, (install::Error, boo
     let new = |e| (e, false);
     let config = Config::load(&args.config);
     let config = config.map_err(|e| new(install::Error::Config(e.to_string())))?;
-    let Some(table) = &config.install else {
-        let what = "there is no [install] in the configuration";
-        return Err(new(install::Error::Config(what.to_owned())));
-    };
+    let table = install::installation(&config).map_err(new)?;
     // While this process sees what is in its image, and has no second thread.
     let payload = Payload::open(&table.from);
     let (Verb::Install(place) | Verb::Uninstall(place)) = verb;

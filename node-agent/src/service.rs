@@ -31,7 +31,7 @@ use tokio::{
 use tracing::{info, warn};
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
 
-use crate::{keeper::Keeper, pool::Miss};
+use crate::{fs::remove_file_if_there, keeper::Keeper, pool::Miss};
 
 /// Calls that are worked on at a time; more are answered with a miss at once, so that a flood
 /// delays nobody.
@@ -117,10 +117,7 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
             .recursive(true)
             .create(dir)?;
     }
-    match fs::remove_file(socket) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
+    remove_file_if_there(socket)?;
     let listener = UnixListener::bind(socket)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
     Ok(listener)

@@ -20,6 +20,8 @@ use std::{
 use kiln_agent_api::Shape;
 use serde::{Deserialize, Serialize};
 
+use crate::fs::{remove_dir_if_there, remove_file_if_there};
+
 /// What a sandbox is, by its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -169,19 +171,13 @@ impl Store {
 
     /// Removes the bundle of sandbox `id`, which is adopted. Blocks.
     pub(crate) fn remove_bundle(&self, id: &str) -> io::Result<()> {
-        match fs::remove_dir_all(self.bundle(id)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        remove_dir_if_there(&self.bundle(id))
     }
 
     /// Removes what is left of a doomed sandbox that is gone. Blocks.
     pub(crate) fn remove(&self, id: &str) -> io::Result<()> {
         self.remove_bundle(id)?;
-        match fs::remove_file(self.file(Place::Doomed, id)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        remove_file_if_there(&self.file(Place::Doomed, id))
     }
 }
 

@@ -5,16 +5,15 @@
 use std::{
     env,
     ffi::OsStr,
-    fs,
+    fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
-use kiln_node_agent::install::config_argument;
-use tokio::{process::Command, time::timeout};
+use anyhow::{Result, ensure};
+use kiln_node_agent::install::{config_argument, output};
+use tokio::process::Command;
 
 /// How long a program may take to say something of itself.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -70,16 +69,14 @@ pub(super) fn is_executable(path: &Path) -> bool {
 /// # Errors
 /// When it cannot be run, fails, or takes too long.
 pub(super) async fn ask<A: AsRef<OsStr>>(program: &Path, args: &[A]) -> Result<String> {
-    let run = Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("run {}", program.display()))?;
-    let done = timeout(ANSWER, run.wait_with_output()).await;
-    let done = done.with_context(|| format!("{} does not answer", program.display()))??;
+    let done = output(Command::new(program).args(args), ANSWER).await;
+    let done = done.map_err(|e| {
+        let what = match e.kind() {
+            io::ErrorKind::TimedOut => format!("{} does not answer", program.display()),
+            _ => format!("run {}", program.display()),
+        };
+        anyhow::Error::new(e).context(what)
+    })?;
     let words = String::from_utf8_lossy(&done.stderr);
     ensure!(
         done.status.success(),

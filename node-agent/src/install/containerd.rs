@@ -4,10 +4,10 @@
 
 use std::{
     ffi::OsString,
-    fs,
+    fs, io,
     os::unix::{ffi::OsStringExt, net::UnixStream},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,7 @@ use super::{Error, config};
 const OLDEST: (u32, u32) = (1, 7);
 
 /// How long a program may take to say something of itself.
-const ANSWER: Duration = Duration::from_secs(30);
+pub(super) const ANSWER: Duration = Duration::from_secs(30);
 
 /// How long containerd may take to serve again after it was told to start anew.
 const RESTART: Duration = Duration::from_secs(90);
@@ -46,7 +46,7 @@ pub(super) struct Containerd {
 /// # Errors
 /// When none does.
 pub(super) fn listener(socket: &Path) -> Result<u32, Error> {
-    let absent = |e: std::io::Error| Error::Lacks {
+    let absent = |e: io::Error| Error::Lacks {
         what: format!("no containerd listens at {}: {e}", socket.display()),
         advice: "start it, or name its socket: `socket` in [install.containerd]".to_owned(),
     };
@@ -59,6 +59,21 @@ pub(super) fn listener(socket: &Path) -> Result<u32, Error> {
             what: format!("who listens at {} cannot be seen", socket.display()),
             advice: "run this where the node's processes can be seen (hostPID)".to_owned(),
         })
+}
+
+/// Runs a program that has nothing to read to its end, and returns what it left. It is killed when
+/// that takes longer than `limit`.
+///
+/// # Errors
+/// When it cannot be run; of kind [`TimedOut`](io::ErrorKind::TimedOut) when it was killed.
+pub async fn output(command: &mut Command, limit: Duration) -> io::Result<Output> {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    timeout(limit, child.wait_with_output()).await?
 }
 
 /// The value of `--config` in a `/proc/PID/cmdline`.
@@ -144,19 +159,12 @@ impl Containerd {
             line: line(program, args),
             why,
         };
-        let child = Command::new(program)
-            .args(args)
-            .env("PATH", &self.search)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|e| failed(e.to_string()))?;
-        let done = match timeout(limit, child.wait_with_output()).await {
-            Ok(done) => done.map_err(|e| failed(e.to_string()))?,
-            Err(_) => return Err(failed(format!("not done after {} s", limit.as_secs()))),
-        };
+        let mut command = Command::new(program);
+        let done = output(command.args(args).env("PATH", &self.search), limit).await;
+        let done = done.map_err(|e| match e.kind() {
+            io::ErrorKind::TimedOut => failed(format!("not done after {} s", limit.as_secs())),
+            _ => failed(e.to_string()),
+        })?;
         if !done.status.success() {
             let words = String::from_utf8_lossy(&done.stderr);
             return Err(failed(format!("{}: {}", done.status, words.trim())));

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::Error;
+use crate::fs::remove_file_if_there;
 
 /// Ends the name of what somebody else had where a file of ours is now.
 const ORIGINAL: &str = ".before-kiln";
@@ -136,7 +137,7 @@ fn write(path: &Path, mode: u32, source: &Source<'_>) -> Result<(), Error> {
     let new = beside(path, "new");
     let written = (|| {
         // One that a run which was cut off has left.
-        remove(&new)?;
+        remove_file_if_there(&new)?;
         let mut file = File::options()
             .write(true)
             .create_new(true)
@@ -161,14 +162,6 @@ fn original_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ORIGINAL);
     name.into()
-}
-
-/// Removes a file that may be gone.
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
-    }
 }
 
 /// Changes under way.
@@ -235,7 +228,7 @@ impl Changes {
                 true => beside(path, "old"),
                 false => original.insert(original_of(path)).clone(),
             };
-            remove(&kept)
+            remove_file_if_there(&kept)
                 .and_then(|()| fs::hard_link(path, &kept))
                 .map_err(Error::at("keep a copy of", path))?;
         }
@@ -254,7 +247,7 @@ impl Changes {
         };
         match placed.original {
             Some(original) => fs::rename(original, path),
-            None => remove(path),
+            None => remove_file_if_there(path),
         }
         .map_err(Error::at("restore", path))
     }
@@ -283,7 +276,7 @@ impl Changes {
                 fs::rename(&old, &original).map_err(Error::at("keep", &old))?;
                 placed.original = Some(original);
             }
-            remove(&old).map_err(Error::at("remove", &old))?;
+            remove_file_if_there(&old).map_err(Error::at("remove", &old))?;
         }
         self.save()
     }
@@ -298,7 +291,7 @@ impl Changes {
     /// Writes what stays of a file that is ours no more.
     pub(super) fn leave(&mut self, path: &Path, mode: u32, text: &str) -> Result<(), Error> {
         if let Some(original) = self.record.files.remove(path).and_then(|f| f.original) {
-            remove(&original).map_err(Error::at("remove", &original))?;
+            remove_file_if_there(&original).map_err(Error::at("remove", &original))?;
         }
         write(path, mode, &Source::Text(text))?;
         self.save()
@@ -325,13 +318,13 @@ impl Changes {
                 None => note(self.restore(path)),
             }
             let new = beside(path, "new");
-            note(remove(&new).map_err(Error::at("remove", &new)));
+            note(remove_file_if_there(&new).map_err(Error::at("remove", &new)));
         }
         let made = self.record.dirs.split_off(self.before.dirs.len());
         self.record = self.before.clone();
         if self.record.is_empty() {
             let file = Record::file(&self.dir);
-            note(remove(&file).map_err(Error::at("remove", &file)));
+            note(remove_file_if_there(&file).map_err(Error::at("remove", &file)));
         } else {
             note(self.record.save(&self.dir));
         }
@@ -346,7 +339,7 @@ impl Changes {
             self.restore(&path)?;
         }
         let file = Record::file(&self.dir);
-        remove(&file).map_err(Error::at("remove", &file))?;
+        remove_file_if_there(&file).map_err(Error::at("remove", &file))?;
         remove_dirs(&self.record.dirs)
     }
 }

@@ -26,7 +26,6 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use nix::{
@@ -39,13 +38,13 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::host::run_on_node;
 pub use self::{
     config::{Containerd as ContainerdConfig, Install},
-    containerd::{config_argument, version as containerd_version},
+    containerd::{config_argument, output, version as containerd_version},
     host::{Outcome, enter},
     remove::uninstall,
     wiring::{CRI, RUNTIME_TYPE},
 };
 use self::{
-    containerd::{Containerd, listener},
+    containerd::{ANSWER, Containerd, listener},
     files::{Changes, Record, Source},
 };
 use crate::config::Config;
@@ -60,9 +59,6 @@ const DROP_IN: &str = "kiln.toml";
 
 /// What the runtime's configuration says where the node has none.
 const RUNTIME: &str = include_str!("../../../deploy/runsc.toml");
-
-/// How long the runtime may take to tell its version.
-const ANSWER: Duration = Duration::from_secs(30);
 
 /// Why something was not installed or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -218,7 +214,11 @@ fn lock(install: &Install) -> Result<Flock<File>, Error> {
     })
 }
 
-fn installation(config: &Config) -> Result<&Install, Error> {
+/// What is to be put on the node.
+///
+/// # Errors
+/// [`Error::Config`], where the configuration has no `[install]`.
+pub fn installation(config: &Config) -> Result<&Install, Error> {
     let absent = || Error::Config("there is no [install] in the configuration".to_owned());
     config.install.as_ref().ok_or_else(absent)
 }

@@ -3,7 +3,7 @@
 //! Takes away what was installed, once no Pod needs it.
 
 use std::{
-    fs, io,
+    fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
@@ -15,7 +15,7 @@ use super::{
     installation, is_installed, lock,
     wire::{Own, dump_of},
 };
-use crate::config::Config;
+use crate::{config::Config, fs::remove_dir_if_there};
 
 /// Takes it away, unless Pods run by it: without their handler, containerd would no more exec in
 /// them or start their containers anew. Then nothing is changed, and their number is returned.
@@ -73,10 +73,7 @@ fn remove_empty(config: &Config, install: &super::Install) -> Result<(), Error> 
     for dir in dirs.into_iter().flatten() {
         fs::remove_dir(dir).ok();
     }
-    match fs::remove_dir_all(&config.state) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::at("remove", &config.state)(e)),
-        _ => Ok(()),
-    }
+    remove_dir_if_there(&config.state).map_err(Error::at("remove", &config.state))
 }
 
 /// Takes the handler out of containerd's files, and starts it anew without.

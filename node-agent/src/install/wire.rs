@@ -20,6 +20,7 @@ use super::{
 };
 
 /// containerd's own file as it is.
+#[derive(Clone)]
 pub(super) struct Own {
     pub(super) mode: u32,
     main: Main,
@@ -80,7 +81,7 @@ impl Run<'_> {
             shim,
             config: &self.config.runtime_config,
         };
-        let without = Own::read(path, major)?.without(&drop_in);
+        let without = own.clone().without(&drop_in);
         let before = dump_of(self.containerd, path, &without).await?;
         let wanted = handler.drop_in(major, &before)?;
         self.try_out(&handler, &before, &without, &wanted).await?;

@@ -162,6 +162,7 @@ fn difference(a: &Table, b: &Table) -> Option<String> {
 }
 
 /// containerd's own file, as its user wrote it.
+#[derive(Clone)]
 pub(super) struct Main {
     path: PathBuf,
     document: DocumentMut,

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         chart::its_values_reach_the_objects,
         chart::the_apiserver_accepts_it,
         rights::every_account_may_what_is_written_and_no_more,
-        rights::an_agent_writes_its_own_node_only,
+        rights::a_token_is_good_for_its_own_node,
         rights::the_router_has_no_token,
         classes::a_pool_of_kata_holds_warm_pods,
         classes::agents_know_the_overhead_of_the_class,

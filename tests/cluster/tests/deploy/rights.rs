@@ -238,7 +238,7 @@ fn is_refused(answer: &kube::Result<SandboxNode>) -> Result<()> {
 }
 
 /// By the node that its token names. A token that names none is good for nothing here.
-pub(crate) async fn an_agent_writes_its_own_node_only(env: &Env) -> Result<()> {
+pub(crate) async fn a_token_is_good_for_its_own_node(env: &Env) -> Result<()> {
     let admin = env.plane.client();
     let params = PostParams::default();
     let mut pods = Vec::new();
