@@ -9,7 +9,10 @@
 //! of them when the process has ended is what gives containerd its end of file. If it is away
 //! just then, a writer stays until it is back: a FIFO that nobody has open forgets its bytes.
 //!
-//! With a terminal the shim copies between the pty's master and the FIFOs.
+//! With a terminal the shim copies between the pty's master and the FIFOs. What is typed after
+//! the process has ended is read and dropped until it is deleted, as by runc's shim: containerd
+//! lets go of a terminal's output as soon as its input fails (ExecIO.Attach in its
+//! internal/cri/io/exec_io.go), so that a FIFO without a reader would cost the last words.
 
 use std::{
     fs::{File, OpenOptions},
@@ -32,7 +35,10 @@ use nix::{
     sys::socket::{ControlMessageOwned, MsgFlags, recvmsg},
 };
 use runsc_wrapper::Stdio;
-use tokio::{net::UnixListener, task::JoinSet};
+use tokio::{
+    net::{UnixListener, unix::pipe},
+    task::JoinSet,
+};
 
 use crate::error::{Error, Result};
 
@@ -72,9 +78,16 @@ pub(crate) struct ProcessIo {
 struct Held {
     stdin: Option<File>,
     outputs: Vec<File>,
-    /// Each keeps one output until somebody reads it.
-    unread: JoinSet<()>,
-    terminal: Option<(Pty, IoTasks)>,
+    /// Each keeps an output until somebody reads it, or an input until nobody writes to it.
+    lingering: JoinSet<()>,
+    terminal: Option<Terminal>,
+}
+
+struct Terminal {
+    pty: Pty,
+    tasks: IoTasks,
+    /// The FIFO that its input comes from, empty when there is none.
+    stdin: String,
 }
 
 impl ProcessIo {
@@ -121,7 +134,11 @@ impl ProcessIo {
                 .copy_from_fifo(&spec.stdin, pty.clone())
                 .map_err(what)?;
         }
-        self.lock().terminal = Some((pty, tasks));
+        self.lock().terminal = Some(Terminal {
+            pty,
+            tasks,
+            stdin: spec.stdin.clone(),
+        });
         Ok(())
     }
 
@@ -129,15 +146,15 @@ impl ProcessIo {
     pub(crate) fn close_stdin(&self) {
         let mut held = self.lock();
         held.stdin = None;
-        if let Some((_, tasks)) = &held.terminal {
-            tasks.close_input();
+        if let Some(terminal) = &held.terminal {
+            terminal.tasks.close_input();
         }
     }
 
     /// Sets the size of the terminal; without one there is nothing to do, as runc's shim has it.
     pub(crate) fn resize(&self, width: u16, height: u16) -> Result<()> {
         let held = self.lock();
-        let Some((pty, _)) = &held.terminal else {
+        let Some(Terminal { pty, .. }) = &held.terminal else {
             return Ok(());
         };
         let size = libc::winsize {
@@ -164,12 +181,16 @@ impl ProcessIo {
             held.stdin = None;
             for output in mem::take(&mut held.outputs) {
                 if let Some(output) = unread(output) {
-                    held.unread.spawn(until_read(output));
+                    held.lingering.spawn(until_read(output));
                 }
             }
-            held.terminal.take()
+            let terminal = held.terminal.take();
+            if let Some(input) = terminal.as_ref().and_then(|t| still_typed(&t.stdin)) {
+                held.lingering.spawn(until_unwritten(input));
+            }
+            terminal
         };
-        if let Some((pty, tasks)) = terminal {
+        if let Some(Terminal { pty, tasks, .. }) = terminal {
             drop(pty);
             tasks.shutdown().await;
         }
@@ -196,6 +217,21 @@ async fn until_read(output: File) {
     while !is_read(&output) {
         tokio::time::sleep(UNREAD_POLL).await;
     }
+}
+
+/// A terminal's input, for as long as somebody may type into it.
+fn still_typed(stdin: &str) -> Option<pipe::Receiver> {
+    let path = fifo_path(stdin).ok()?;
+    // Without it nobody can open the FIFO any more.
+    let fifo = open_fifo(path, OpenOptions::new().read(true)).ok()?;
+    pipe::Receiver::from_file(fifo).ok()
+}
+
+async fn until_unwritten(mut input: pipe::Receiver) {
+    // However it ends, there is nothing more to read.
+    tokio::io::copy(&mut input, &mut tokio::io::sink())
+        .await
+        .ok();
 }
 
 /// Whether somebody has the other end of a FIFO open: without a reader, polling a writer
@@ -387,6 +423,7 @@ mod tests {
     use std::io::Write;
 
     use nix::{sys::stat::Mode, unistd::mkfifo};
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
 
@@ -435,6 +472,30 @@ mod tests {
         // As containerd opens it: waiting for a writer, reading to the end of file.
         let read = tokio::task::spawn_blocking(|| std::fs::read_to_string(path));
         assert_eq!(read.await.unwrap().unwrap(), "last words");
+    }
+
+    #[tokio::test]
+    async fn what_is_typed_after_the_end_is_taken_until_it_is_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = fifo(dir.path(), "in");
+        let spec = IoSpec {
+            stdin: path.clone(),
+            terminal: true,
+            ..IoSpec::default()
+        };
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let io = ProcessIo::default();
+        io.attach_terminal(&spec, pty.master).unwrap();
+        let mut typist = pipe::OpenOptions::new().open_sender(&path).unwrap();
+        drop(pty.slave);
+        io.finish().await;
+        // More than fits into the FIFO.
+        let text = vec![b'x'; 1 << 20];
+        typist.write_all(&text).await.unwrap();
+        drop(io);
+        tokio::task::yield_now().await;
+        let error = typist.write_all(b"x").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]
