@@ -10,9 +10,14 @@ use std::{
     time::Instant,
 };
 
-use k8s_openapi::api::{
-    core::v1::{ContainerStatus, ObjectReference, PersistentVolumeClaim, Pod, PodSpec, Service},
-    networking::v1::NetworkPolicy,
+use k8s_openapi::{
+    api::{
+        core::v1::{
+            ContainerStatus, ObjectReference, PersistentVolumeClaim, Pod, PodSpec, Service,
+        },
+        networking::v1::NetworkPolicy,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kiln_crds::{
     NodeClassSpec, Sandbox, SandboxClaim, SandboxNode, SandboxTemplate, SandboxWarmPool, keys,
@@ -185,7 +190,8 @@ impl Context {
         Ok(self.keep(new))
     }
 
-    /// Patches a status. An object that is gone has none.
+    /// Patches a status. An object that is gone has none. An answer that brings along what others
+    /// have changed is left for the watch to bring, which has the change looked at.
     pub(crate) async fn patch_status<K: Kind>(&self, key: &Key, patch: &Value) -> Result<()> {
         let _writing = self.metrics.write::<K>("PATCH", "status");
         let params = PatchParams {
@@ -198,7 +204,10 @@ impl Context {
             .await
         {
             Ok(new) => {
-                self.keep(new);
+                let known = K::cache(self).get(key);
+                if known.is_some_and(|known| is_same_but_status(known.meta(), new.meta())) {
+                    self.keep(new);
+                }
                 Ok(())
             }
             Err(e) if error::is_not_found(&e) => Ok(()),
@@ -474,6 +483,17 @@ impl Kind for Pod {
     }
 }
 
+/// Whether nothing but its status can have changed of an object: all else that does is in its
+/// metadata, the spec as the generation.
+fn is_same_but_status(old: &ObjectMeta, new: &ObjectMeta) -> bool {
+    let unnumbered = |meta: &ObjectMeta| ObjectMeta {
+        resource_version: None,
+        managed_fields: None,
+        ..meta.clone()
+    };
+    unnumbered(old) == unnumbered(new)
+}
+
 /// Leaves of `containers` who they are that wait, and for what.
 fn keep_waiting(containers: &mut Option<Vec<ContainerStatus>>) {
     let all = containers.take().into_iter().flatten();
@@ -530,4 +550,26 @@ pub(crate) fn template_of(sandbox: &Sandbox) -> Option<&str> {
         .annotations()
         .get(keys::TEMPLATE_REF)
         .map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_change_is_told_from_a_status() {
+        let known = ObjectMeta {
+            generation: Some(1),
+            resource_version: Some("1".to_owned()),
+            ..ObjectMeta::default()
+        };
+        let mut new = known.clone();
+        new.resource_version = Some("3".to_owned());
+        assert!(is_same_but_status(&known, &new));
+        new.generation = Some(2);
+        assert!(!is_same_but_status(&known, &new), "a spec");
+        new.generation = Some(1);
+        new.labels = Some([("a".to_owned(), "b".to_owned())].into());
+        assert!(!is_same_but_status(&known, &new), "a label");
+    }
 }

@@ -81,6 +81,14 @@ impl Limits {
     }
 }
 
+/// How many claims there are to work on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claims {
+    None,
+    Few,
+    Many,
+}
+
 /// The queue.
 pub(crate) struct Queue {
     state: Mutex<State>,
@@ -186,9 +194,9 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Whether claims come now.
-    pub(crate) fn has_claims(&self) -> bool {
-        self.state().claims(Instant::now()) != Claims::None
+    /// How many claims come now.
+    pub(crate) fn claims(&self) -> Claims {
+        self.state().claims(Instant::now())
     }
 
     /// How much waits or is under way.
@@ -286,14 +294,6 @@ impl State {
     }
 }
 
-/// How many claims there are to work on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Claims {
-    None,
-    Few,
-    Many,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,10 +322,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn claims_go_first_and_leave_a_little_for_the_rest() {
-        for (claims, beside) in [
-            (0, LIMITS.sandboxes),
-            (1, BESIDE_CLAIMS),
-            (MANY, BESIDE_MANY),
+        for (claims, number, beside) in [
+            (0, Claims::None, LIMITS.sandboxes),
+            (1, Claims::Few, BESIDE_CLAIMS),
+            (MANY, Claims::Many, BESIDE_MANY),
         ] {
             let queue = Queue::new(LIMITS);
             for n in 0..20 {
@@ -337,7 +337,7 @@ mod tests {
             for _ in 0..claims {
                 assert_eq!(queue.next().await.class, Class::Claim);
             }
-            assert_eq!(queue.has_claims(), claims > 0);
+            assert_eq!(queue.claims(), number);
             assert_eq!(takes(&queue, Class::Sandbox).await, beside);
         }
     }
@@ -354,7 +354,8 @@ mod tests {
         assert_eq!(takes(&queue, Class::Sandbox).await, BESIDE_CLAIMS);
         let start = Instant::now();
         queue.next().await;
-        assert!(start.elapsed() <= QUIET && !queue.has_claims());
+        assert!(start.elapsed() <= QUIET);
+        assert_eq!(queue.claims(), Claims::None);
         let left = LIMITS.sandboxes - BESIDE_CLAIMS - 1;
         assert_eq!(takes(&queue, Class::Sandbox).await, left);
     }

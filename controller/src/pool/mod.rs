@@ -30,7 +30,7 @@ use crate::{
     context::{Context, Options, member_word, template_of},
     error::{self, Error, Result},
     node, owner, patch,
-    queue::Outcome,
+    queue::{Claims, Outcome},
     template,
 };
 use plan::{Member, plan};
@@ -166,9 +166,9 @@ async fn adopt(context: &Context, pool: &SandboxWarmPool, source: &Source) -> Re
 }
 
 /// Makes `count` Sandboxes: first one, then twice as many each time, so that what cannot work
-/// fails once and not a hundred times. While claims come, those of a pool that has enough wait, and
-/// those of another are made one at a time: the claims need the apiserver more. Returns how many
-/// are left.
+/// fails once and not a hundred times. While claims come, they are made one at a time, and while
+/// many come, those of a pool that has enough wait: the claims need the apiserver more. Returns how
+/// many are left.
 async fn make(
     context: &Context,
     pool: &SandboxWarmPool,
@@ -179,11 +179,10 @@ async fn make(
     let mut batch = 1;
     while left > 0 {
         let mut now = batch.min(left).min(context.options.pool_batch.max(1));
-        if context.queue.has_claims() {
-            if has_enough(context, pool) {
-                break;
-            }
-            now = 1;
+        match context.queue.claims() {
+            Claims::None => {}
+            Claims::Many if has_enough(context, pool) => break,
+            Claims::Few | Claims::Many => now = 1,
         }
         let made = stream::iter(0..now)
             .map(|_| async { context.create(&source.sandbox()).await })
