@@ -227,6 +227,13 @@ impl Agent {
         micros.map(|us| us / 1000.0).collect()
     }
 
+    /// How many sandboxes it has handed out, as it has logged them.
+    #[must_use]
+    pub fn handed_out(&self) -> usize {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().filter(|line| line.contains(" is for ")).count()
+    }
+
     /// The end of its log.
     pub fn log(&self) -> String {
         crate::process::tail(&self.log)

@@ -3,7 +3,10 @@
 //! Agents, shims and sandboxes that die, hang or are flooded: every Pod runs, none twice, and
 //! nothing is left.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::join_all;
@@ -99,6 +102,48 @@ pub(crate) async fn an_agent_that_hangs_costs_no_pod(node: &Node) -> Result<()> 
     works(&pod).await?;
     pod.remove().await?;
     // It has answered too late, to nobody: what it handed out must not stay for ever.
+    agent.expect_ready(WARM).await
+}
+
+/// An agent that is killed when it has answered, and before the Pod has fetched the gofer of what
+/// it got, costs the Pod that gofer: it runs in the sandbox, or in its own.
+pub(crate) async fn an_agent_that_dies_after_its_answer_costs_no_pod(node: &Node) -> Result<()> {
+    const TRIES: usize = 10;
+    let agent = node.agent()?;
+    let mut without_gofer = 0;
+    for _ in 0..TRIES {
+        agent.expect_ready(WARM).await?;
+        let before = agent.handed_out();
+        let pid = agent.pid().await.context("no agent")?;
+        let kill = async {
+            let start = Instant::now();
+            while agent.handed_out() == before {
+                ensure!(start.elapsed() < SOON, "nothing is handed out");
+                // An adoption takes some tens of milliseconds.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            signal_to(pid, Signal::SIGKILL)
+        };
+        let run = node.pod(HANDLER).cold_or_warm().run();
+        let (pod, killed) = tokio::join!(run, kill);
+        killed?;
+        let pod = pod?;
+        works(&pod).await?;
+        let sandbox = pod.sandbox();
+        let in_slots = node.log_lines("is made in slots")?;
+        let in_slots = in_slots.iter().any(|line| line.contains(pod.id()));
+        if sandbox != pod.id() && !in_slots {
+            without_gofer += 1;
+        }
+        agent.stop(Signal::SIGKILL).await?;
+        node.run_agent().await?;
+        pod.remove().await?;
+        node.expect_gone(&sandbox).await?;
+        if without_gofer == 2 {
+            break;
+        }
+    }
+    ensure!(without_gofer > 0, "no agent was killed in time");
     agent.expect_ready(WARM).await
 }
 

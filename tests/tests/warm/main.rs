@@ -36,6 +36,7 @@ fn main() -> ExitCode {
     );
     alone!(agent:
         an_agent_that_is_killed_loses_nothing, pods_start_without_an_agent, an_agent_that_hangs_costs_no_pod,
+        an_agent_that_dies_after_its_answer_costs_no_pod,
         a_sandbox_that_dies_is_replaced, a_dead_sandbox_that_is_handed_out_costs_no_pod,
         what_is_handed_out_and_not_taken_is_destroyed, a_shim_that_dies_while_it_adopts_leaves_nothing,
         others_are_refused, a_flood_of_requests_is_survived, another_runtime_drains_the_pool,

@@ -67,22 +67,29 @@ async fn measure(program: Option<&Path>) -> Result<Figures> {
         Some(program) => Controller::start_program(&plane, program, &[]).await?,
         None => Controller::start(&plane, &[]).await?,
     };
+    let figures = measure_one(&plane, &controller).await;
+    let figures = figures.with_context(|| controller.log())?;
+    plane.stop()?;
+    Ok(figures)
+}
+
+async fn measure_one(plane: &ControlPlane, controller: &Controller) -> Result<Figures> {
     let namespace = plane.namespace("bench").await?;
     let bench = Bench::new(plane.client(), &namespace);
     bench.pool(20).await?;
-    let writes = writes(&controller).await?;
+    let writes = writes(controller).await?;
     let mut single = bench.one_by_one().await?;
     bench.filled(20).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let spent = self::writes(&controller).await?.since(&writes);
+    let spent = self::writes(controller).await?.since(&writes);
     single.sort_by(f64::total_cmp);
     progress(&format!("one by one:\n{}", spent.text()));
 
     let size = i32::try_from(BURST)?;
     bench.scale(size).await?;
-    let before = self::writes(&controller).await?;
+    let before = self::writes(controller).await?;
     let burst = bench.burst().await?;
-    let during = self::writes(&controller).await?.since(&before);
+    let during = self::writes(controller).await?.since(&before);
     progress(&format!("burst:\n{}", during.text()));
     let start = Instant::now();
     bench.filled(size).await?;
@@ -107,7 +114,6 @@ async fn measure(program: Option<&Path>) -> Result<Figures> {
         let name = format!("- {request}");
         figures.push((name, "", number.requests / count(SINGLE)));
     }
-    plane.stop()?;
     Ok(figures)
 }
 
