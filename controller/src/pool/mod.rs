@@ -33,7 +33,7 @@ use crate::{
     queue::{Claims, Outcome},
     template,
 };
-use plan::{Member, plan};
+use plan::{Batches, Member, plan};
 
 /// How long it may take until a pool's status follows what nodes hold: that changes all the time,
 /// and mostly comes along with what else is written.
@@ -176,14 +176,14 @@ async fn make(
     count: usize,
 ) -> Result<usize> {
     let mut left = count;
-    let mut batch = 1;
+    let mut batches = Batches::new(context.options.pool_batch);
     while left > 0 {
-        let mut now = batch.min(left).min(context.options.pool_batch.max(1));
-        match context.queue.claims() {
-            Claims::None => {}
+        let batch = batches.next();
+        let now = match context.queue.claims() {
+            Claims::None => batch.min(left),
             Claims::Many if has_enough(context, pool) => break,
-            Claims::Few | Claims::Many => now = 1,
-        }
+            Claims::Few | Claims::Many => 1,
+        };
         let made = stream::iter(0..now)
             .map(|_| async { context.create(&source.sandbox()).await })
             .buffer_unordered(now);
@@ -192,7 +192,6 @@ async fn make(
             result?;
         }
         left -= now;
-        batch *= 2;
     }
     Ok(left)
 }

@@ -53,6 +53,26 @@ pub(crate) fn age<K: Resource>(object: &K, now: Timestamp) -> Duration {
     age.unwrap_or_default()
 }
 
+/// How many Sandboxes to make at once: one, then twice as many each time, up to a most.
+pub(crate) struct Batches {
+    next: usize,
+    most: usize,
+}
+
+impl Batches {
+    /// `most` is at least one: nothing would come of batches of none.
+    pub(crate) fn new(most: usize) -> Self {
+        let most = most.max(1);
+        Self { next: 1, most }
+    }
+
+    pub(crate) fn next(&mut self) -> usize {
+        let batch = self.next;
+        self.next = batch.saturating_mul(2).min(self.most);
+        batch
+    }
+}
+
 /// What to do.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -280,5 +300,19 @@ mod tests {
                 let keeps_unready = before.iter().filter(|m| !goes(m)).any(|m| !m.is_ready);
                 assert!(!(loses_ready && keeps_unready));
             });
+    }
+
+    #[test]
+    fn batches_grow_and_never_end() {
+        let take = |most, count| {
+            let mut batches = Batches::new(most);
+            let all: Vec<usize> = std::iter::repeat_with(|| batches.next())
+                .take(count)
+                .collect();
+            all
+        };
+        assert_eq!(take(10, 6), [1, 2, 4, 8, 10, 10]);
+        assert_eq!(take(0, 3), [1; 3]);
+        assert_eq!(take(usize::MAX, 200).last(), Some(&usize::MAX));
     }
 }
