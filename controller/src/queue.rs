@@ -109,6 +109,8 @@ struct State {
     failures: HashMap<Work, u32>,
     /// When the last claim was done.
     last_claim: Option<Instant>,
+    /// When there were many claims last.
+    last_many: Option<Instant>,
 }
 
 impl Queue {
@@ -254,15 +256,18 @@ impl State {
         self.later.values().min().copied()
     }
 
-    fn claims(&self, now: Instant) -> Claims {
+    fn claims(&mut self, now: Instant) -> Claims {
         let waiting = self.waiting.get(&Class::Claim).map_or(0, VecDeque::len);
         let running = self.running_of.get(&Class::Claim).copied();
         let count = waiting + running.unwrap_or_default();
         if count >= MANY {
-            return Claims::Many;
+            self.last_many = Some(now);
         }
-        let is_quiet = self.last_claim.is_none_or(|at| at + QUIET <= now);
-        if count == 0 && is_quiet {
+        // A burst has gaps.
+        let is_over = |at: Option<Instant>| at.is_none_or(|at| at + QUIET <= now);
+        if !is_over(self.last_many) {
+            Claims::Many
+        } else if count == 0 && is_over(self.last_claim) {
             Claims::None
         } else {
             Claims::Few

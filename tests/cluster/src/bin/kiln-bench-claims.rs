@@ -20,11 +20,11 @@ use std::{
 use anyhow::{Context, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kiln_cluster::{control_plane::ControlPlane, controller::Controller, standin::Standin};
-use kiln_crds::{SandboxClaim, SandboxTemplate, SandboxWarmPool};
+use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool};
 use kiln_tests::wait;
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
@@ -92,8 +92,9 @@ async fn measure_one(plane: &ControlPlane, controller: &Controller) -> Result<Fi
     let during = self::writes(controller).await?.since(&before);
     progress(&format!("burst:\n{}", during.text()));
     let start = Instant::now();
-    bench.filled(size).await?;
+    bench.refilled(BURST).await?;
     let refill = start.elapsed();
+    bench.end_burst().await?;
     bench.scale(MANY - size - i32::try_from(SINGLE)?).await?;
     let memory = controller.memory()?;
     let mut figures = [
@@ -192,6 +193,7 @@ async fn writes(controller: &Controller) -> Result<Writes> {
 struct Bench {
     claims: Api<SandboxClaim>,
     pools: Api<SandboxWarmPool>,
+    sandboxes: Api<Sandbox>,
     templates: Api<SandboxTemplate>,
     /// When a claim was seen to be ready.
     ready: Arc<Mutex<HashMap<String, Instant>>>,
@@ -212,6 +214,7 @@ impl Bench {
             watch: tokio::spawn(follow(claims.clone(), Arc::clone(&ready))),
             claims,
             pools: Api::namespaced(client.clone(), namespace),
+            sandboxes: Api::namespaced(client.clone(), namespace),
             templates: Api::namespaced(client, namespace),
             ready,
         }
@@ -250,6 +253,16 @@ impl Bench {
         wait::until("a full pool", FILLS, async || {
             let status = self.pools.get("p").await.ok()?.status?;
             (status.ready_replicas == replicas && status.replicas == replicas).then_some(())
+        })
+        .await
+    }
+
+    /// Waits until a pool holds so many Sandboxes that are ready: its status says so later.
+    async fn refilled(&self, replicas: usize) -> Result<()> {
+        wait::until("a full pool", FILLS, async || {
+            let all = self.sandboxes.list(&ListParams::default()).await.ok()?;
+            let ready = all.iter().filter(|s| is_pools(s) && is_ready(s));
+            (ready.count() == replicas).then_some(())
         })
         .await
     }
@@ -301,7 +314,7 @@ impl Bench {
     /// Time from the first request to the last readiness.
     async fn burst(&self) -> Result<Duration> {
         let start = Instant::now();
-        let names: Vec<String> = (0..BURST).map(|n| format!("burst-{n}")).collect();
+        let names = burst_names();
         let made = stream::iter(&names)
             .map(|name| self.claim(name))
             .buffer_unordered(CLIENTS);
@@ -310,15 +323,31 @@ impl Bench {
         for name in &names {
             last = last.max(self.ready_at(name).await?);
         }
-        let took = last.duration_since(start);
-        for name in &names {
-            self.claims
-                .delete(name, &DeleteParams::default())
-                .await
-                .ok();
-        }
-        Ok(took)
+        Ok(last.duration_since(start))
     }
+
+    async fn end_burst(&self) -> Result<()> {
+        for name in burst_names() {
+            self.claims.delete(&name, &DeleteParams::default()).await?;
+        }
+        Ok(())
+    }
+}
+
+fn burst_names() -> Vec<String> {
+    (0..BURST).map(|n| format!("burst-{n}")).collect()
+}
+
+fn is_pools(sandbox: &Sandbox) -> bool {
+    let owners = sandbox.owner_references();
+    owners.iter().any(|o| o.kind == "SandboxWarmPool")
+}
+
+fn is_ready(sandbox: &Sandbox) -> bool {
+    let conditions = sandbox.status.iter().flat_map(|s| &s.conditions);
+    conditions
+        .into_iter()
+        .any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 async fn follow(claims: Api<SandboxClaim>, ready: Arc<Mutex<HashMap<String, Instant>>>) {
