@@ -20,8 +20,8 @@ use crate::env::{Env, Namespace};
 
 const POOL: usize = 20;
 /// Claims in all, unless `$KILN_CLAIMS` says how many. Each costs this one node a Pod: a hundred take
-/// more than four minutes on two cores.
-const CLAIMS: usize = 40;
+/// two minutes on two cores.
+const CLAIMS: usize = 100;
 /// Claims that are there at the same time.
 const CLIENTS: usize = 10;
 
