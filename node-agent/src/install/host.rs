@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns};
+use runsc_wrapper::reap;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
@@ -66,17 +67,18 @@ pub(crate) async fn run_on_node(verb: &str, config: &Path) -> Outcome {
         why,
         is_installed: false,
     };
-    let child = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    command
         .arg("--config")
         .arg(config)
         .args([verb, "--on-node"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn();
-    let done = match child {
+        .stderr(Stdio::inherit());
+    // The agent reaps whatever else ends.
+    let done = match reap::spawn(&mut command) {
         // Not killed when this one is told to end: it is to finish what it has begun.
-        Ok(child) => child.wait_with_output().await,
+        Ok((child, _owned)) => child.wait_with_output().await,
         Err(e) => Err(e),
     };
     match done {
