@@ -33,7 +33,7 @@ use crate::{
     queue::{Claims, Outcome},
     template,
 };
-use plan::{Batches, Member, plan};
+use plan::{Member, batches, plan};
 
 /// How long it may take until a pool's status follows what nodes hold: that changes all the time,
 /// and mostly comes along with what else is written.
@@ -176,9 +176,10 @@ async fn make(
     count: usize,
 ) -> Result<usize> {
     let mut left = count;
-    let mut batches = Batches::new(context.options.pool_batch);
-    while left > 0 {
-        let batch = batches.next();
+    for batch in batches(context.options.pool_batch) {
+        if left == 0 {
+            break;
+        }
         let now = match context.queue.claims() {
             Claims::None => batch.min(left),
             Claims::Many if has_enough(context, pool) => break,

@@ -2,7 +2,7 @@
 
 //! What a pool does next: which Sandboxes go, and how many are made.
 
-use std::time::Duration;
+use std::{iter, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -53,24 +53,13 @@ pub(crate) fn age<K: Resource>(object: &K, now: Timestamp) -> Duration {
     age.unwrap_or_default()
 }
 
-/// How many Sandboxes to make at once: one, then twice as many each time, up to a most.
-pub(crate) struct Batches {
-    next: usize,
-    most: usize,
-}
-
-impl Batches {
-    /// `most` is at least one: nothing would come of batches of none.
-    pub(crate) fn new(most: usize) -> Self {
-        let most = most.max(1);
-        Self { next: 1, most }
-    }
-
-    pub(crate) fn next(&mut self) -> usize {
-        let batch = self.next;
-        self.next = batch.saturating_mul(2).min(self.most);
-        batch
-    }
+/// How many Sandboxes to make at once, without an end: one, then twice as many each time, up to
+/// `most`, which is at least one: nothing would come of batches of none.
+pub(crate) fn batches(most: usize) -> impl Iterator<Item = usize> {
+    let most = most.max(1);
+    iter::successors(Some(1), move |last: &usize| {
+        Some(last.saturating_mul(2).min(most))
+    })
 }
 
 /// What to do.
@@ -304,13 +293,7 @@ mod tests {
 
     #[test]
     fn batches_grow_and_never_end() {
-        let take = |most, count| {
-            let mut batches = Batches::new(most);
-            let all: Vec<usize> = std::iter::repeat_with(|| batches.next())
-                .take(count)
-                .collect();
-            all
-        };
+        let take = |most, count| batches(most).take(count).collect::<Vec<_>>();
         assert_eq!(take(10, 6), [1, 2, 4, 8, 10, 10]);
         assert_eq!(take(0, 3), [1; 3]);
         assert_eq!(take(usize::MAX, 200).last(), Some(&usize::MAX));
