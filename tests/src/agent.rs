@@ -221,17 +221,24 @@ impl Agent {
     /// How long adoptions took, in milliseconds, as it has logged them.
     #[must_use]
     pub fn adoption_times(&self) -> Vec<f64> {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let told = log.lines().filter(|line| line.contains("is adopted after"));
-        let micros = told.filter_map(|line| line.rsplit(' ').nth(1)?.parse::<f64>().ok());
+        let told = self.log_lines("is adopted after");
+        let micros = told
+            .iter()
+            .filter_map(|line| line.rsplit(' ').nth(1)?.parse::<f64>().ok());
         micros.map(|us| us / 1000.0).collect()
     }
 
     /// How many sandboxes it has handed out, as it has logged them.
     #[must_use]
     pub fn handed_out(&self) -> usize {
+        self.log_lines(" is for ").len()
+    }
+
+    /// The lines of its log that have `words` in them.
+    fn log_lines(&self, words: &str) -> Vec<String> {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
-        log.lines().filter(|line| line.contains(" is for ")).count()
+        let lines = log.lines().filter(|line| line.contains(words));
+        lines.map(str::to_owned).collect()
     }
 
     /// The end of its log.

@@ -19,6 +19,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kiln_cluster::{control_plane::ControlPlane, controller::Controller, standin::Standin};
 use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool};
 use kiln_tests::wait;
@@ -261,8 +262,10 @@ impl Bench {
     async fn refilled(&self, replicas: usize) -> Result<()> {
         wait::until("a full pool", FILLS, async || {
             let all = self.sandboxes.list(&ListParams::default()).await.ok()?;
-            let ready = all.iter().filter(|s| is_pools(s) && is_ready(s));
-            (ready.count() == replicas).then_some(())
+            let pools = all.iter().filter(|s| is_pools(s));
+            let ready = pools.filter_map(|s| s.status.as_ref());
+            let ready = ready.filter(|s| is_ready(&s.conditions)).count();
+            (ready == replicas).then_some(())
         })
         .await
     }
@@ -343,11 +346,9 @@ fn is_pools(sandbox: &Sandbox) -> bool {
     owners.iter().any(|o| o.kind == "SandboxWarmPool")
 }
 
-fn is_ready(sandbox: &Sandbox) -> bool {
-    let conditions = sandbox.status.iter().flat_map(|s| &s.conditions);
-    conditions
-        .into_iter()
-        .any(|c| c.type_ == "Ready" && c.status == "True")
+fn is_ready(conditions: &[Condition]) -> bool {
+    let mut conditions = conditions.iter();
+    conditions.any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 async fn follow(claims: Api<SandboxClaim>, ready: Arc<Mutex<HashMap<String, Instant>>>) {
@@ -356,15 +357,8 @@ async fn follow(claims: Api<SandboxClaim>, ready: Arc<Mutex<HashMap<String, Inst
         let Ok(watcher::Event::Apply(claim) | watcher::Event::InitApply(claim)) = event else {
             continue;
         };
-        let conditions = claim
-            .status
-            .as_ref()
-            .map(|s| s.conditions.as_slice())
-            .unwrap_or_default();
-        if conditions
-            .iter()
-            .any(|c| c.type_ == "Ready" && c.status == "True")
-        {
+        let status = claim.status.as_ref();
+        if status.is_some_and(|s| is_ready(&s.conditions)) {
             let mut ready = ready.lock().unwrap_or_else(PoisonError::into_inner);
             ready.entry(claim.name_any()).or_insert_with(Instant::now);
         }
