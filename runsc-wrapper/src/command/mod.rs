@@ -516,12 +516,17 @@ impl Attendant {
     }
 
     fn kill(&self, who: AtDeadline) {
+        let group = Pid::from_raw(self.pid.cast_signed());
         let tree = match who {
             AtDeadline::Group => Vec::new(),
-            AtDeadline::Tree => descendants(self.pid),
+            AtDeadline::Tree => {
+                // Stopped, it makes no process that the list would lack.
+                let _ = killpg(group, Signal::SIGSTOP);
+                descendants(self.pid)
+            }
         };
         // An error means that there is nobody left.
-        let _ = killpg(Pid::from_raw(self.pid.cast_signed()), Signal::SIGKILL);
+        let _ = killpg(group, Signal::SIGKILL);
         for pid in tree {
             log::warn!("kill process {pid}, left by a command that took too long");
             let _ = nix::sys::signal::kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);

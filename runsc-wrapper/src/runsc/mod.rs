@@ -216,8 +216,7 @@ impl Runsc {
     /// Removes what a `create` that failed with `error` may have left.
     async fn undo_create(&self, opts: &CreateOpts, error: &RuntimeError) {
         let id = &opts.id;
-        let left = state::exists(self.root(), id).unwrap_or(true);
-        if left && let Err(e) = self.cli.delete(id, true).await {
+        if let Err(e) = self.delete(id, true).await {
             log::warn!("delete {id}, which could not be made: {e}");
         }
         if let Err(e) = state::remove_remains(self.root(), id) {
@@ -484,6 +483,10 @@ impl Runtime for Runsc {
             Some(container) => {
                 self.prepare_delete(container, force).await;
                 self.cli.delete(id, force).await
+            }
+            // A command that was killed while it wrote the state has left one that none can read.
+            None if force && State::load(self.root(), id).is_err() => {
+                state::remove(self.root(), id).map_err(unreadable_root)
             }
             None => self.cli.delete(id, force).await,
         };

@@ -100,6 +100,13 @@ cd {0}
         Runsc::new(Config::parse(&text).unwrap())
     }
 
+    /// The files in the root that are named after a container.
+    fn left_of(&self, container: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path().join("root")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.contains(container)).collect()
+    }
+
     /// The recorded command lines, without the flags that all have.
     fn argv(&self) -> Vec<String> {
         let text = fs::read_to_string(self.path().join("argv")).unwrap_or_default();
@@ -255,12 +262,28 @@ async fn a_create_that_leaves_something_is_undone() {
         .unwrap_err();
     assert!(error.to_string().contains("half way"), "{error}");
     assert_eq!(stage.argv()[1], "delete --force pod");
-    let left: Vec<_> = fs::read_dir(stage.path().join("root"))
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.contains("pod"))
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(stage.left_of("pod"), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_create_that_was_killed_while_it_wrote_its_state_is_undone() {
+    let script = "case $op in
+        create) echo x >root/pod_sandbox:pod.lock; echo '{\"status' >root/pod_sandbox:pod.state; sleep 60 ;;
+        *) fail 'unexpected end of JSON input' ;;
+    esac";
+    let stage = Stage::new(script);
+    let mut config = stage.runsc().cli.config.clone();
+    config.deadlines.create = Duration::from_millis(500);
+    let bundle = stage.path().join("bundle");
+    fs::create_dir(&bundle).unwrap();
+    fs::write(bundle.join("config.json"), "{}").unwrap();
+    let error = Runsc::new(config)
+        .create(&create_opts(&stage, "pod"))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, RuntimeError::Timeout { .. }), "{error:?}");
+    assert!(stage.argv().iter().all(|line| !line.starts_with("delete")));
+    assert_eq!(stage.left_of("pod"), [""; 0]);
 }
 
 #[tokio::test]

@@ -122,8 +122,7 @@ async fn the_end_of_the_root_container_is_the_end_of_all(world: World) {
 
 async fn a_create_that_takes_too_long_leaves_nothing(world: World) {
     // Half-way through: with 30 ms there is no sentry yet, with 150 there often is.
-    let short: Vec<_> = [30, 80, 150].map(Duration::from_millis).into();
-    for deadline in short {
+    for deadline in (30..=150).step_by(10).map(Duration::from_millis) {
         let mut config = world.config.clone();
         config.deadlines.create = deadline;
         let runtime = runsc_wrapper::Runsc::new(config);
