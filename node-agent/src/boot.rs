@@ -8,13 +8,14 @@ use std::{
     os::fd::AsFd,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use kiln_agent_api::{Shape, naming_process};
 use rand::RngExt as _;
 use runsc_wrapper::{
     ContainerId, CreateOpts, ExecOpts, Exit, InvalidId, Runtime, RuntimeError, Slots, StartWay,
-    Status, Stdio, reap::Tracked,
+    Status, Stdio, reap::Tracked, slack,
 };
 use tracing::warn;
 
@@ -22,6 +23,10 @@ use crate::{
     netns, spec,
     store::{Note, Place, Store},
 };
+
+/// How late the timers of a sandbox may be that no Pod has: nobody waits for them. With more, who
+/// adopts one could find it asleep for so long.
+const REST: Duration = Duration::from_millis(100);
 
 /// Why a sandbox could not be made, tried or destroyed.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +141,22 @@ impl Booter {
             self.doom(name, Place::Booting).await;
         }
         made
+    }
+
+    /// Boots a sandbox of `shape` that rests until it is handed out.
+    pub(crate) async fn boot_ahead(&self, shape: &Shape) -> Result<Warm> {
+        let warm = self.boot(shape).await?;
+        self.rest(&warm).await;
+        Ok(warm)
+    }
+
+    /// Lets a sandbox cost no more than it must. One that does not rest is as good.
+    async fn rest(&self, warm: &Warm) {
+        let pid = warm.process.pid();
+        let set = blocking("let it rest", move || slack::set(pid, REST));
+        if let Err(e) = set.await {
+            warn!("{}: {e}", warm.id);
+        }
     }
 
     async fn make(&self, id: &ContainerId, shape: &Shape) -> Result<Warm> {
@@ -304,7 +325,9 @@ impl Booter {
         }
         let process = Tracked::new(note.pid).map_err(io_error("watch a warm sandbox"))?;
         let id = id.to_string();
-        Ok(Warm { id, process })
+        let warm = Warm { id, process };
+        self.rest(&warm).await;
+        Ok(warm)
     }
 
     /// Whether the sandbox `id` answers.

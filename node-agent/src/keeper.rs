@@ -14,6 +14,7 @@ use kiln_agent_api::Shape;
 use runsc_wrapper::{
     Runsc, StartWay,
     egress::{Guard, LinkLocal, Mode},
+    slack,
 };
 use tokio::{sync::Notify, time::sleep};
 use tracing::{error, info, warn};
@@ -194,7 +195,9 @@ impl Keeper {
             let (store, name) = (self.store.clone(), id.clone());
             let handed = blocking("hand out a sandbox", move || {
                 store.advance(&name, Place::Ready, Place::Handed)?;
-                store.note(Place::Handed, &name)
+                let note = store.note(Place::Handed, &name)?;
+                slack::set(note.pid, slack::DEFAULT)?;
+                Ok(note)
             });
             let note = match handed.await {
                 Ok(note) => note,
@@ -381,7 +384,7 @@ impl Keeper {
 
     async fn boot(self: Arc<Self>, active: Active, shape: Shape) {
         let begun = Instant::now();
-        let booted = active.booter.boot(&shape).await;
+        let booted = active.booter.boot_ahead(&shape).await;
         let took = begun.elapsed();
         match booted {
             Ok(warm) => {

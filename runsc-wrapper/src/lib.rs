@@ -28,6 +28,7 @@ pub mod reap;
 mod runc;
 mod runsc;
 mod sandbox;
+pub mod slack;
 mod slots;
 mod state;
 mod stdio;

@@ -3,6 +3,7 @@
 //! Processes: commands with a deadline, daemons with a log file, and what runs on the machine.
 
 use std::{
+    collections::BTreeSet,
     ffi::{OsStr, OsString},
     fs::{self, File},
     io,
@@ -513,6 +514,23 @@ impl Proc {
             .lines()
             .find_map(|l| l.strip_prefix(field)?.strip_prefix(':'))?;
         line.split_whitespace().next()?.parse().ok()
+    }
+
+    /// By how many nanoseconds timers may be late in any of its threads.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn timer_slacks(&self) -> Result<BTreeSet<u64>> {
+        let mut all = BTreeSet::new();
+        for thread in fs::read_dir(format!("/proc/{}/task", self.pid))? {
+            let thread = thread?.file_name();
+            let file = format!("/proc/{}/timerslack_ns", thread.display());
+            // Threads come and go.
+            if let Ok(text) = fs::read_to_string(file) {
+                all.insert(text.trim().parse()?);
+            }
+        }
+        Ok(all)
     }
 
     /// Kills it and waits until it is gone.

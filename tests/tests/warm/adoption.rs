@@ -8,6 +8,7 @@ use kiln_agent_api::Shape;
 use kiln_tests::{
     cri::v1,
     node::Node,
+    process::Proc,
     wait::{self, SOON},
 };
 
@@ -32,6 +33,25 @@ pub(crate) async fn a_pod_adopts(node: &Node) -> Result<()> {
     let sandbox = pod.sandbox();
     pod.remove().await?;
     node.expect_gone(&sandbox).await
+}
+
+/// Before it is a Pod's, a sandbox may be late, which costs less; from then on it is in time.
+pub(crate) async fn a_sandbox_rests_until_it_is_adopted(node: &Node) -> Result<()> {
+    node.agent()?.expect_ready(WARM).await?;
+    let is_sentry = |p: &Proc| p.argv.starts_with("runsc-sandbox");
+    let resting: Vec<_> = node.processes().into_iter().filter(is_sentry).collect();
+    ensure!(resting.len() == WARM as usize, "{resting:?}");
+    for sentry in &resting {
+        let slacks = sentry.timer_slacks()?;
+        ensure!(slacks == [100_000_000].into(), "{sentry:?} has {slacks:?}");
+    }
+    let pod = node.pod(HANDLER).run().await?;
+    let container = pod.idle().start().await?;
+    container.sh("sleep 0.01").await?;
+    let sentry = pod.runtime_processes("runsc-sandbox");
+    let slacks = sentry.first().context("no sentry")?.timer_slacks()?;
+    ensure!(slacks == [50_000].into(), "{slacks:?}");
+    pod.remove().await
 }
 
 /// The sandbox has the Pod's address and name, and its sentry no way to the host's network.
