@@ -31,6 +31,8 @@ pub struct Policy {
     pub agent: PathBuf,
     /// What Pods must not send, whatever their network lets through.
     pub link_local: LinkLocal,
+    /// By how many microseconds the timers of a sandbox may be late; 0 leaves it to the kernel.
+    pub timer_slack_us: u64,
 }
 
 impl Default for Policy {
@@ -42,6 +44,7 @@ impl Default for Policy {
             restore_dirs: Vec::new(),
             agent: kiln_agent_api::SOCKET.into(),
             link_local: LinkLocal::default(),
+            timer_slack_us: 0,
         }
     }
 }

@@ -11,11 +11,12 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use log::warn;
 use nix::fcntl::{Flock, FlockArg};
-use runsc_wrapper::{ContainerId, Runtime, RuntimeKind, Slots};
+use runsc_wrapper::{ContainerId, Runtime, RuntimeKind, Slots, slack};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -26,6 +27,7 @@ use crate::{
     egress::Egress,
     error::{Error, Result},
     io::read_capped,
+    pod::blocking,
 };
 
 /// Where shims keep sockets and files of calls in flight, one directory per sandbox. Short,
@@ -72,6 +74,23 @@ impl Sandbox {
 
     pub(crate) fn set_pid(&self, pid: u32) {
         self.pid.store(pid, Ordering::Relaxed);
+    }
+
+    /// Lets the timers of a sandbox that runs be as late as the node allows. One whose timers are
+    /// in time costs more CPU, and is as good.
+    pub(crate) async fn slacken(&self) {
+        let by = Duration::from_micros(self.policy.timer_slack_us);
+        let sentry = self.pid().filter(|_| self.is_shared());
+        let Some(pid) = sentry.filter(|_| !by.is_zero()) else {
+            return;
+        };
+        let set = blocking(move || {
+            let set = slack::set(pid, by);
+            set.map_err(Error::io("slacken the timers of", Path::new("its sentry")))
+        });
+        if let Err(e) = set.await {
+            warn!("sandbox {}: {e}", self.id);
+        }
     }
 
     /// Takes what may adopt a sandbox: a Pod tries once.

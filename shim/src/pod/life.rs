@@ -52,6 +52,7 @@ impl Pod {
         *stdio = Stdio::default();
         container.init.apply("start", Event::Started)?;
         if container.role == Role::Sandbox {
+            sandbox.slacken().await;
             self.forward_ports(&sandbox);
         }
         let pid = container.init.pid();
