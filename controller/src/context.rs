@@ -35,7 +35,7 @@ use crate::{
     cache::{Cache, Key},
     error::{self, Error, Result},
     metrics::Metrics,
-    node::Arrivals,
+    node::{Arrivals, Pulses},
     owner,
     queue::{Class, Limits, Queue, Work},
 };
@@ -105,6 +105,8 @@ pub(crate) struct Context {
     arrivals: Mutex<Arrivals>,
     /// What was asked of a node last.
     wishes: Mutex<HashMap<String, Vec<NodeClassSpec>>>,
+    /// When nodes reported last.
+    pulses: Mutex<Pulses>,
     /// Nodes that reported when they were looked at last.
     live_nodes: Mutex<BTreeSet<String>>,
 }
@@ -148,6 +150,7 @@ impl Context {
             started: Instant::now(),
             arrivals: Mutex::default(),
             wishes: Mutex::default(),
+            pulses: Mutex::default(),
             live_nodes: Mutex::default(),
         }
     }
@@ -349,6 +352,11 @@ impl Context {
     /// See the field.
     pub(crate) fn wishes(&self) -> MutexGuard<'_, HashMap<String, Vec<NodeClassSpec>>> {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See the field.
+    pub(crate) fn pulses(&self) -> MutexGuard<'_, Pulses> {
+        self.pulses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// See the field.

@@ -6,13 +6,14 @@
 //! much that should be. All of it only makes starts faster: without such objects nothing changes.
 
 mod plan;
+mod pulse;
 mod shape;
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, stream};
@@ -33,6 +34,7 @@ use crate::{
     watch,
 };
 pub(crate) use plan::Arrivals;
+pub(crate) use pulse::Pulses;
 pub(crate) use shape::Shape;
 
 /// Least time between two writes of a node's wishes.
@@ -70,10 +72,21 @@ pub(crate) fn claimed(context: &Context, template: Key) {
 
 /// Looks at what has changed of a node.
 pub(crate) fn changed(context: &Context, new: &SandboxNode, old: Option<&SandboxNode>) {
+    note(context, new, old);
     look(context);
     let holds = |node: &SandboxNode| node.status.as_ref().map(|s| s.classes.clone());
     if watch::is_gone(new, old) || old.and_then(holds) != holds(new) {
         wake_pools(context);
+    }
+}
+
+fn note(context: &Context, new: &SandboxNode, old: Option<&SandboxNode>) {
+    let name = new.name_any();
+    if watch::is_gone(new, old) {
+        context.pulses().forget(&name);
+    } else if let Some(beat) = new.status.as_ref().and_then(|s| s.heartbeat.as_ref()) {
+        let (now, clock) = (Instant::now(), Timestamp::now());
+        context.pulses().note(&name, beat.0, now, clock);
     }
 }
 
@@ -96,11 +109,9 @@ pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
         context.wishes().clear();
         return Ok(Outcome::Done);
     }
-    let now = Timestamp::now();
-    let timeout = context.options.node_heartbeat_timeout;
     let live: BTreeMap<String, BTreeSet<String>> = all
         .iter()
-        .filter(|node| is_live(node, now, timeout))
+        .filter(|node| is_live(context, node))
         .map(|node| (node.name_any(), classes(node)))
         .collect();
     note_live(context, live.keys().cloned().collect());
@@ -131,17 +142,20 @@ pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
 }
 
 /// Whether a node's agent reports, and says that its sandboxes work.
-fn is_live(node: &SandboxNode, now: Timestamp, timeout: Duration) -> bool {
-    let Some(status) = &node.status else {
-        return false;
-    };
-    let is_broken = condition::find(&status.conditions, READY).is_some_and(|c| c.status == "False");
-    let age = status.heartbeat.as_ref().map(|at| now.duration_since(at.0));
-    // A clock that runs ahead of ours is no reason to mistrust the node.
-    let is_fresh = age.is_some_and(|age| {
-        Duration::try_from(age).is_ok_and(|age| age <= timeout) || age.is_negative()
-    });
-    is_fresh && !is_broken && node.metadata.deletion_timestamp.is_none()
+fn is_live(context: &Context, node: &SandboxNode) -> bool {
+    let timeout = context.options.node_heartbeat_timeout;
+    let beats = context
+        .pulses()
+        .beats(&node.name_any(), Instant::now(), timeout);
+    beats && works(node)
+}
+
+/// Whether a node stays, and its agent does not say that sandboxes fail.
+fn works(node: &SandboxNode) -> bool {
+    let mut conditions = node.status.iter().map(|status| &status.conditions);
+    let is_broken = conditions
+        .any(|all| condition::find(all, READY).is_some_and(|ready| ready.status == "False"));
+    !is_broken && node.metadata.deletion_timestamp.is_none()
 }
 
 /// The classes that a node can hold.
@@ -209,7 +223,6 @@ pub(crate) fn capacity(
     context: &Context,
     pod: &PodSpec,
     generation: Option<i64>,
-    now: Timestamp,
 ) -> Option<Condition> {
     let shape = Shape::of(pod)?;
     let all = context.nodes.all();
@@ -219,7 +232,7 @@ pub(crate) fn capacity(
     let live = all
         .iter()
         .map(|node| &**node)
-        .filter(|node| is_live(node, now, context.options.node_heartbeat_timeout));
+        .filter(|node| is_live(context, node));
     let capacity = count(live, &shape);
     let (is, reason) = match capacity {
         Capacity { nodes: 0, .. } => (Is::False, "NoNodes"),
@@ -263,11 +276,9 @@ pub(crate) fn prefer_warm(context: &Context, pod: &mut PodSpec) {
     let Some(shape) = Shape::of(pod) else {
         return;
     };
-    let now = Timestamp::now();
-    let timeout = context.options.node_heartbeat_timeout;
     let all = context.nodes.all();
     let live = all.iter().map(|node| &**node);
-    let names = warm(live.filter(|node| is_live(node, now, timeout)), &shape);
+    let names = warm(live.filter(|node| is_live(context, node)), &shape);
     if names.is_empty() {
         return;
     }
@@ -312,13 +323,10 @@ fn term(node: String) -> PreferredSchedulingTerm {
 
 #[cfg(test)]
 mod tests {
-    use std::str::FromStr;
-
     use serde_json::{Value, json};
 
     use super::*;
 
-    const TIMEOUT: Duration = Duration::from_secs(60);
     const NOON: &str = "2026-01-01T12:00:00Z";
 
     fn node(name: &str, status: &Value) -> SandboxNode {
@@ -346,22 +354,15 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_live_while_its_heart_beats() {
-        let broken = json!([{"type": "Ready", "status": "False", "reason": "R", "message": "", "lastTransitionTime": NOON}]);
-        for (status, seconds, expected) in [
-            (json!(null), 0, false),
-            (json!({}), 0, false),
-            (json!({"heartbeat": NOON}), 60, true),
-            (json!({"heartbeat": NOON}), 61, false),
-            (json!({"heartbeat": NOON}), -600, true),
-            (json!({"heartbeat": NOON, "conditions": broken}), 0, false),
+    fn a_node_works_until_its_agent_says_otherwise() {
+        let ready = |status: &str| json!({"conditions": [{"type": "Ready", "status": status, "reason": "R", "message": "", "lastTransitionTime": NOON}]});
+        for (status, expected) in [
+            (json!(null), true),
+            (json!({}), true),
+            (ready("True"), true),
+            (ready("False"), false),
         ] {
-            let now = Timestamp::from_str(NOON).unwrap() + jiff::SignedDuration::from_secs(seconds);
-            assert_eq!(
-                is_live(&node("n", &status), now, TIMEOUT),
-                expected,
-                "{status} {seconds}"
-            );
+            assert_eq!(works(&node("n", &status)), expected, "{status}");
         }
     }
 

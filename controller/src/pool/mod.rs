@@ -327,7 +327,7 @@ async fn write_status(
 ) -> Result<Option<Duration>> {
     let now = Timestamp::now();
     let mut new = status(pool, members, failure, now);
-    let capacity = pod.and_then(|pod| node::capacity(context, pod, pool.metadata.generation, now));
+    let capacity = pod.and_then(|pod| node::capacity(context, pod, pool.metadata.generation));
     match capacity {
         Some(capacity) => condition::set(&mut new.conditions, capacity, now),
         None => condition::remove(&mut new.conditions, node::CAPACITY),
