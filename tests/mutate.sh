@@ -8,6 +8,7 @@
 # A patch begins with lines `Test: KIND WHAT`:
 #
 #   Test: unit PACKAGE FILTER    # tests of the package's library, those that need root too
+#   Test: bin PACKAGE FILTER     # tests of a package without a library
 #   Test: real FILTER            # runsc-wrapper against real runtimes and the kernel
 #   Test: isolation FILTER       # cases of that suite, with the changed shim and agent
 #
@@ -46,6 +47,10 @@ notices() { # KIND WHAT…
     unit)
         (cd "$TREE" && $CARGO test -q -p "$1" --all-features --lib --no-run) || fail "build $1"
         ! (cd "$TREE" && $CARGO test -p "$1" --all-features --lib -- --include-ignored "$2")
+        ;;
+    bin)
+        (cd "$TREE" && $CARGO test -q -p "$1" --bins --no-run) || fail "build $1"
+        ! (cd "$TREE" && $CARGO test -p "$1" --bins -- "$2")
         ;;
     real)
         (cd "$TREE" && $CARGO test -q -p runsc-wrapper --test real --no-run) || fail "build real"
