@@ -132,7 +132,7 @@ impl Env {
         let target = tools::target_dir()?;
         let arch = std::env::consts::ARCH;
         let mut dirs = vec![
-            target.join(format!("{arch}-unknown-linux-gnu/release")),
+            target.join(format!("{arch}-unknown-linux-gnu/debug")),
             target.join("small"),
         ];
         symlink(tools::runsc()?, dir.join("runsc"))?;
@@ -157,10 +157,12 @@ impl Env {
             let (dirs, tag) = (dirs.clone(), tag.to_owned());
             move || release(&dirs, library, &tag, None, &out)
         });
-        let images = images.await?.context("build them with `make images`")?;
+        let images = images
+            .await?
+            .context("build them with `make test-deploy-node`")?;
         ensure!(
             images.len() >= 2,
-            "only {images:?}: build them with `make images`"
+            "only {images:?}: build them with `make test-deploy-node`"
         );
         for image in images {
             Cmd::new(&tools::program("ctr")?)

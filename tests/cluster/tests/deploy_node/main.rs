@@ -4,7 +4,7 @@
 //! node installs itself from the image of its agent; the documentation's manifests; an upgrade
 //! below running Pods; `kilnctl disable`.
 //!
-//! Needs the programs of `make images`.
+//! Needs the programs that `make test-deploy-node` builds.
 
 mod env;
 
