@@ -43,7 +43,7 @@ pub(crate) async fn a_sandbox_rests_until_it_is_adopted(node: &Node) -> Result<(
     ensure!(resting.len() == WARM as usize, "{resting:?}");
     for sentry in &resting {
         let slacks = sentry.timer_slacks()?;
-        ensure!(slacks == [100_000_000].into(), "{sentry:?} has {slacks:?}");
+        ensure!(slacks == [5_000_000].into(), "{sentry:?} has {slacks:?}");
     }
     let pod = node.pod(HANDLER).run().await?;
     let container = pod.idle().start().await?;
