@@ -19,9 +19,9 @@ use serde_json::json;
 use crate::env::{Env, Namespace};
 
 const POOL: usize = 20;
-/// Claims in all, unless `$KILN_CLAIMS` says how many. Each costs this one node a Pod: a hundred take
-/// two minutes on two cores.
-const CLAIMS: usize = 100;
+/// Claims in all, unless `$KILN_CLAIMS` says how many. Each costs this one node a Pod: a hundred can take
+/// more than five minutes on two cores.
+const CLAIMS: usize = 40;
 /// Claims that are there at the same time.
 const CLIENTS: usize = 10;
 
