@@ -26,7 +26,7 @@ const CLAIMS: usize = 40;
 const CLIENTS: usize = 10;
 
 /// How long one thing may take where every claim costs a Pod of this one node.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// An agent that holds a few of the sandboxes that these Pods ask for.
 const AGENT: &str = "overhead = 50331648\n[limits]\nboots = 1\n\
