@@ -80,6 +80,7 @@ pub(crate) fn changed(context: &Context, new: &SandboxNode, old: Option<&Sandbox
     }
 }
 
+/// Notes a heartbeat, or that a node is gone.
 fn note(context: &Context, new: &SandboxNode, old: Option<&SandboxNode>) {
     let name = new.name_any();
     if watch::is_gone(new, old) {
@@ -104,17 +105,16 @@ fn wake_pools(context: &Context) {
 
 /// Writes the wishes of all nodes where they have changed.
 pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
-    let all = context.nodes.all();
-    if all.is_empty() {
+    if context.nodes.is_empty() {
         context.wishes().clear();
         return Ok(Outcome::Done);
     }
-    let live: BTreeMap<String, BTreeSet<String>> = all
+    let live = live(context);
+    let able: BTreeMap<String, BTreeSet<String>> = live
         .iter()
-        .filter(|node| is_live(context, node))
         .map(|node| (node.name_any(), classes(node)))
         .collect();
-    note_live(context, live.keys().cloned().collect());
+    note_live(context, able.keys().cloned().collect());
     let bursts = context.arrivals().bursts(context.started.elapsed());
     let (templates, pools) = (context.templates.all(), context.pools.all());
     let demand = plan::demand(
@@ -122,11 +122,9 @@ pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
         pools.iter().map(|p| &**p),
         &bursts,
     );
-    let mut shares = plan::share(&demand, &live);
-    let due = all
+    let mut shares = plan::share(&demand, &able);
+    let due: Vec<_> = live
         .into_iter()
-        .filter(|node| live.contains_key(&node.name_any()));
-    let due: Vec<_> = due
         .map(|node| {
             let share = shares.remove(&node.name_any()).unwrap_or_default();
             (node, share)
@@ -141,13 +139,13 @@ pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
     Ok(Outcome::Again(ROUND))
 }
 
-/// Whether a node's agent reports, and says that its sandboxes work.
-fn is_live(context: &Context, node: &SandboxNode) -> bool {
+/// The nodes whose agents report, and say that their sandboxes work.
+fn live(context: &Context) -> Vec<Arc<SandboxNode>> {
     let timeout = context.options.node_heartbeat_timeout;
-    let beats = context
-        .pulses()
-        .beats(&node.name_any(), Instant::now(), timeout);
-    beats && works(node)
+    let (pulses, now) = (context.pulses(), Instant::now());
+    let mut nodes = context.nodes.all();
+    nodes.retain(|node| works(node) && pulses.beats(&node.name_any(), now, timeout));
+    nodes
 }
 
 /// Whether a node stays, and its agent does not say that sandboxes fail.
@@ -225,15 +223,10 @@ pub(crate) fn capacity(
     generation: Option<i64>,
 ) -> Option<Condition> {
     let shape = Shape::of(pod)?;
-    let all = context.nodes.all();
-    if all.is_empty() {
+    if context.nodes.is_empty() {
         return None;
     }
-    let live = all
-        .iter()
-        .map(|node| &**node)
-        .filter(|node| is_live(context, node));
-    let capacity = count(live, &shape);
+    let capacity = count(live(context).iter().map(|node| &**node), &shape);
     let (is, reason) = match capacity {
         Capacity { nodes: 0, .. } => (Is::False, "NoNodes"),
         Capacity { ready: 0, .. } => (Is::False, "NoWarmSandboxes"),
@@ -276,9 +269,7 @@ pub(crate) fn prefer_warm(context: &Context, pod: &mut PodSpec) {
     let Some(shape) = Shape::of(pod) else {
         return;
     };
-    let all = context.nodes.all();
-    let live = all.iter().map(|node| &**node);
-    let names = warm(live.filter(|node| is_live(context, node)), &shape);
+    let names = warm(live(context).iter().map(|node| &**node), &shape);
     if names.is_empty() {
         return;
     }
