@@ -294,6 +294,16 @@ impl<'a> Pod<'a> {
             .collect()
     }
 
+    /// Its sentry.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn sentry(&self) -> Result<Proc> {
+        let mut found = self.runtime_processes("runsc-sandbox");
+        ensure!(found.len() == 1, "{found:?}");
+        found.pop().context("no sentry")
+    }
+
     /// Stops the Pod's containers and its sandbox.
     ///
     /// # Errors

@@ -79,8 +79,7 @@ async fn up_and_down(node: &Node, handler: &str, count: usize) -> Result<usize> 
     let adopted = pods.iter().filter(|pod| pod.sandbox() != pod.id()).count();
     if handler != "kiln-runc" {
         for pod in &pods {
-            let sentry = pod.runtime_processes("runsc-sandbox");
-            let slacks = sentry.first().context("no sentry")?.timer_slacks()?;
+            let slacks = pod.sentry()?.timer_slacks()?;
             ensure!(slacks == [SLACK * 1000].into(), "{slacks:?}");
         }
     }

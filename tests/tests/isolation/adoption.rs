@@ -12,7 +12,7 @@ use kiln_tests::{node::Node, process::Proc};
 use crate::{
     HELD, WARM,
     attempts::{attacker, attempt, try_all, with_probe},
-    posture::{gofer, sentry},
+    posture::gofer,
     up,
 };
 
@@ -70,7 +70,7 @@ async fn serve(node: &Node, n: usize) -> Result<(String, String, (u32, Option<u6
          (TOKEN=token-of-{n} sleep 3600) >/dev/null 2>&1 &"
     );
     container.sh(&format!("{leave}; {stay} true")).await?;
-    let sentry = sentry(&pod)?;
+    let sentry = pod.sentry()?;
     let sandbox = pod.sandbox();
     let known = (sandbox.clone(), boot, (sentry.pid, sentry.started()));
     pod.remove().await?;

@@ -11,7 +11,6 @@ use kiln_tests::{node::Node, process::Proc};
 use crate::{
     Neighbour, WARM,
     attempts::attacker,
-    posture::sentry,
     requests::{bundle, dial_as},
     up, up_with,
 };
@@ -70,7 +69,7 @@ pub(crate) async fn a1_annotations_choose_nothing(node: &Node, handler: &str) ->
         ensure!(!text.contains("dev.gvisor."), "{text}");
         ensure!(!text.contains(neighbour.pod.id()), "{text}");
     }
-    let sentry = sentry(&pod)?;
+    let sentry = pod.sentry()?;
     for flag in [
         "--network=host",
         "--debug",

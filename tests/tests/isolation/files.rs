@@ -25,7 +25,7 @@ use nix::mount::MsFlags;
 use crate::{
     HOSTILE,
     attempts::{PROBE, attacker, attempt, try_all, with_probe},
-    posture::{digest, gofer, sentry},
+    posture::{digest, gofer},
     up,
 };
 
@@ -350,7 +350,7 @@ pub(crate) async fn s8_secrets_stay_with_the_pod(node: &Node, handler: &str) -> 
         ensure!(!process.argv.contains(&canary), "{process:?}");
     }
     // With a crash the sentry writes what it was doing.
-    kiln_tests::process::signal_to(sentry(&pod)?.pid, nix::sys::signal::Signal::SIGABRT)?;
+    kiln_tests::process::signal_to(pod.sentry()?.pid, nix::sys::signal::Signal::SIGABRT)?;
     container.ended().await?;
     let mut dirs = vec![
         node.dir().join("logs"),

@@ -29,7 +29,7 @@ use runsc_wrapper::egress::Guard;
 use crate::{
     Neighbour, WARM,
     attempts::{PROBE, attacker, attempt, reports, try_all, with_probe},
-    posture::{gofer, sentry},
+    posture::gofer,
     up,
 };
 
@@ -261,7 +261,7 @@ pub(crate) async fn n4_the_hosts_network_is_out_of_reach(node: &Node, handler: &
     let of_the_node = node
         .netns()
         .run(|| Ok(fs::read_link("/proc/thread-self/ns/net")?))?;
-    let mut processes = vec![sentry(&pod)?, gofer(&container)?];
+    let mut processes = vec![pod.sentry()?, gofer(&container)?];
     processes.extend(pod.runtime_processes("runsc-gofer"));
     for process in processes {
         let own = netns(process.pid)?;

@@ -60,7 +60,7 @@ pub(crate) async fn p3_the_sentry_has_what_it_needs(node: &Node, handler: &str) 
     let neighbour = Neighbour::run(node, handler).await?;
     let pod = up(node, handler).await?;
     let _container = attacker(&pod).await?;
-    let (ours, theirs) = (sentry(&pod)?, sentry(&neighbour.pod)?);
+    let (ours, theirs) = (pod.sentry()?, neighbour.pod.sentry()?);
     holds(ours.pid, &SENTRY)?;
     for child in descendants(ours.pid) {
         holds(child, &SENTRY)?;
@@ -95,7 +95,7 @@ pub(crate) async fn p3_without_directfs_the_sentry_is_nobody(_: &Node) -> Result
     let node = Node::start(opts).await?;
     let pod = node.pod("gvisor").run().await?;
     let container = attacker(&pod).await?;
-    let sentry = sentry(&pod)?;
+    let sentry = pod.sentry()?;
     holds(sentry.pid, &SENTRY_WITHOUT_DIRECTFS)?;
     for child in descendants(sentry.pid) {
         holds(child, &SENTRY_WITHOUT_DIRECTFS)?;
@@ -164,7 +164,7 @@ pub(crate) async fn p5_no_open_file_gets_in(node: &Node, handler: &str) -> Resul
         let inherited = open_files(pid)?.iter().any(|f| f.contains(MARKER));
         ensure!(inherited, "process {pid} lacks the marker");
     }
-    let mut processes = vec![sentry(&pod)?, gofer(&container)?];
+    let mut processes = vec![pod.sentry()?, gofer(&container)?];
     processes.extend(pod.runtime_processes("runsc-gofer"));
     for process in &processes {
         for file in open_files(process.pid)? {
@@ -346,12 +346,6 @@ fn holds(pid: u32, profile: &Profile) -> Result<()> {
         );
     }
     Ok(())
-}
-
-pub(crate) fn sentry(pod: &Pod<'_>) -> Result<Proc> {
-    let mut found = pod.runtime_processes("runsc-sandbox");
-    ensure!(found.len() == 1, "{found:?}");
-    found.pop().context("no sentry")
 }
 
 /// The gofer of a container: its own, else the one that was started with the Pod's sandbox.

@@ -8,11 +8,10 @@ use kiln_agent_api::Shape;
 use kiln_tests::{
     cri::v1,
     node::Node,
-    process::Proc,
     wait::{self, SOON},
 };
 
-use crate::{HANDLER, WARM};
+use crate::{HANDLER, WARM, agent::warm_sentries};
 
 /// A Pod gets a sandbox that is older than itself, the agent knows of it and boots another.
 pub(crate) async fn a_pod_adopts(node: &Node) -> Result<()> {
@@ -21,8 +20,7 @@ pub(crate) async fn a_pod_adopts(node: &Node) -> Result<()> {
     let before = agent.adopted().await?;
     let warm = node.processes();
     let pod = node.pod(HANDLER).run().await?;
-    let sentry = pod.runtime_processes("runsc-sandbox");
-    let sentry = sentry.first().context("no sentry")?;
+    let sentry = pod.sentry()?;
     ensure!(
         warm.iter().any(|p| p.pid == sentry.pid),
         "{sentry:?} is new"
@@ -38,8 +36,7 @@ pub(crate) async fn a_pod_adopts(node: &Node) -> Result<()> {
 /// Before it is a Pod's, a sandbox may be late, which costs less; from then on it is in time.
 pub(crate) async fn a_sandbox_rests_until_it_is_adopted(node: &Node) -> Result<()> {
     node.agent()?.expect_ready(WARM).await?;
-    let is_sentry = |p: &Proc| p.argv.starts_with("runsc-sandbox");
-    let resting: Vec<_> = node.processes().into_iter().filter(is_sentry).collect();
+    let resting = warm_sentries(node);
     ensure!(resting.len() == WARM as usize, "{resting:?}");
     for sentry in &resting {
         let slacks = sentry.timer_slacks()?;
@@ -48,8 +45,7 @@ pub(crate) async fn a_sandbox_rests_until_it_is_adopted(node: &Node) -> Result<(
     let pod = node.pod(HANDLER).run().await?;
     let container = pod.idle().start().await?;
     container.sh("sleep 0.01").await?;
-    let sentry = pod.runtime_processes("runsc-sandbox");
-    let slacks = sentry.first().context("no sentry")?.timer_slacks()?;
+    let slacks = pod.sentry()?.timer_slacks()?;
     ensure!(slacks == [50_000].into(), "{slacks:?}");
     pod.remove().await
 }
@@ -63,8 +59,7 @@ pub(crate) async fn the_network_is_the_pods(node: &Node) -> Result<()> {
     ensure!(shown.contains(&address), "{address} is not in {shown}");
     let name = container.sh("hostname").await?;
     ensure!(name.trim() == pod.hostname(), "{name:?}");
-    let sentry = pod.runtime_processes("runsc-sandbox");
-    let sentry = sentry.first().context("no sentry")?;
+    let sentry = pod.sentry()?;
     let links = std::fs::read_to_string(format!("/proc/{}/net/dev", sentry.pid))?;
     ensure!(
         !links.contains("eth0"),

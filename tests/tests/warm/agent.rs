@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 use crate::{HANDLER, WARM};
 
 /// The sentries of the agent's sandboxes that are no Pod's.
-fn warm_sentries(node: &Node) -> Vec<Proc> {
+pub(crate) fn warm_sentries(node: &Node) -> Vec<Proc> {
     let all = node.processes().into_iter();
     all.filter(|p| p.argv.starts_with("runsc-sandbox") && p.argv.contains("warm-"))
         .collect()

@@ -65,8 +65,7 @@ pub(crate) async fn nothing_of_the_agent_is_inside(node: &Node) -> Result<()> {
     for word in [&*state, "kiln", "agent", "KILN_"] {
         ensure!(!inside.contains(word), "{word} is in {inside}");
     }
-    let sentry = pod.runtime_processes("runsc-sandbox");
-    let sentry = sentry.first().context("no sentry")?;
+    let sentry = pod.sentry()?;
     let environ = std::fs::read(format!("/proc/{}/environ", sentry.pid))?;
     let environ = String::from_utf8_lossy(&environ);
     ensure!(
