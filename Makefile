@@ -9,7 +9,7 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC := --profile small --target $(TARGET) -- -C target-feature=+crt-static
 # Tests install images of programs that took less time to build.
 TEST_IMAGE := --target $(TARGET) -- -C target-feature=+crt-static -C strip=symbols
-IMAGE := --release --target $(TARGET) -- -C target-feature=+crt-static -C strip=symbols
+IMAGE := --release $(TEST_IMAGE)
 
 .PHONY: help
 help: ## This list

@@ -42,7 +42,7 @@ pub fn set(pid: u32, slack: Duration) -> io::Result<()> {
 
 /// Whether a thread has ended meanwhile.
 fn is_gone(e: &io::Error) -> bool {
-    e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(nix::libc::ESRCH)
+    e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH)
 }
 
 #[cfg(test)]

@@ -84,11 +84,11 @@ impl Sandbox {
         let Some(pid) = sentry.filter(|_| !by.is_zero()) else {
             return;
         };
-        let set = blocking(move || {
-            let set = slack::set(pid, by);
-            set.map_err(Error::io("slacken the timers of", Path::new("its sentry")))
-        });
-        if let Err(e) = set.await {
+        let failed = move |source| Error::Io {
+            what: format!("slacken the timers of sentry {pid}"),
+            source,
+        };
+        if let Err(e) = blocking(move || slack::set(pid, by).map_err(failed)).await {
             warn!("sandbox {}: {e}", self.id);
         }
     }
