@@ -33,6 +33,8 @@ pub struct Policy {
     pub link_local: LinkLocal,
     /// By how many microseconds the timers of a sandbox may be late; 0 leaves it to the kernel.
     pub timer_slack_us: u64,
+    /// How many sandboxes may start at a time on this node; 0 for twice as many as it has CPUs.
+    pub parallel_starts: u32,
 }
 
 impl Default for Policy {
@@ -45,6 +47,7 @@ impl Default for Policy {
             agent: kiln_agent_api::SOCKET.into(),
             link_local: LinkLocal::default(),
             timer_slack_us: 0,
+            parallel_starts: 0,
         }
     }
 }

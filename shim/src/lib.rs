@@ -32,5 +32,6 @@ pub mod server;
 pub mod state;
 mod stats;
 pub mod task;
+mod turn;
 
 pub use error::{Error, Result};

@@ -28,6 +28,7 @@ use crate::{
     error::{Error, Result},
     io::read_capped,
     pod::blocking,
+    turn::Turn,
 };
 
 /// Where shims keep sockets and files of calls in flight, one directory per sandbox. Short,
@@ -54,6 +55,8 @@ pub(crate) struct Sandbox {
     /// The limits that CRI named for the Pod.
     pub(crate) pod_limits: Limits,
     pub(crate) scratch: Scratch,
+    /// Until it has started.
+    pub(crate) turn: Mutex<Option<Turn>>,
     /// What may still adopt a sandbox for this Pod.
     pub(crate) adopter: Mutex<Option<Adopter>>,
     /// The id of the sandbox in the runtime, where it was made ahead and adopted.
@@ -97,6 +100,12 @@ impl Sandbox {
     pub(crate) fn take_adopter(&self) -> Option<Adopter> {
         let mut adopter = self.adopter.lock().unwrap_or_else(PoisonError::into_inner);
         adopter.take()
+    }
+
+    /// Lets another sandbox start: this one has, or never will.
+    pub(crate) fn end_turn(&self) {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        turn.take();
     }
 
     /// Takes the gofer that was started ahead.

@@ -30,6 +30,7 @@ use crate::{
     process::Process,
     rootfs,
     sandbox::{Record, Sandbox, Scratch},
+    turn::Turn,
 };
 
 impl Pod {
@@ -127,6 +128,12 @@ impl Pod {
                 .flags
                 .insert("network".to_owned(), "host".to_owned());
         }
+        let turn = match config.runtime.kind {
+            RuntimeKind::Runsc => {
+                Turn::wait(&self.host.run, config.policy.parallel_starts, id).await
+            }
+            RuntimeKind::Runc => None,
+        };
         let egress = Egress::guard(&network, &config.policy, id).await?;
         let fallback = format!("/{}/{id}", self.namespace);
         let path = spec.cgroups_path().unwrap_or(&fallback);
@@ -146,6 +153,7 @@ impl Pod {
             cgroup,
             pod_limits: spec.pod_limits(),
             scratch,
+            turn: Mutex::new(turn),
             adopter: Mutex::new(adopter),
             adopted: OnceLock::new(),
             slots: Mutex::default(),

@@ -30,13 +30,21 @@ impl Pod {
     pub async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32> {
         let container = self.container(id)?;
         match exec_of(&container, exec_id)? {
-            None => self.start_init(container).await,
+            None => {
+                let sandbox = self.sandbox()?;
+                let started = self.start_init(&sandbox, container).await;
+                sandbox.end_turn();
+                started
+            }
             Some(exec) => self.start_exec(container, exec).await,
         }
     }
 
-    async fn start_init(self: &Arc<Self>, container: Arc<Container>) -> Result<u32> {
-        let sandbox = self.sandbox()?;
+    async fn start_init(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        container: Arc<Container>,
+    ) -> Result<u32> {
         let mut stdio = container.init.lifecycle.lock().await;
         container.init.require("start", |s| s == State::Created)?;
         let (runtime, id) = (&sandbox.runtime, &container.runtime_id);
@@ -53,7 +61,7 @@ impl Pod {
         container.init.apply("start", Event::Started)?;
         if container.role == Role::Sandbox {
             sandbox.slacken().await;
-            self.forward_ports(&sandbox);
+            self.forward_ports(sandbox);
         }
         let pid = container.init.pid();
         let container_id = container.id.to_string();
