@@ -4,7 +4,7 @@
 //!
 //! Names only, no pids: what is the same after a restart of containerd is the same.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+use std::{collections::BTreeMap, fmt::Write as _, fs, io, path::Path};
 
 use anyhow::Result;
 
@@ -12,7 +12,7 @@ use crate::{cgroup::Cgroup, mounts, netns::Netns, process::Proc};
 
 /// Where our shim keeps what calls in flight need on disk (`shim/src/sandbox.rs`, `RUN_DIR`), by
 /// sandbox.
-const SCRATCH: &str = "/run/kiln";
+pub const SCRATCH: &str = "/run/kiln";
 
 /// Directories of a node in which nothing is kept of a Pod that is gone: containerd's state, the
 /// sockets of its shims, and the state of the runtimes. (containerd's root is left out: it removes
@@ -130,6 +130,20 @@ impl Snapshot {
         }
         (!words.is_empty()).then_some(words)
     }
+}
+
+/// Removes what shims that were killed have left for the containers whose bundles are in `bundles`.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn remove_scratch(bundles: &Path) -> io::Result<()> {
+    for bundle in fs::read_dir(bundles).into_iter().flatten().flatten() {
+        match fs::remove_dir_all(Path::new(SCRATCH).join(bundle.file_name())) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// containerd's CRI plugin makes ids of 64 hexadecimal digits.

@@ -25,7 +25,7 @@ use nix::{
 use crate::{
     agent,
     cgroup::Cgroup,
-    leaks::{Scope, Snapshot},
+    leaks::{self, SCRATCH, Scope, Snapshot},
     mounts,
     netns::Netns,
     process::{Proc, signal_to},
@@ -265,6 +265,12 @@ impl Remains {
         match fs::remove_dir_all(agent::state_dir(&self.name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
             _ => {}
+        }
+        let tasks = self.dir.join("state/io.containerd.runtime.v2.task");
+        let namespaces = fs::read_dir(tasks).into_iter().flatten().flatten();
+        // Those of containerd, and those that a test makes in its stead.
+        for bundles in namespaces.map(|n| n.path()).chain([self.dir.join("b")]) {
+            leaks::remove_scratch(&bundles).with_context(|| format!("clean {SCRATCH}"))?;
         }
         for result in fs::read_dir(CNI_RESULTS).into_iter().flatten().flatten() {
             if result.file_name().to_string_lossy().starts_with(&self.name) {

@@ -77,28 +77,46 @@ async fn up_and_down(node: &Node, handler: &str, count: usize) -> Result<usize> 
     let sandboxes: BTreeSet<_> = pods.iter().map(|pod| pod.sandbox()).collect();
     ensure!(sandboxes.len() == count, "two Pods are in one sandbox");
     let adopted = pods.iter().filter(|pod| pod.sandbox() != pod.id()).count();
-    if handler != "kiln-runc" {
-        for pod in &pods {
-            let slacks = pod.sentry()?.timer_slacks()?;
-            ensure!(slacks == [SLACK * 1000].into(), "{slacks:?}");
-        }
-    }
-    let shims = pods
-        .iter()
-        .map(|pod| pod.shim())
-        .collect::<Result<Vec<_>>>()?;
-    let rss: u64 = shims.iter().filter_map(|shim| shim.status("VmRSS")).sum();
+    let rss = shims_and_sentries(node, handler, &sandboxes)?;
 
     let start = Instant::now();
-    try_join_all(pods.into_iter().map(|pod| pod.remove())).await?;
+    try_join_all(pods.iter().map(|pod| node.remove_pod(pod.id()))).await?;
+    let gone = start.elapsed();
+    for pod in &pods {
+        node.expect_gone(pod.id()).await?;
+    }
     say(&format!(
         "{handler}: {count} Pods up in {:.1} s (half in {:.1} s), {adopted} adopted, down in {:.1} s; {} KiB resident per shim",
         ready.as_secs_f64(),
         times[count / 2].as_secs_f64(),
-        start.elapsed().as_secs_f64(),
-        rss / count as u64
+        gone.as_secs_f64(),
+        rss,
     ));
     Ok(adopted)
+}
+
+/// Looks at each process of the node once, because there are thousands: that there is a shim for
+/// each Pod, and a sentry for each of `sandboxes` if they have one. Returns the KiB of memory that
+/// a shim has on average.
+fn shims_and_sentries(node: &Node, handler: &str, sandboxes: &BTreeSet<String>) -> Result<u64> {
+    let (mut shims, mut sentries, mut rss) = (0, 0, 0);
+    for process in node.processes() {
+        let argv = &process.argv;
+        if argv.contains("containerd-shim") {
+            shims += 1;
+            rss += process.status("VmRSS").unwrap_or_default();
+        } else if argv.starts_with("runsc-sandbox") && sandboxes.iter().any(|id| argv.contains(id))
+        {
+            sentries += 1;
+            let slacks = process.timer_slacks()?;
+            ensure!(slacks == [SLACK * 1000].into(), "{slacks:?}");
+        }
+    }
+    let count = sandboxes.len();
+    let expected = if handler == "kiln-runc" { 0 } else { count };
+    ensure!(shims == count, "{shims} shims");
+    ensure!(sentries == expected, "{sentries} sentries");
+    Ok(rss / count as u64)
 }
 
 #[allow(clippy::print_stderr)] // the figures are what one runs it for

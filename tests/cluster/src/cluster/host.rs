@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use kiln_tests::leaks::{SCRATCH, remove_scratch};
 
 use super::{layout::Layout, state::State};
 
@@ -28,13 +29,10 @@ const LOG_LINKS: &str = "/var/log/containers";
 /// Where the CNI library keeps results, by network and container.
 const CNI_RESULTS: &str = "/var/lib/cni/results";
 
-/// What a shim of ours that is killed leaves, by container (`shim/src/sandbox.rs`, `RUN_DIR`).
-const SCRATCH: &str = "/run/kiln";
-
 /// What kubelet wants of the cgroup that it is given, on a machine with cgroup v2 only.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "hugetlb", "memory", "pids"];
 
-/// Where the three things above are.
+/// Where all that is.
 pub(super) const DIRS: [&str; 3] = [LOG_LINKS, CNI_RESULTS, SCRATCH];
 
 /// What kubelet sets, as it is now.
@@ -63,7 +61,7 @@ pub(super) fn restore(layout: &Layout, state: &State) -> Result<()> {
             fs::write(&path, value).with_context(|| format!("write {}", path.display()))?;
         }
     }
-    remove_scratch(layout)?;
+    remove_scratch(&layout.bundles()).with_context(|| format!("clean {SCRATCH}"))?;
     // With those that lead nowhere, which any kubelet removes.
     remove_in(LOG_LINKS, |path| {
         fs::read_link(path).is_ok_and(|to| to.starts_with(&layout.dir) || !to.exists())
@@ -105,20 +103,6 @@ pub(super) fn enable_controllers(cgroup: &str) -> Result<()> {
     for parent in parents {
         let file = root.join(parent).join("cgroup.subtree_control");
         fs::write(&file, &list).with_context(|| format!("write {}", file.display()))?;
-    }
-    Ok(())
-}
-
-fn remove_scratch(layout: &Layout) -> Result<()> {
-    for bundle in fs::read_dir(layout.bundles())
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let path = Path::new(SCRATCH).join(bundle.file_name());
-        if path.exists() {
-            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
-        }
     }
     Ok(())
 }
