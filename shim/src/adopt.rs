@@ -3,11 +3,10 @@
 //! A sandbox that the node's agent has booted ahead becomes that of a Pod.
 //!
 //! All of it happens while the Pod's sandbox is created, in this order: the agent hands one out,
-//! the file that stands for it is renamed into the shim's own
-//! directory (from then on it is nobody else's), its processes
-//! move into the Pod's cgroup while the runtime starts it on the Pod's network, and it gets the
-//! Pod's host name. What fails up to there costs the Pod nothing but time: the sandbox is
-//! destroyed, and the Pod starts cold.
+//! the file that stands for it is renamed into the shim's own directory (from then on it is nobody
+//! else's), and its processes move into the Pod's cgroup while the runtime starts it on the Pod's
+//! network and it gets the Pod's host name. What fails up to there costs the Pod nothing but time:
+//! the sandbox is destroyed, and the Pod starts cold.
 
 use std::{
     collections::BTreeMap,
@@ -258,23 +257,35 @@ impl Handed {
         })
         .await?;
         steps.done("take");
-        let (old, new) = (self.cgroup.clone(), sandbox.cgroup.clone());
-        let moved = blocking(move || {
+        let runtime = &sandbox.runtime;
+        let started = async {
+            let started = runtime.start_on_network(&self.id, self.netns.as_fd(), self.way);
+            started.await?;
+            steps.done("start");
+            let name = spec.hostname().unwrap_or_default();
+            self.set_hostname(sandbox, name).await?;
+            steps.done("hostname");
+            Ok::<_, Error>(())
+        };
+        // The kernel takes its time to move processes, and nothing else waits for it.
+        let (moved, started) = tokio::join!(self.move_to(&sandbox.cgroup), started);
+        started?;
+        steps.done.push(("cgroup", moved?));
+        runtime.note_cgroup(&self.id, &path).await?;
+        Ok(())
+    }
+
+    /// Moves its processes, and returns how long that took.
+    async fn move_to(&self, cgroup: &Cgroup) -> Result<Duration> {
+        let begun = Instant::now();
+        let (old, new) = (self.cgroup.clone(), cgroup.clone());
+        blocking(move || {
             new.make()?;
             new.take_all(&old)?;
             old.remove()
-        });
-        let runtime = &sandbox.runtime;
-        let started = runtime.start_on_network(&self.id, self.netns.as_fd(), self.way);
-        let (moved, started) = tokio::join!(moved, started);
-        started?;
-        moved?;
-        runtime.note_cgroup(&self.id, &path).await?;
-        steps.done("start");
-        self.set_hostname(sandbox, spec.hostname().unwrap_or_default())
-            .await?;
-        steps.done("hostname");
-        Ok(())
+        })
+        .await?;
+        Ok(begun.elapsed())
     }
 
     /// Its gofer, which it can do without.
