@@ -11,6 +11,7 @@
 #   Test: bin PACKAGE FILTER     # tests of a package without a library
 #   Test: real FILTER            # runsc-wrapper against real runtimes and the kernel
 #   Test: isolation FILTER       # cases of that suite, with the changed shim and agent
+#   Test: deploy FILTER          # cases of that suite, with the changed objects and controller
 #
 # of which one at least must fail. Needs what the suites need, and the built isolation suite.
 set -u
@@ -59,6 +60,11 @@ notices() { # KIND WHAT…
     isolation)
         (cd "$TREE" && $CARGO build -q -p kiln-shim -p kiln-node-agent) || fail "build the shim"
         ! (cd tests && KILN_BIN_DIR=$CARGO_TARGET_DIR/debug $ALONE "$(suite)" "$1")
+        ;;
+    deploy)
+        (cd "$TREE" && $CARGO build -q -p kiln-controller &&
+            $CARGO test -q -p kiln-cluster --test deploy --no-run) || fail "build the suite"
+        ! (cd "$TREE" && $ALONE $CARGO test -p kiln-cluster --test deploy -- "$1")
         ;;
     *) fail "no kind of test: $kind" ;;
     esac
