@@ -78,6 +78,9 @@ impl Snapshot {
     fn walk(&mut self, dir: &Path) {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let path = entry.path();
+            if is_forgotten_bundle(&path) {
+                continue;
+            }
             let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
             // What is in a root file system is the image's, and it shows as a mount.
             if is_dir && entry.file_name() != "rootfs" {
@@ -149,6 +152,14 @@ pub fn remove_scratch(bundles: &Path) -> io::Result<()> {
 /// containerd's CRI plugin makes ids of 64 hexadecimal digits.
 fn looks_like_an_id(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.len() == 64)
+}
+
+/// A bundle `ID` becomes `.ID` before it is removed, and stays for good where containerd is killed
+/// in between (containerd `core/runtime/v2/bundle.go`, `atomicDelete`; `shim_load.go` passes over
+/// it). What must have gone before, mounts and the files of a shim, is looked for elsewhere.
+fn is_forgotten_bundle(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.len() == 65 && name[0] == b'.'
 }
 
 #[cfg(test)]
