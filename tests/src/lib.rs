@@ -27,6 +27,7 @@ pub mod node;
 pub mod place;
 pub mod pod;
 pub mod process;
+pub mod spans;
 pub mod suite;
 pub mod terminal;
 pub mod tools;

@@ -34,6 +34,7 @@ use crate::{
     place::Place,
     pod::{BUSYBOX, GUEST, PodBuilder},
     process::{self, Cmd, Daemon, Proc},
+    spans::Spans,
     tools,
 };
 
@@ -60,6 +61,8 @@ pub struct NodeOpts {
     pub kata: Option<Kata>,
     /// Annotations of Pods that containerd passes on to runtimes, as patterns: usually none.
     pub pod_annotations: Vec<String>,
+    /// Keeps containerd's spans.
+    pub spans: bool,
     /// Level of containerd's log; `debug` has the shims log more, too.
     pub log_level: String,
 }
@@ -83,6 +86,7 @@ impl Default for NodeOpts {
             shim: None,
             kata: None,
             pod_annotations: Vec::new(),
+            spans: false,
             log_level: "info".to_owned(),
         }
     }
@@ -95,6 +99,7 @@ pub struct Node {
     containerd: Mutex<Option<Daemon>>,
     cri: Cri,
     agent: Option<Agent>,
+    spans: Option<Spans>,
     next: AtomicU64,
     _registry: Registry,
 }
@@ -118,11 +123,13 @@ impl Node {
             let runtime = place.dir().join(format!("{WARM}.toml"));
             Agent::new(&place, &runtime, more)
         });
+        let spans = opts.spans.then(|| Spans::receive(place.netns()));
         let mut node = Self {
             agent: agent.transpose()?,
             place,
             containerd: Mutex::default(),
             cri,
+            spans: spans.transpose()?,
             next: AtomicU64::new(0),
             _registry: registry,
         };
@@ -149,7 +156,14 @@ impl Node {
         let path = std::env::join_paths([bin].into_iter().chain(std::env::split_paths(
             &std::env::var_os("PATH").unwrap_or_default(),
         )))?;
-        let envs = [("TMPDIR", self.dir().as_os_str()), ("PATH", &path)];
+        let mut envs = vec![("TMPDIR", self.dir().as_os_str()), ("PATH", &path)];
+        let spans = self.spans.as_ref().map(Spans::environment);
+        envs.extend(
+            spans
+                .iter()
+                .flatten()
+                .map(|(name, value)| (*name, OsStr::new(value))),
+        );
         let program = tools::program("containerd")?;
         let log = self.place.log();
         let mut daemon = Daemon::start(
@@ -274,6 +288,14 @@ impl Node {
     /// When it has none.
     pub fn agent(&self) -> Result<&Agent> {
         self.agent.as_ref().context("this node has no agent")
+    }
+
+    /// What containerd's calls took.
+    ///
+    /// # Errors
+    /// When the node does not keep it.
+    pub fn spans(&self) -> Result<&Spans> {
+        self.spans.as_ref().context("this node keeps no spans")
     }
 
     /// Starts the agent again.
