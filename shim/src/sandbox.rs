@@ -40,6 +40,10 @@ const BOOT_ROOM: i64 = 64 << 20;
 /// Memory for a container's gofer and what the sentry keeps for it, in bytes: 5 MiB measured.
 const GOFER_ROOM: u64 = 8 << 20;
 
+/// How long after it was made a sandbox keeps others from starting. containerd's CRI plugin starts
+/// it at once.
+const UNSTARTED: Duration = Duration::from_secs(10);
+
 /// One sandbox.
 pub(crate) struct Sandbox {
     pub(crate) id: ContainerId,
@@ -55,7 +59,7 @@ pub(crate) struct Sandbox {
     /// The limits that CRI named for the Pod.
     pub(crate) pod_limits: Limits,
     pub(crate) scratch: Scratch,
-    /// Until it has started.
+    /// Its turn to start, until it has.
     pub(crate) turn: Mutex<Option<Turn>>,
     /// What may still adopt a sandbox for this Pod.
     pub(crate) adopter: Mutex<Option<Adopter>>,
@@ -102,10 +106,25 @@ impl Sandbox {
         adopter.take()
     }
 
+    pub(crate) fn begin_turn(&self, new: Option<Turn>) {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        *turn = new;
+    }
+
     /// Lets another sandbox start: this one has, or never will.
     pub(crate) fn end_turn(&self) {
-        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        turn.take();
+        self.begin_turn(None);
+    }
+
+    /// Does so in a while: nobody need start what was made.
+    pub(crate) fn end_turn_unstarted(self: &Arc<Self>) {
+        let sandbox = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(UNSTARTED).await;
+            if let Some(sandbox) = sandbox.upgrade() {
+                sandbox.end_turn();
+            }
+        });
     }
 
     /// Takes the gofer that was started ahead.

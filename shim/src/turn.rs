@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How many sandboxes of a node start at a time.
+//! How many sandboxes of a node start at a time, from their boot or adoption on.
 //!
 //! A sentry costs CPU for its timers from the moment that it boots, and a Pod that comes a little
 //! later may find a warm sandbox instead. Of a hundred Pods that start at once, most therefore
-//! wait: they are ready sooner than if all went on together, and none runs into a deadline.
+//! wait: half of them are ready sooner than if all went on together, and none meets a deadline.
 
 use std::{
     fs::{self, File},
@@ -42,8 +42,8 @@ pub(crate) struct Turn(#[expect(dead_code, reason = "held for its lock")] Flock<
 
 impl Turn {
     /// Waits for one of `places`, or of twice as many as there are CPUs where that is 0. `None`
-    /// where there was none for [`LONGEST`], or where places cannot be had: a sandbox starts all
-    /// the same.
+    /// where there was none for [`LONGEST`], or where places cannot be had: a sandbox starts
+    /// all the same.
     pub(crate) async fn wait(run: &Path, places: u32, id: &ContainerId) -> Option<Self> {
         let places = match places {
             0 => 2 * thread::available_parallelism().map_or(1, NonZero::get),

@@ -53,6 +53,11 @@ impl Pod {
             .sandbox_for(&id, &role, &spec, request.options.as_ref())
             .await?;
         let first = role == Role::Sandbox;
+        if first && sandbox.is_shared() {
+            let places = sandbox.policy.parallel_starts;
+            let turn = Turn::wait(&self.host.run, places, &id).await;
+            sandbox.begin_turn(turn);
+        }
         let result = self
             .create_in(&sandbox, &id, role, spec, bundle, request)
             .await;
@@ -60,12 +65,16 @@ impl Pod {
             Ok(container) => {
                 let pid = container.init.pid();
                 slot.fill(container);
+                if first {
+                    sandbox.end_turn_unstarted();
+                }
                 self.limit_sandbox();
                 Ok(pid)
             }
             Err(e) => {
                 warn!("create {id}: {e}");
                 if first {
+                    sandbox.end_turn();
                     self.forget_sandbox(&sandbox);
                 }
                 Err(e)
@@ -128,12 +137,6 @@ impl Pod {
                 .flags
                 .insert("network".to_owned(), "host".to_owned());
         }
-        let turn = match config.runtime.kind {
-            RuntimeKind::Runsc => {
-                Turn::wait(&self.host.run, config.policy.parallel_starts, id).await
-            }
-            RuntimeKind::Runc => None,
-        };
         let egress = Egress::guard(&network, &config.policy, id).await?;
         let fallback = format!("/{}/{id}", self.namespace);
         let path = spec.cgroups_path().unwrap_or(&fallback);
@@ -153,7 +156,7 @@ impl Pod {
             cgroup,
             pod_limits: spec.pod_limits(),
             scratch,
-            turn: Mutex::new(turn),
+            turn: Mutex::default(),
             adopter: Mutex::new(adopter),
             adopted: OnceLock::new(),
             slots: Mutex::default(),
