@@ -45,23 +45,23 @@ on_debian() { grep -qs '^ID=debian$' /etc/os-release; }
 # build_NAME makes component NAME in $out, laid out as in $cache; $work is scratch space.
 
 build_runsc() {
-  local version
-  version=$(module_version gvisor gvisor.dev/gvisor) # v0.0.0-DATE…-COMMIT
-  compile gvisor "-X gvisor.dev/gvisor/runsc/version.version=$(sed -E 's/.*-([0-9]{8})[0-9]*-/release-\1-/' <<<"$version")" \
-    gvisor.dev/gvisor/runsc
+  local module=gvisor.dev/gvisor version
+  version=$(module_version gvisor $module) # v0.0.0-DATE…-COMMIT
+  version=$(sed -E 's/.*-([0-9]{8})[0-9]*-/release-\1-/' <<<"$version")
+  own_module gvisor $module
+  # With its system call filters compiled, as a release has them: gvisor/precompile.go.
+  cp "$here/gvisor/precompile.go" .
+  go run . library/runsc/boot/filter/filter_precompiled.go >filter
+  mv filter library/runsc/boot/filter/filter_precompiled.go
+  compile "$work" "-X $module/runsc/version.version=$version" $module/runsc
 }
 
 # The shim that Kiln is measured against, of the same gVisor. oom-score.patch says why it needs a patch.
 build_containerd-shim-runsc-v1() {
   local library=github.com/containerd/containerd
-  cp "$here"/gvisor/go.{mod,sum} "$work"
-  cd "$work"
-  go mod download "$library"
-  cp -r "$(go list -m -f '{{.Dir}}' "$library")" library
-  chmod -R u+w library
+  own_module gvisor "$library"
   # The ceiling keeps git from applying the patch to a repository that the cache may lie in.
   GIT_CEILING_DIRECTORIES=$work git -C library apply "$here/gvisor/oom-score.patch"
-  go mod edit -replace "$library=./library"
   compile "$work" '' gvisor.dev/gvisor/shim
   mv "$out/bin/shim" "$out/bin/containerd-shim-runsc-v1"
 }
@@ -185,6 +185,17 @@ build_python-clients() {
 compile() {
   cd "$here" && cd "$1"
   go build -ldflags "-s -w $2" -o "$out/bin/" "${@:3}"
+}
+
+# own_module DIR MODULE: makes $work a copy of the module in DIR whose MODULE is in $work/library, to be
+# changed there, and goes to $work.
+own_module() {
+  cp "$here/$1"/go.{mod,sum} "$work"
+  cd "$work"
+  go mod download "$2"
+  cp -r "$(go list -m -f '{{.Dir}}' "$2")" library
+  chmod -R u+w library
+  go mod edit -replace "$2=./library"
 }
 
 # module_version DIR MODULE: what DIR/go.mod pins.
@@ -381,7 +392,7 @@ main() {
 
   prepare_host
 
-  component runsc 120 gvisor/go.{mod,sum}
+  component runsc 120 gvisor/{go.mod,go.sum,precompile.go}
   component containerd 150 containerd/go.{mod,sum}
   component cni 10 cni/go.{mod,sum}
   component busybox 10
