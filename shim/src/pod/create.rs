@@ -74,7 +74,6 @@ impl Pod {
             Err(e) => {
                 warn!("create {id}: {e}");
                 if first {
-                    sandbox.end_turn();
                     self.forget_sandbox(&sandbox);
                 }
                 Err(e)
