@@ -95,6 +95,8 @@ async fn rounds(node: &Node) -> Result<Samples> {
     let mut samples = Samples::new();
     for round in 0..=ROUNDS {
         for (side, handler) in SIDES {
+            // All of them, so that no boot runs beside what is measured.
+            node.agent()?.expect_ready(WARM).await?;
             let begun = SystemTime::now();
             let times = pod(node, handler).await?;
             sleep(spans::DELAY).await;
@@ -131,8 +133,6 @@ fn of_runp(runp: f64, spans: &[Span]) -> [f64; 5] {
 
 /// The times of one Pod, up to the first output of its container.
 async fn pod(node: &Node, handler: &str) -> Result<[(&'static str, f64); 4]> {
-    // All of them, so that no boot runs beside what is measured.
-    node.agent()?.expect_ready(WARM).await?;
     let start = Instant::now();
     let pod = node.pod(handler).run().await?;
     let sandbox = start.elapsed();
