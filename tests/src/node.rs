@@ -31,7 +31,7 @@ use crate::{
     cri::{Cri, v1},
     images, mounts,
     netns::Netns,
-    place::Place,
+    place::{Place, TASKS},
     pod::{BUSYBOX, GUEST, PodBuilder},
     process::{self, Cmd, Daemon, Proc},
     spans::Spans,
@@ -344,15 +344,16 @@ impl Node {
     /// # Errors
     /// When the shim has left no record.
     pub fn sandbox_of(&self, id: &str) -> Result<String> {
-        let bundle = self
-            .dir()
-            .join("state/io.containerd.runtime.v2.task/k8s.io")
-            .join(id);
-        let record = bundle.join("kiln.json");
+        let record = self.bundle(id).join("kiln.json");
         let text = fs::read(&record).with_context(|| format!("read {}", record.display()))?;
         let record: serde_json::Value = serde_json::from_slice(&text)?;
         let adopted = record["adopted"].as_str().filter(|other| !other.is_empty());
         Ok(adopted.unwrap_or(id).to_owned())
+    }
+
+    /// The bundle of the Pod or container `id`.
+    pub(crate) fn bundle(&self, id: &str) -> PathBuf {
+        self.dir().join(TASKS).join("k8s.io").join(id)
     }
 
     /// Whether the Pods of `handler` are to adopt what the node's agent holds.
@@ -374,11 +375,9 @@ impl Node {
 
     /// The shims of the Pod or container `id`.
     pub fn shims_of(&self, id: &str) -> Vec<Proc> {
-        let shims = self
-            .processes()
-            .into_iter()
-            .filter(|p| p.argv.contains(id) && p.argv.contains("containerd-shim"));
-        shims.collect()
+        let mut all = self.processes();
+        all.retain(|p| is_shim_of(p, id));
+        all
     }
 
     /// The end of containerd's log, in which those of the shims are.
@@ -466,4 +465,9 @@ impl Node {
         self.stop_containerd(Signal::SIGTERM).await?;
         self.place.destroy()
     }
+}
+
+/// Whether a process is a shim of the Pod or container `id`.
+pub(crate) fn is_shim_of(process: &Proc, id: &str) -> bool {
+    process.argv.contains("containerd-shim") && process.argv.contains(id)
 }

@@ -37,6 +37,9 @@ use crate::{
 const PARENT: &str = "/tmp";
 const PREFIX: &str = "kn-";
 
+/// Directory of the bundles of containerd's tasks, in a place, by namespace.
+pub(crate) const TASKS: &str = "state/io.containerd.runtime.v2.task";
+
 /// Directory of the sockets of shims, in a place.
 pub(crate) const SHIM_SOCKETS: &str = "s";
 
@@ -266,8 +269,10 @@ impl Remains {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
             _ => {}
         }
-        let tasks = self.dir.join("state/io.containerd.runtime.v2.task");
-        let namespaces = fs::read_dir(tasks).into_iter().flatten().flatten();
+        let namespaces = fs::read_dir(self.dir.join(TASKS))
+            .into_iter()
+            .flatten()
+            .flatten();
         // Those of containerd, and those that a test makes in its stead.
         for bundles in namespaces.map(|n| n.path()).chain([self.dir.join("b")]) {
             leaks::remove_scratch(&bundles).with_context(|| format!("clean {SCRATCH}"))?;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     cri::v1,
     netns::Netns,
-    node::Node,
+    node::{Node, is_shim_of},
     process::{Proc, tail},
     wait,
 };
@@ -248,9 +248,8 @@ impl<'a> Pod<'a> {
     /// # Errors
     /// When it has none of its own, or is gone.
     pub fn netns(&self) -> Result<Netns> {
-        let bundle = "state/io.containerd.runtime.v2.task/k8s.io";
-        let path = self.node.dir().join(bundle).join(&self.id);
-        let text = std::fs::read(path.join("config.json")).context("read the Pod's spec")?;
+        let config = self.node.bundle(&self.id).join("config.json");
+        let text = std::fs::read(config).context("read the Pod's spec")?;
         let spec: serde_json::Value = serde_json::from_slice(&text)?;
         let all = spec["linux"]["namespaces"].as_array();
         let network = all.and_then(|all| all.iter().find(|n| n["type"] == "network"));
@@ -263,14 +262,23 @@ impl<'a> Pod<'a> {
     /// # Errors
     /// When it has none, or more.
     pub fn shim(&self) -> Result<Proc> {
-        let shims = self.node.shims_of(&self.id);
+        self.shim_among(&self.node.processes())
+    }
+
+    /// The same where the processes of the node were listed before: there may be thousands.
+    ///
+    /// # Errors
+    /// When it has none, or more.
+    pub fn shim_among(&self, all: &[Proc]) -> Result<Proc> {
+        let of_the_pod = all.iter().filter(|p| is_shim_of(p, &self.id));
+        let shims: Vec<_> = of_the_pod.collect();
         ensure!(
             shims.len() == 1,
             "{} shims of Pod {}: {shims:?}",
             shims.len(),
             self.id
         );
-        shims.into_iter().next().context("no shim")
+        Ok(shims[0].clone())
     }
 
     /// Its host name.
@@ -288,10 +296,15 @@ impl<'a> Pod<'a> {
     /// The runtime's processes of the Pod whose program name starts with `name`: `runsc-sandbox`,
     /// `runsc-gofer`.
     pub fn runtime_processes(&self, name: &str) -> Vec<Proc> {
+        self.runtime_processes_among(&self.node.processes(), name)
+    }
+
+    fn runtime_processes_among(&self, all: &[Proc], name: &str) -> Vec<Proc> {
         let sandbox = self.sandbox();
-        let all = self.node.processes().into_iter();
-        all.filter(|p| p.argv.starts_with(name) && p.argv.contains(&sandbox))
-            .collect()
+        let of_the_pod = all
+            .iter()
+            .filter(|p| p.argv.starts_with(name) && p.argv.contains(&sandbox));
+        of_the_pod.cloned().collect()
     }
 
     /// Its sentry.
@@ -299,7 +312,15 @@ impl<'a> Pod<'a> {
     /// # Errors
     /// When there is none, or more than one.
     pub fn sentry(&self) -> Result<Proc> {
-        let mut found = self.runtime_processes("runsc-sandbox");
+        self.sentry_among(&self.node.processes())
+    }
+
+    /// The same where the processes of the node were listed before.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn sentry_among(&self, all: &[Proc]) -> Result<Proc> {
+        let mut found = self.runtime_processes_among(all, "runsc-sandbox");
         ensure!(found.len() == 1, "{found:?}");
         found.pop().context("no sentry")
     }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use kiln_tests::{
     node::{Node, NodeOpts},
+    process::Proc,
     suite::Cases,
 };
 
@@ -77,7 +78,23 @@ async fn up_and_down(node: &Node, handler: &str, count: usize) -> Result<usize> 
     let sandboxes: BTreeSet<_> = pods.iter().map(|pod| pod.sandbox()).collect();
     ensure!(sandboxes.len() == count, "two Pods are in one sandbox");
     let adopted = pods.iter().filter(|pod| pod.sandbox() != pod.id()).count();
-    let rss = shims_and_sentries(node, handler, &sandboxes)?;
+    // Once for all of them: there are thousands.
+    let processes = node.processes();
+    let is_shim = |p: &&Proc| p.argv.contains("containerd-shim");
+    let shims = processes.iter().filter(is_shim).count();
+    ensure!(shims == count, "{shims} shims");
+    let mut rss = 0;
+    for pod in &pods {
+        let sentry = pod.sentry_among(&processes);
+        if handler == "kiln-runc" {
+            ensure!(sentry.is_err(), "{sentry:?}");
+        } else {
+            let slacks = sentry?.timer_slacks()?;
+            ensure!(slacks == [SLACK * 1000].into(), "{slacks:?}");
+        }
+        let shim = pod.shim_among(&processes)?;
+        rss += shim.status("VmRSS").unwrap_or_default();
+    }
 
     let start = Instant::now();
     try_join_all(pods.iter().map(|pod| node.remove_pod(pod.id()))).await?;
@@ -90,33 +107,9 @@ async fn up_and_down(node: &Node, handler: &str, count: usize) -> Result<usize> 
         ready.as_secs_f64(),
         times[count / 2].as_secs_f64(),
         gone.as_secs_f64(),
-        rss,
+        rss / count as u64
     ));
     Ok(adopted)
-}
-
-/// Looks at each process of the node once, because there are thousands: that there is a shim for
-/// each Pod, and a sentry for each of `sandboxes` if they have one. Returns the KiB of memory that
-/// a shim has on average.
-fn shims_and_sentries(node: &Node, handler: &str, sandboxes: &BTreeSet<String>) -> Result<u64> {
-    let (mut shims, mut sentries, mut rss) = (0, 0, 0);
-    for process in node.processes() {
-        let argv = &process.argv;
-        if argv.contains("containerd-shim") {
-            shims += 1;
-            rss += process.status("VmRSS").unwrap_or_default();
-        } else if argv.starts_with("runsc-sandbox") && sandboxes.iter().any(|id| argv.contains(id))
-        {
-            sentries += 1;
-            let slacks = process.timer_slacks()?;
-            ensure!(slacks == [SLACK * 1000].into(), "{slacks:?}");
-        }
-    }
-    let count = sandboxes.len();
-    let expected = if handler == "kiln-runc" { 0 } else { count };
-    ensure!(shims == count, "{shims} shims");
-    ensure!(sentries == expected, "{sentries} sentries");
-    Ok(rss / count as u64)
 }
 
 #[allow(clippy::print_stderr)] // the figures are what one runs it for
