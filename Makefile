@@ -86,10 +86,17 @@ test-node: deps build guest ## Suites against real containerd, runsc and runc
 	$(CARGO) build -p kiln-shim -p kiln-node-agent -p kilnctl
 	$(CARGO) test -p kiln-tests
 
+SOAK = SOAK_SECONDS=$(or $(SOAK_SECONDS),1800)
+
 .PHONY: soak
-soak: deps build guest ## Pods of all kinds at random, with faults, for SOAK_SECONDS (1800); SOAK_SEED repeats one
+soak: soak-node ## Pods, then claims, of all kinds at random, with faults, for SOAK_SECONDS (1800) each; SOAK_SEED repeats one
+	$(CARGO) build -p kiln-controller
+	$(SOAK) $(CARGO) test -p kiln-cluster --test controller -- soak:: --nocapture
+
+.PHONY: soak-node
+soak-node: deps build guest ## The Pods of it
 	$(CARGO) build -p kiln-shim -p kiln-node-agent
-	SOAK_SECONDS=$(or $(SOAK_SECONDS),1800) $(CARGO) test -p kiln-tests --test soak -- --nocapture
+	$(SOAK) $(CARGO) test -p kiln-tests --test soak -- --nocapture
 
 .PHONY: mutate
 mutate: deps build guest ## Takes out one guard after the other; a test must notice each
@@ -146,8 +153,9 @@ bench-node: deps build guest ## Ours, gVisor's Go shim and runc side by side: ta
 
 .PHONY: bench-warm
 bench-warm: deps build guest ## Pods in sandboxes booted ahead, beside cold ones: target/bench/warm.json
-	$(CARGO) build -q --release -p kiln-node-agent
+	$(CARGO) build -q --release -p kiln-node-agent -p kiln-controller -p kiln-cluster
 	$(CARGO) run -q --release -p kiln-tests --bin kiln-bench-warm
+	$(CARGO) run -q --release -p kiln-cluster --bin kiln-bench-apply
 
 .PHONY: bench-claims
 bench-claims: deps ## Claims against a pool, and what they cost: target/bench/claims.json

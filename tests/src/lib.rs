@@ -15,11 +15,14 @@
 //! a chain of words.
 
 pub mod agent;
+pub mod bench;
 pub mod cgroup;
 pub mod cri;
 pub mod ctr;
+pub mod dice;
 mod images;
 pub mod leaks;
+pub mod memory;
 pub mod mini;
 pub mod mounts;
 pub mod netns;

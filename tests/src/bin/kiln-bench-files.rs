@@ -7,8 +7,9 @@
 
 use std::{collections::BTreeMap, fs, process::ExitCode, time::Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use kiln_tests::{
+    bench::{file, median, ms, progress, save},
     node::{Node, NodeOpts},
     tools,
 };
@@ -51,7 +52,7 @@ async fn main() -> ExitCode {
     match run().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            say(&format!("kiln-bench-files: {e:#}"));
+            progress(&format!("kiln-bench-files: {e:#}"));
             ExitCode::FAILURE
         }
     }
@@ -99,7 +100,7 @@ async fn round(node: &Node) -> Result<Vec<(&'static str, f64)>> {
         let container = if in_python { &python } else { &plain };
         let begun = Instant::now();
         let ran = container.exec(["sh", "-c", script]).await?;
-        took.push((name, begun.elapsed().as_secs_f64() * 1000.0));
+        took.push((name, ms(begun.elapsed())));
         ensure!(ran.code == 0, "{name}: {ran:?}");
     }
     pod.remove().await?;
@@ -109,23 +110,13 @@ async fn round(node: &Node) -> Result<Vec<(&'static str, f64)>> {
 
 fn report(samples: BTreeMap<(&str, &str), Vec<f64>>) -> Result<()> {
     let mut figures = serde_json::Map::new();
-    for ((workload, side), mut values) in samples {
-        values.sort_by(f64::total_cmp);
-        let median = values[values.len() / 2];
-        say(&format!("{workload:20} directfs={side:5} {median:8.1} ms"));
+    for ((workload, side), values) in samples {
+        let median = median(&values).unwrap_or(f64::NAN);
+        progress(&format!("{workload:20} directfs={side:5} {median:8.1} ms"));
         figures.insert(
             format!("{workload} directfs={side}"),
             json!({"median_ms": median, "all_ms": values}),
         );
     }
-    let dir = tools::target_dir()?.join("bench");
-    fs::create_dir_all(&dir)?;
-    let file = dir.join("files.json");
-    fs::write(&file, serde_json::to_string_pretty(&figures)?)
-        .with_context(|| format!("write {}", file.display()))
-}
-
-#[allow(clippy::print_stderr)] // the figures are what one runs it for
-fn say(words: &str) {
-    eprintln!("{words}");
+    save(&file("files")?, &figures)
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::{
+    dice::{Deck, Dice},
     pod::{Container, GUEST, Pod},
     wait,
 };
 
-use crate::{Deck, Dice, Run};
+use crate::Run;
 
 /// How long a Pod may take to go: containerd refuses while it finds out what has died.
 const REMOVAL: Duration = Duration::from_secs(60);

@@ -20,6 +20,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use kiln_tests::{
+    dice::{self, Dice, say},
     node::{Node, NodeOpts},
     suite::Cases,
 };
@@ -36,13 +37,11 @@ const WORKERS: u64 = 3;
 const TAIL: Duration = Duration::from_secs(300);
 
 fn main() -> ExitCode {
-    let seconds = number("SOAK_SECONDS").unwrap_or(120);
-    let time = Duration::from_secs(seconds);
+    let time = dice::time(Duration::from_secs(120));
     let mut cases = Cases::<Node>::new().limit(time + TAIL);
     cases.add_alone("pods_come_and_go_while_things_break", async move |node| {
-        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let seed = number("SOAK_SEED").unwrap_or(now.as_secs());
-        say(&format!("SOAK_SEED={seed} SOAK_SECONDS={seconds}"));
+        let seed = dice::seed();
+        say(&format!("SOAK_SEED={seed} SOAK_SECONDS={}", time.as_secs()));
         let ran = soak(node, time, seed).await;
         ran.with_context(|| format!("with SOAK_SEED={seed}"))
     });
@@ -52,15 +51,6 @@ fn main() -> ExitCode {
             ..NodeOpts::default()
         })
     })
-}
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
-
-#[allow(clippy::print_stderr)] // the seed and the figures are what one runs it for
-fn say(words: &str) {
-    eprintln!("{words}");
 }
 
 /// A run, which its tasks share.
@@ -133,47 +123,4 @@ async fn soak(node: &Node, time: Duration, seed: u64) -> Result<()> {
         ensure!(counts.contains_key(what), "never {what}");
     }
     Ok(())
-}
-
-/// Numbers that follow from a seed (SplitMix64 of Steele, Lea and Flood, 2014).
-struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    /// A number below `end`.
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-
-    fn millis(&mut self, end: u64) -> Duration {
-        Duration::from_millis(self.below(end))
-    }
-}
-
-/// Draws cards at random, each as often as any other.
-struct Deck<T: 'static> {
-    cards: &'static [T],
-    left: Vec<&'static T>,
-}
-
-impl<T> Deck<T> {
-    fn new(cards: &'static [T]) -> Self {
-        let left = Vec::new();
-        Self { cards, left }
-    }
-
-    fn draw(&mut self, dice: &mut Dice) -> &'static T {
-        if self.left.is_empty() {
-            self.left = self.cards.iter().collect();
-        }
-        let at = dice.below(self.left.len() as u64) as usize;
-        self.left.swap_remove(at)
-    }
 }

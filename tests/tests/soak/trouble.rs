@@ -5,9 +5,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use kiln_tests::dice::{Deck, Dice};
 use nix::sys::signal::Signal;
 
-use crate::{Deck, Dice, Run};
+use crate::Run;
 
 /// Who ends, and how.
 enum Trouble {

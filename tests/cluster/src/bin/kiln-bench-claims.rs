@@ -22,13 +22,16 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kiln_cluster::{control_plane::ControlPlane, controller::Controller, standin::Standin};
 use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool};
-use kiln_tests::wait;
+use kiln_tests::{
+    bench::{file, median, ms, progress, save},
+    wait,
+};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::task::JoinHandle;
 
 /// Claims one after the other, and at once.
@@ -65,7 +68,12 @@ async fn measure(program: Option<&Path>) -> Result<Figures> {
     let plane = ControlPlane::start().await?;
     let _standin = Standin::start(plane.client());
     let controller = match program {
-        Some(program) => Controller::start_program(&plane, program, &[]).await?,
+        Some(program) => {
+            // In which it keeps the certificates of its webhooks.
+            let words = ["create", "namespace", "agent-sandbox-system"];
+            plane.kubectl(&words).await?;
+            Controller::start_program(&plane, program, &[]).await?
+        }
         None => Controller::start(&plane, &[]).await?,
     };
     let figures = measure_one(&plane, &controller).await;
@@ -102,7 +110,7 @@ async fn measure_one(plane: &ControlPlane, controller: &Controller) -> Result<Fi
         ("claim_ready_p50_ms", "ms", percentile(&single, 50)),
         ("claim_ready_p99_ms", "ms", percentile(&single, 99)),
         ("claims_per_s", "1/s", count(BURST) / burst.as_secs_f64()),
-        ("replenish_ms", "ms", refill.as_secs_f64() * 1e3),
+        ("replenish_ms", "ms", ms(refill)),
         (
             "controller_rss_mb",
             "MB",
@@ -304,7 +312,7 @@ impl Bench {
             let start = Instant::now();
             self.claim(&name).await?;
             let ready = self.ready_at(&name).await?;
-            times.push(ready.duration_since(start).as_secs_f64() * 1e3);
+            times.push(ms(ready.duration_since(start)));
             tokio::time::sleep(Duration::from_millis(100)).await;
             // The pool must not run out, and the cluster not fill up.
             if n % 10 == 9 {
@@ -373,13 +381,11 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-fn median(runs: &[Figures], figure: &str) -> Option<f64> {
-    let mut values: Vec<f64> = runs
+fn median_of(runs: &[Figures], figure: &str) -> Option<f64> {
+    let values = runs
         .iter()
-        .filter_map(|run| Some(run.iter().find(|(name, ..)| name == figure)?.2))
-        .collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
+        .filter_map(|run| Some(run.iter().find(|(name, ..)| name == figure)?.2));
+    median(&values.collect::<Vec<_>>())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a bench are small")]
@@ -395,7 +401,7 @@ fn report(ours: &[Figures], theirs: &[Figures]) -> Result<()> {
         "figure", "ours", "upstream", "ratio"
     );
     for (figure, unit, _) in first {
-        let (our, their) = (median(ours, figure), median(theirs, figure));
+        let (our, their) = (median_of(ours, figure), median_of(theirs, figure));
         let ratio = our.zip(their).filter(|(_, t)| *t > 0.0).map(|(o, t)| o / t);
         let text = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
         table += &format!(
@@ -408,17 +414,7 @@ fn report(ours: &[Figures], theirs: &[Figures]) -> Result<()> {
             "figure": figure, "unit": unit, "ours": our, "upstream": their, "ratio": ratio,
         }));
     }
-    let dir = Path::new("target/bench");
-    std::fs::create_dir_all(dir)?;
-    std::fs::write(
-        dir.join("claims.json"),
-        serde_json::to_string_pretty(&Value::Array(rows))?,
-    )?;
+    save(&file("claims")?, &rows)?;
     std::io::stdout().write_all(table.as_bytes())?;
     Ok(())
-}
-
-fn progress(text: &str) {
-    // The bench goes on without a terminal to tell it to.
-    writeln!(std::io::stderr(), "{text}").ok();
 }

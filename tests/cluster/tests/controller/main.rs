@@ -12,10 +12,11 @@ mod faults;
 mod node;
 mod pool;
 mod sandbox;
+mod soak;
 
 use std::process::ExitCode;
 
-use kiln_tests::{cases, suite::Cases};
+use kiln_tests::{cases, suite::Cases, wait};
 
 use env::Env;
 
@@ -71,6 +72,11 @@ fn main() -> ExitCode {
         faults::a_controller_that_is_killed_loses_and_doubles_nothing,
         faults::an_apiserver_that_restarts_is_waited_for,
         faults::two_controllers_take_turns,
+    );
+    let mut cases = cases.limit(soak::time() + wait::SOON * 10);
+    cases!(
+        cases.add_alone, Env:
+        soak::claims_come_and_go_while_controllers_are_killed,
     );
     cases.run(Env::start)
 }

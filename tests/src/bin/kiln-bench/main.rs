@@ -22,16 +22,15 @@ mod rounds;
 mod side;
 
 use std::{
-    fs,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use kiln_tests::{node::NodeOpts, tools};
+use kiln_tests::{bench, node::NodeOpts, tools};
 
 use crate::{results::Results, rounds::Bench, side::Side};
 
@@ -59,9 +58,8 @@ struct Args {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let bench = run(Args::parse());
     let done = tokio::select! {
-        done = bench => done,
+        done = run(Args::parse()) => done,
         // Dropped, the node takes everything of itself away.
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
     };
@@ -75,10 +73,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<()> {
-    let out = args.out.map_or_else(
-        || tools::target_dir().map(|dir| dir.join("bench/node.json")),
-        Ok,
-    )?;
+    let out = args.out.map_or_else(|| bench::file("node"), Ok)?;
     let rounds = if args.quick {
         QUICK
     } else {
@@ -92,16 +87,16 @@ async fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     let mut results = Results::default();
     progress("starting containerd");
-    let bench = Bench::start(opts.clone()).await?;
-    let measured = measure(&bench, rounds, &mut results).await;
-    bench.stop().await.and(measured)?;
+    let pods = Bench::start(opts.clone()).await?;
+    let measured = measure(&pods, rounds, &mut results).await;
+    pods.stop().await.and(measured)?;
     progress("counting runs of runsc");
     for side in [Side::Ours, Side::GoShim] {
         let counted = cli_runs::count(&opts, side, &mut results).await;
         results.note(side, "counting runs of runsc", counted);
     }
 
-    save(&out, &results)?;
+    bench::save(&out, &report::json(&results))?;
     let mut stdout = io::stdout().lock();
     report::print(&mut stdout, &results).context("print the figures")?;
     let minutes = start.elapsed().as_secs_f64() / 60.0;
@@ -149,14 +144,6 @@ async fn measure(bench: &Bench, rounds: usize, results: &mut Results) -> Result<
     Ok(())
 }
 
-fn save(path: &Path, results: &Results) -> Result<()> {
-    let dir = path.parent().context("--out names no file")?;
-    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-    let text = serde_json::to_string_pretty(&report::json(results)).context("write JSON")?;
-    fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))
-}
-
-#[allow(clippy::print_stderr)] // where progress is told, so that stdout has the tables only
 fn progress(words: &str) {
-    eprintln!("kiln-bench: {words}");
+    bench::progress(&format!("kiln-bench: {words}"));
 }

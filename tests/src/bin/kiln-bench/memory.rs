@@ -2,12 +2,9 @@
 
 //! The shim layer: the shims of a node and their satellites, and how much memory they hold.
 
-use std::{collections::HashMap, fs};
+use std::collections::HashMap;
 
-use kiln_tests::{node::Node, process::Proc};
-
-/// Bytes of a MB.
-const MB: f64 = 1e6;
+use kiln_tests::{memory::Memory, node::Node, process::Proc};
 
 /// Commands of runsc that a shim may keep running beside it.
 const WAITING: [&str; 2] = ["wait", "exec"];
@@ -18,15 +15,6 @@ pub(crate) struct Layer {
     pub(crate) shims: Vec<Proc>,
     /// Runs of runsc that last as long as a container or an exec does.
     pub(crate) satellites: Vec<Proc>,
-}
-
-/// Memory of processes, in MB.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Memory {
-    pub(crate) rss: f64,
-    /// Pages that processes share, divided by their number.
-    pub(crate) pss: f64,
-    pub(crate) anonymous: f64,
 }
 
 impl Layer {
@@ -51,18 +39,9 @@ impl Layer {
         Self { shims, satellites }
     }
 
-    /// What it holds together. A process that ends meanwhile holds nothing.
+    /// What it holds together.
     pub(crate) fn memory(&self) -> Memory {
-        let rollups = self.shims.iter().chain(&self.satellites);
-        let rollups = rollups
-            .filter_map(|p| fs::read_to_string(format!("/proc/{}/smaps_rollup", p.pid)).ok());
-        rollups
-            .map(|text| parse(&text))
-            .fold(Memory::default(), |sum, one| Memory {
-                rss: sum.rss + one.rss,
-                pss: sum.pss + one.pss,
-                anonymous: sum.anonymous + one.anonymous,
-            })
+        Memory::of(self.shims.iter().chain(&self.satellites))
     }
 }
 
@@ -73,22 +52,6 @@ fn is_satellite(argv: &str) -> bool {
     let program = words.next().unwrap_or_default();
     let program = program.rsplit('/').next().unwrap_or_default();
     matches!(program, "runsc" | "runsc-exec" | "exe") && words.any(|word| WAITING.contains(&word))
-}
-
-/// Lines are `NAME: NUMBER kB` (Documentation/filesystems/proc.rst of Linux).
-fn parse(rollup: &str) -> Memory {
-    let field = |name: &str| {
-        let line = rollup
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let number = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-        number.unwrap_or_default() * 1024.0 / MB
-    };
-    Memory {
-        rss: field("Rss"),
-        pss: field("Pss"),
-        anonymous: field("Anonymous"),
-    }
 }
 
 #[cfg(test)]
@@ -105,20 +68,5 @@ mod tests {
         assert!(!is_satellite("runsc-gofer --root=/r gofer --bundle=/b"));
         assert!(!is_satellite("/opt/runsc --root=/r start abc"));
         assert!(!is_satellite("sh -c wait"));
-    }
-
-    #[test]
-    fn fields_are_told_from_those_whose_names_begin_alike() {
-        let memory = parse(
-            "00-7f ---p 0 00:00 0 [rollup]\nRss: 1000 kB\nPss: 500 kB\nPss_Anon: 7 kB\nAnonymous: 250 kB\n",
-        );
-        assert_eq!(
-            memory,
-            Memory {
-                rss: 1.024,
-                pss: 0.512,
-                anonymous: 0.256
-            }
-        );
     }
 }
