@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use cargo_metadata::{Metadata, MetadataCommand};
 use clap::{Args, Parser, Subcommand};
 use kiln_images::{Cache, Images, Sources, archive, guest, hosts, release};
 use tokio::net::TcpListener;
@@ -55,7 +56,8 @@ enum Command {
         #[arg(long)]
         port: u16,
     },
-    /// Write the images that `deploy/` names to files for `ctr images import`; prints the paths.
+    /// Write the images that `deploy/` names to files for `ctr images import`, with bills of what is
+    /// in them; prints the paths.
     Release {
         /// Directories with static programs, of one architecture each or of several.
         #[arg(long, required = true)]
@@ -125,7 +127,16 @@ async fn run(command: Command) -> Result<()> {
         } => {
             let cache =
                 Cache::open(&cache_directory()?.join("images")).context("open the cache")?;
-            for path in release::release(&programs, &registry, &tag, Some(&cache), &out)? {
+            let linked = linked().context("ask cargo what is linked")?;
+            let paths = release::release(
+                &programs,
+                &registry,
+                &tag,
+                Some(&cache),
+                Some(&linked),
+                &out,
+            )?;
+            for path in paths {
                 say(&path.display().to_string())?;
             }
             Ok(())
@@ -235,6 +246,16 @@ fn cache_directory() -> Result<PathBuf> {
         .or_else(|| Some(path("XDG_CACHE_HOME")?.join("kiln")))
         .or_else(|| Some(path("HOME")?.join(".cache/kiln")));
     cache.context("find the cache: neither KILN_CACHE nor HOME is set")
+}
+
+/// What cargo knows of the workspace, as far as it is for Linux. (Crates do not differ by its
+/// architecture.)
+fn linked() -> Result<Metadata, cargo_metadata::Error> {
+    let options = ["--locked", "--filter-platform", "x86_64-unknown-linux-gnu"];
+    MetadataCommand::new()
+        .current_dir(workspace())
+        .other_options(options.map(str::to_owned))
+        .exec()
 }
 
 /// The root of the workspace that this program was built in.

@@ -7,13 +7,14 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use cargo_metadata::Metadata;
 use tempfile::NamedTempFile;
 
 use crate::image::{Config, Image};
 use crate::layer::{LayerBuilder, LayerError};
 use crate::program::is_static;
 use crate::reference::{NotAReference, Reference};
-use crate::{Cache, archive};
+use crate::{Cache, archive, sbom};
 
 /// The user of programs that need no rights on their node.
 const NOBODY: &str = "65532:65532";
@@ -96,10 +97,10 @@ fn architecture_of(program: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The programs of a recipe that are in `dirs`, by architecture and name. The first of a name
-/// counts.
-type Found = BTreeMap<&'static str, BTreeMap<&'static str, Vec<u8>>>;
+/// Programs by architecture and name.
+pub(crate) type Found = BTreeMap<&'static str, BTreeMap<&'static str, Vec<u8>>>;
 
+/// The programs of a recipe that are in `dirs`. The first of a name counts.
 fn find(recipe: &Recipe, dirs: &[PathBuf]) -> Result<Found, ReleaseError> {
     let mut found = Found::new();
     for dir in dirs {
@@ -171,7 +172,8 @@ fn image(
 }
 
 /// Writes `OUT/IMAGE.tar` for every image of whose programs one is in `dirs`, under the name
-/// `REGISTRY/IMAGE:TAG`, and gives the paths.
+/// `REGISTRY/IMAGE:TAG`, and beside it `OUT/IMAGE.cdx.json`, a bill of what is in it, if it is given
+/// what cargo knows of the workspace; gives the paths of both.
 ///
 /// # Errors
 /// A program is missing or cannot be in an image, or a file cannot be written.
@@ -180,6 +182,7 @@ pub fn release(
     registry: &str,
     tag: &str,
     cache: Option<&Cache>,
+    workspace: Option<&Metadata>,
     out: &Path,
 ) -> Result<Vec<PathBuf>, ReleaseError> {
     let at = |path: &Path| {
@@ -218,6 +221,13 @@ pub fn release(
         })();
         written.map_err(at(&path))?;
         paths.push(path);
+        let Some(workspace) = workspace else {
+            continue;
+        };
+        let path = out.join(format!("{}.cdx.json", recipe.image));
+        let bill = sbom::bill(recipe.image, tag, &found, workspace);
+        fs::write(&path, serde_json::to_vec_pretty(&bill)?).map_err(at(&path))?;
+        paths.push(path);
     }
     Ok(paths)
 }
@@ -226,9 +236,16 @@ pub fn release(
 mod tests {
     use std::io::Read;
 
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    /// What cargo knows of this workspace.
+    fn workspace() -> Metadata {
+        let mut command = cargo_metadata::MetadataCommand::new();
+        command.other_options(["--offline", "--locked"].map(str::to_owned));
+        command.exec().unwrap()
+    }
 
     /// The head of a static program for a machine.
     fn program(machine: u16) -> Vec<u8> {
@@ -264,17 +281,52 @@ mod tests {
         put(dirs[0].path(), &["kiln-controller"], 62);
         put(dirs[1].path(), names, 183);
         let dirs = dirs.each_ref().map(|d| d.path().to_owned());
-        let make = |out: &Path| release(&dirs, "docker.io/library", "v1", None, out).unwrap();
+        let workspace = workspace();
+        let make = |out: &Path| {
+            release(
+                &dirs,
+                "docker.io/library",
+                "v1",
+                None,
+                Some(&workspace),
+                out,
+            )
+            .unwrap()
+        };
         let out = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let paths = make(out[0].path());
         let written: Vec<_> = paths
             .iter()
             .map(|p| p.file_name().unwrap().to_owned())
             .collect();
-        assert_eq!(written, ["kiln-node-agent.tar", "kiln-controller.tar"]);
+        let all = [
+            "kiln-node-agent.tar",
+            "kiln-node-agent.cdx.json",
+            "kiln-controller.tar",
+            "kiln-controller.cdx.json",
+        ];
+        assert_eq!(written, all);
         for (one, other) in paths.iter().zip(make(out[1].path())) {
             assert_eq!(fs::read(one).unwrap(), fs::read(other).unwrap());
         }
+
+        let bill: Value = serde_json::from_slice(&fs::read(&paths[1]).unwrap()).unwrap();
+        let programs = bill["components"].as_array().unwrap();
+        assert_eq!(programs.len(), 2 * names.len());
+        let shim = programs
+            .iter()
+            .find(|p| p["name"] == "containerd-shim-kiln-v2")
+            .unwrap();
+        let bytes = fs::read(dirs[0].join("containerd-shim-kiln-v2")).unwrap();
+        let digest = crate::digest::Digest::of(&bytes).hex();
+        assert_eq!(shim["hashes"][0]["content"], digest);
+        let crates = shim["components"].as_array().unwrap();
+        let has = |name: &str| crates.iter().any(|c| c["name"] == name);
+        assert!(has("containerd-shim-protos") && has("runsc-wrapper"));
+        // Linked by the controller only, and by tests only.
+        assert!(!has("kube-runtime") && !has("proptest"));
+        let runsc = programs.iter().find(|p| p["name"] == "runsc").unwrap();
+        assert_eq!(runsc["components"], json!([]));
 
         let files = files(&paths[0]);
         let json = |name: &str| -> Value { serde_json::from_slice(&files[name]).unwrap() };
@@ -308,7 +360,17 @@ mod tests {
     fn a_program_that_is_missing_or_dynamic_is_named() {
         let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let dirs = [dir.path().to_owned()];
-        let make = || release(&dirs, "docker.io/library", "v1", None, out.path());
+        let workspace = workspace();
+        let make = || {
+            release(
+                &dirs,
+                "docker.io/library",
+                "v1",
+                None,
+                Some(&workspace),
+                out.path(),
+            )
+        };
         assert!(make().unwrap().is_empty());
         put(dir.path(), &["kiln-node-agent", "kiln-pause"], 62);
         let words = make().unwrap_err().to_string();

@@ -155,7 +155,7 @@ impl Env {
         let library = "docker.io/library";
         let images = tokio::task::spawn_blocking({
             let (dirs, tag) = (dirs.clone(), tag.to_owned());
-            move || release(&dirs, library, &tag, None, &out)
+            move || release(&dirs, library, &tag, None, None, &out)
         });
         let images = images
             .await?
