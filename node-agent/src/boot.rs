@@ -181,6 +181,12 @@ impl Booter {
             store.is_ready(&name, &Note { shape, pid })
         })
         .await?;
+        // runsc has made it.
+        let cgroup = self.cgroup.clone();
+        blocking("let Pods go before warm sandboxes", move || {
+            spec::yield_cpu(&cgroup)
+        })
+        .await?;
         let id = id.to_string();
         Ok(Warm { id, process })
     }
