@@ -157,9 +157,17 @@ async fn note_times(
         keys::CONTROLLER_OBSERVED_AT: format!("{seen:.9}"),
         keys::CLAIM_READY_AT: format!("{now:.9}"),
     }}});
-    match context.patch::<SandboxClaim>(&Key::of(claim), &times).await {
-        Err(e) if !error::is_not_found(&e) => Err(e.into()),
-        _ => Ok(()),
+    let key = Key::of(claim);
+    match context.patch::<SandboxClaim>(&key, &times).await {
+        Ok(new) => {
+            // The answer brings along what others have changed, which the watch will know by then.
+            if new.metadata.generation != claim.metadata.generation {
+                context.add(Class::Claim, key);
+            }
+            Ok(())
+        }
+        Err(e) if error::is_not_found(&e) => Ok(()),
+        Err(e) => Err(e.into()),
     }
 }
 
