@@ -19,7 +19,7 @@ use tokio::{
 use crate::{node::Node, place};
 
 /// Longest that one case may take: a case that hangs must not hang the suite.
-const CASE: Duration = Duration::from_secs(600);
+pub const CASE: Duration = Duration::from_secs(600);
 
 /// Adds functions of modules as cases, named by their paths: `cases!(cases.add, Env: a::b, a::c)`.
 #[macro_export]
@@ -76,7 +76,7 @@ impl<F: Fixture> Cases<F> {
         }
     }
 
-    /// Lets each case that is added from now on take this long instead of ten minutes.
+    /// Lets each case that is added from now on take this long instead of [`CASE`].
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;

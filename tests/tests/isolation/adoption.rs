@@ -3,10 +3,10 @@
 //! W1 to W3: a sandbox that was there before its Pod knows nothing, shares nothing and is used
 //! once.
 
-use std::{collections::BTreeSet, env, fs, os::unix::fs::MetadataExt};
+use std::{collections::BTreeSet, env, fs, os::unix::fs::MetadataExt, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use futures_util::future::try_join_all;
+use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use kiln_tests::{node::Node, process::Proc};
 
 use crate::{
@@ -16,8 +16,14 @@ use crate::{
     up,
 };
 
-/// How many Pods W1 runs unless it is told.
+/// How many Pods W1 runs unless `$KILN_ADOPTIONS` says it.
 const ADOPTIONS: usize = 30;
+
+/// How many at a time: neither one that goes nor one that runs may be met.
+const AT_A_TIME: usize = 3;
+
+/// How long one of them may take, the rest of the case aside.
+const EACH: Duration = Duration::from_secs(2);
 
 /// Where a Pod could leave something for the next one.
 const PLACES: [&str; 5] = [
@@ -28,24 +34,27 @@ const PLACES: [&str; 5] = [
     "/etc/token",
 ];
 
+/// How many Pods W1 runs.
+fn adoptions() -> usize {
+    let wanted = env::var("KILN_ADOPTIONS").ok();
+    wanted.and_then(|n| n.parse().ok()).unwrap_or(ADOPTIONS)
+}
+
+/// How long W1 may take beyond what any case may.
+pub(crate) fn w1_time() -> Duration {
+    EACH * u32::try_from(adoptions()).unwrap_or(u32::MAX)
+}
+
 /// No token of one Pod is seen by another, and no sandbox, boot or process is seen twice.
 pub(crate) async fn w1_a_sandbox_serves_one_pod(node: &Node) -> Result<()> {
-    let wanted = match env::var("KILN_ADOPTIONS") {
-        Ok(count) => count.parse().context("read KILN_ADOPTIONS")?,
-        Err(_) => ADOPTIONS,
-    };
+    let pods = stream::iter(0..adoptions()).map(|n| serve(node, n));
+    let served: Vec<_> = pods.buffer_unordered(AT_A_TIME).try_collect().await?;
     let (mut sandboxes, mut boots, mut sentries) =
         (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    let mut served = 0;
-    while served < wanted {
-        // Two at a time: neither one that goes nor one that runs may be met.
-        let pair = try_join_all([serve(node, served), serve(node, served + 1)]).await?;
-        for (sandbox, boot, sentry) in pair {
-            ensure!(sandboxes.insert(sandbox.clone()), "{sandbox} again");
-            ensure!(boots.insert(boot.clone()), "boot {boot} again");
-            ensure!(sentries.insert(sentry), "sentry {sentry:?} again");
-            served += 1;
-        }
+    for (sandbox, boot, sentry) in served {
+        ensure!(sandboxes.insert(sandbox.clone()), "{sandbox} again");
+        ensure!(boots.insert(boot.clone()), "boot {boot} again");
+        ensure!(sentries.insert(sentry), "sentry {sentry:?} again");
     }
     Ok(())
 }
@@ -58,18 +67,18 @@ async fn serve(node: &Node, n: usize) -> Result<(String, String, (u32, Option<u6
         "cat {} 2>/dev/null; ls -A /tmp /dev/shm /root /run; hostname; env; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' ' '; cat /proc/net/unix",
         PLACES.join(" ")
     );
-    let found = container.sh(&format!("{look}; true")).await?;
-    ensure!(!found.contains("token-of-"), "Pod {n} sees {found}");
-    let boot = container.sh("cat /proc/sys/kernel/random/boot_id").await?;
-    let leave = PLACES
-        .map(|p| format!("echo token-of-{n} > {p}"))
-        .join("; ");
+    let leave = PLACES.map(|p| format!("echo $T > {p}")).join("; ");
     // Without the exec's streams, which would not end else.
-    let stay = format!(
-        "(exec setsid sleep 3600 token-of-{n}) >/dev/null 2>&1 & \
-         (TOKEN=token-of-{n} sleep 3600) >/dev/null 2>&1 &"
-    );
-    container.sh(&format!("{leave}; {stay} true")).await?;
+    let stay = "setsid sh -c 'sleep 3600; :' $T >/dev/null 2>&1 & \
+         TOKEN=$T sleep 3600 >/dev/null 2>&1 &";
+    // The script itself, which is looked at too, has no token in it.
+    let token = format!("T=token; T=$T-of-{n}");
+    let boot = "cat /proc/sys/kernel/random/boot_id";
+    let found = container
+        .sh(&format!("{look}; {token}; {leave}; {stay} {boot}"))
+        .await?;
+    ensure!(!found.contains("token-of-"), "Pod {n} sees {found}");
+    let boot = found.lines().last().context("no boot id")?.to_owned();
     let sentry = pod.sentry()?;
     let sandbox = pod.sandbox();
     let known = (sandbox.clone(), boot, (sentry.pid, sentry.started()));

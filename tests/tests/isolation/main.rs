@@ -21,7 +21,7 @@ use kiln_tests::{
     cri::v1,
     node::{Node, NodeOpts},
     pod::{Container, Pod},
-    suite::Cases,
+    suite::{CASE, Cases},
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -86,10 +86,6 @@ fn main() -> ExitCode {
     each!(add_alone, files: s5_a_mount_stays_inside, s5_a_mount_stays_inside_while_links_change);
     if handlers.contains(&WARM) {
         cases.add_alone(
-            "w1_a_sandbox_serves_one_pod",
-            adoption::w1_a_sandbox_serves_one_pod,
-        );
-        cases.add_alone(
             "w3_what_is_the_pods_comes_with_the_pod",
             adoption::w3_what_is_the_pods_comes_with_the_pod,
         );
@@ -114,6 +110,13 @@ fn main() -> ExitCode {
         cases.add_alone(
             "s2_a_limit_of_the_node_holds",
             files::s2_a_limit_of_the_node_holds,
+        );
+    }
+    if handlers.contains(&WARM) {
+        cases = cases.limit(CASE + adoption::w1_time());
+        cases.add_alone(
+            "w1_a_sandbox_serves_one_pod",
+            adoption::w1_a_sandbox_serves_one_pod,
         );
     }
     cases.run(start)
