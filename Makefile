@@ -94,7 +94,7 @@ soak: soak-node ## Pods, then claims, of all kinds at random, with faults, for S
 	$(SOAK) $(CARGO) test -p kiln-cluster --test controller -- soak:: --nocapture
 
 .PHONY: soak-node
-soak-node: deps build guest ## The Pods of it
+soak-node: deps build guest ## The Pods of it (make test has two minutes)
 	$(CARGO) build -p kiln-shim -p kiln-node-agent
 	$(SOAK) $(CARGO) test -p kiln-tests --test soak -- --nocapture
 
@@ -145,7 +145,8 @@ critest: deps build guest ## The CRI conformance suite with our handler, cold an
 
 .PHONY: test
 test: KILNCTL_CASES = refused::
-test: check test-unit test-controller test-deploy test-kilnctl test-node test-cluster critest ## Everything above but test-deploy-node; of test-kilnctl what is refused
+test: SOAK_SECONDS = 120
+test: check test-unit test-controller test-deploy test-kilnctl test-node soak-node test-cluster critest ## Everything above but test-deploy-node; of test-kilnctl what is refused
 
 .PHONY: bench-node
 bench-node: deps build guest ## Ours, gVisor's Go shim and runc side by side: target/bench/node.json
