@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use tokio::sync::Mutex;
 
 use crate::{
+    mounts,
     place::Place,
     process::{Cmd, Daemon},
     tools, wait,
@@ -143,7 +144,10 @@ impl Agent {
             String::from_utf8_lossy(&output.stderr),
             self.log()
         );
-        ensure!(!self.state.exists(), "{} is left", self.state.display());
+        let left = fs::read_dir(&self.state).into_iter().flatten().count();
+        let is_mount = !mounts::below(&self.state)?.is_empty();
+        let is_gone = is_mount || !self.state.exists();
+        ensure!(left == 0 && is_gone, "{} is left", self.state.display());
         Ok(())
     }
 

@@ -264,8 +264,11 @@ impl Remains {
             signal_to(process.pid, Signal::SIGKILL)?;
         }
         self.cgroup.destroy()?;
-        mounts::unmount_below(&self.dir)?;
-        match fs::remove_dir_all(agent::state_dir(&self.name)) {
+        let agent = agent::state_dir(&self.name);
+        for dir in [&self.dir, &agent] {
+            mounts::unmount_below(dir)?;
+        }
+        match fs::remove_dir_all(agent) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
             _ => {}
         }

@@ -4,7 +4,7 @@
 //! nothing is left.
 
 use std::{
-    fs,
+    fs, io,
     time::{Duration, Instant},
 };
 
@@ -12,13 +12,17 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::join_all;
 use kiln_agent_api::{AgentError, Shape};
 use kiln_tests::{
+    mounts,
     node::Node,
     pod::Pod,
     process::{Cmd, Proc, signal_to},
     tools,
     wait::{self, SOON},
 };
-use nix::sys::signal::Signal;
+use nix::{
+    mount::{MsFlags, mount},
+    sys::signal::Signal,
+};
 
 use crate::{HANDLER, WARM};
 
@@ -412,4 +416,56 @@ pub(crate) async fn adoptions_that_fail_are_given_up(node: &Node) -> Result<()> 
     let next = node.pod(HANDLER).run().await?;
     works(&next).await?;
     next.remove().await
+}
+
+/// A disk that is full costs what cannot be booted, and nothing else: what is ready stays, Pods
+/// run, and the pool is filled when there is room again.
+pub(crate) async fn a_disk_that_is_full_is_survived(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.drain().await?;
+    let state = agent.state();
+    fs::create_dir(state)?;
+    mount(
+        Some("tmpfs"),
+        state,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("size=16m,mode=0700"),
+    )?;
+    let survived = on_a_small_disk(node).await;
+    let drained = agent.drain().await;
+    mounts::unmount_below(state)?;
+    fs::remove_dir(state)?;
+    node.run_agent().await?;
+    survived.with_context(|| agent.log())?;
+    drained?;
+    agent.expect_ready(WARM).await
+}
+
+async fn on_a_small_disk(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    node.run_agent().await?;
+    agent.expect_ready(WARM).await?;
+    let pid = agent.pid().await;
+    let filler = agent.state().join("filler");
+    let full = fs::write(&filler, vec![0; 16 << 20]);
+    ensure!(full.is_err_and(|e| e.kind() == io::ErrorKind::StorageFull));
+    let sentries = warm_sentries(node);
+    let victim = sentries.first().context("no sentry")?;
+    victim.kill().await?;
+    wait::until("the word that there is no room", SOON, async || {
+        agent
+            .log()
+            .contains("No space left on device")
+            .then_some(())
+    })
+    .await?;
+    ensure!(agent.ready().await? == WARM - 1, "{}", agent.log());
+    let pod = node.pod(HANDLER).cold_or_warm().run().await?;
+    works(&pod).await?;
+    pod.remove().await?;
+    fs::remove_file(&filler)?;
+    agent.expect_ready(WARM).await?;
+    ensure!(agent.pid().await == pid, "another agent has taken over");
+    Ok(())
 }

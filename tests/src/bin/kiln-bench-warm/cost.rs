@@ -21,8 +21,8 @@ use tokio::time::sleep;
 
 use crate::WARM;
 
-/// Windows of a Pod's work, half of them while sandboxes are booted.
-const WINDOWS: usize = 10;
+/// How often the work of a Pod is looked at, without boots beside it and with them.
+const LOOKS: usize = 5;
 
 /// How long a sandbox that is handed out and not taken is kept, and destroyed after.
 const UNTAKEN: Duration = Duration::from_secs(12);
@@ -88,23 +88,14 @@ async fn boots(node: &Node) -> Result<[Value; 4]> {
     let pod = node.pod("gvisor").run().await?;
     let worker = pod.script(WORK).start().await?;
     let (mut quiet, mut busy, mut refills) = (Vec::new(), Vec::new(), Vec::new());
-    for window in 0..WINDOWS {
-        if window % 2 == 0 {
-            sleep(UNTAKEN).await;
-        }
-        let (before, begun) = (lines(&worker), Instant::now());
-        if window % 2 == 0 {
-            sleep(alone).await;
-        } else {
-            refills.push(refill(node).await?.as_secs_f64());
-        }
-        let rate = (lines(&worker) - before) / begun.elapsed().as_secs_f64();
-        if window % 2 == 0 {
-            &mut quiet
-        } else {
-            &mut busy
-        }
-        .push(rate);
+    for _ in 0..LOOKS {
+        sleep(UNTAKEN).await;
+        let before = Work::of(&worker);
+        sleep(alone).await;
+        quiet.push(before.rate(&worker));
+        let before = Work::of(&worker);
+        refills.push(refill(node).await?.as_secs_f64());
+        busy.push(before.rate(&worker));
     }
     pod.remove().await?;
     let rate = |time: f64| f64::from(WARM) / time;
@@ -125,11 +116,10 @@ async fn refill(node: &Node) -> Result<Duration> {
     let class = report.classes.iter().find(|c| c.ready > 0);
     let shape = Shape::from_json(&class.context("none is ready")?.shape)?;
     let begun = Instant::now();
-    let mut handed = 0;
-    while handed < WARM {
-        // One that has to wait for the busy Pod is lost, and was replaced too.
+    for _ in 0..WARM {
         match client.acquire(&shape, "bench").await {
-            Ok(_) | Err(AgentError::Timeout(_)) => handed += 1,
+            // One whose answer was late beside the busy Pod is replaced too.
+            Ok(_) | Err(AgentError::Timeout(_)) => {}
             Err(e) => return Err(e.into()),
         }
     }
@@ -141,7 +131,22 @@ async fn refill(node: &Node) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// How often the Pod has come to the end of its work.
-fn lines(worker: &Container<'_, '_>) -> f64 {
-    worker.log().matches("done").count() as f64
+/// What a Pod had done at one time.
+struct Work {
+    lines: usize,
+    at: Instant,
+}
+
+impl Work {
+    fn of(worker: &Container<'_, '_>) -> Self {
+        let lines = worker.log().matches("done").count();
+        let at = Instant::now();
+        Self { lines, at }
+    }
+
+    /// What it has done in each second since.
+    fn rate(&self, worker: &Container<'_, '_>) -> f64 {
+        let now = Self::of(worker);
+        (now.lines - self.lines) as f64 / (now.at - self.at).as_secs_f64()
+    }
 }
