@@ -131,10 +131,8 @@ async fn expect_none<K: Kind>(ns: &Namespace<'_>) -> Result<()> {
 /// One object after the other until the run is over; how many they were.
 async fn lives(run: &Run<'_>, worker: u64, mut dice: Dice) -> Result<u64> {
     let mut deck = Deck::new(&LIVES);
-    for n in 0.. {
-        if run.is_over() {
-            return Ok(n);
-        }
+    let mut n = 0;
+    while !run.is_over() {
         let life = *deck.draw(&mut dice);
         let name = format!("w{worker}-{n}");
         let lived = match life {
@@ -144,8 +142,9 @@ async fn lives(run: &Run<'_>, worker: u64, mut dice: Dice) -> Result<u64> {
         };
         lived.with_context(|| format!("{name}, a {life:?}"))?;
         sleep(dice.millis(300)).await;
+        n += 1;
     }
-    Ok(0)
+    Ok(n)
 }
 
 async fn claim(run: &Run<'_>, life: Life, name: &str) -> Result<()> {
@@ -205,11 +204,11 @@ async fn scale(run: &Run<'_>, dice: &mut Dice) -> Result<()> {
 /// Ends controllers while the run is not calm, then watches the last one's memory.
 async fn trouble(run: &Run<'_>, mut dice: Dice) -> Result<String> {
     let mut held = run.ns.env.controller.lock().await;
+    let mut ends = Deck::new(&[Signal::SIGKILL, Signal::SIGTERM]);
     while !run.is_calm() {
         sleep(Duration::from_secs(2) + dice.millis(4000)).await;
         let old = held.take().context("no controller")?;
-        let signals = [Signal::SIGKILL, Signal::SIGTERM];
-        old.signal(signals[usize::from(dice.below(2) == 1)])?;
+        old.signal(*ends.draw(&mut dice))?;
         old.ended().await?;
         *held = Some(Controller::start(&run.ns.env.plane, &[]).await?);
     }
