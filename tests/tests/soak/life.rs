@@ -107,8 +107,9 @@ async fn act(
             let turn = run.containerd.read().await;
             let busy = pod.container(["burn", "2"]).image(GUEST).cpu(500);
             let busy = busy.start().await?;
+            let restarts = run.restarts();
             drop(turn);
-            ensure!(busy.exit_code().await? == 0);
+            run.expect_code(&busy, 0, restarts).await?;
         }
         Kind::IsProbed => {
             for _ in 0..1 + dice.below(10) {
@@ -159,8 +160,9 @@ async fn have_containers(run: &Run<'_>, dice: &mut Dice, pod: &Pod<'_>) -> Resul
             .start()
             .await?;
         let stays = pod.idle().start().await?;
+        let restarts = run.restarts();
         drop(turn);
-        ensure!(ends.exit_code().await? == code);
+        run.expect_code(&ends, code, restarts).await?;
         ends.logged(&format!("{n}\n")).await?;
         let _turn = run.containerd.read().await;
         stays.stop(0).await?;

@@ -13,7 +13,10 @@ mod trouble;
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::ExitCode,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -22,6 +25,7 @@ use futures_util::future::try_join_all;
 use kiln_tests::{
     dice::{self, Dice, say},
     node::{Node, NodeOpts},
+    pod::Container,
     suite::Cases,
 };
 use tokio::sync::RwLock;
@@ -32,6 +36,9 @@ const AGENT: &str =
 
 /// Lives of Pods at a time.
 const WORKERS: u64 = 3;
+
+/// What CRI says of a container whose end nobody knows (`unknownExitCode` of containerd).
+const UNKNOWN: i32 = 255;
 
 /// How long after the end of a run the last Pods may take to go.
 const TAIL: Duration = Duration::from_secs(300);
@@ -61,6 +68,8 @@ struct Run<'n> {
     /// Read by who calls containerd, written by who restarts it: a call that was cut off says
     /// nothing about the Pod.
     containerd: RwLock<()>,
+    /// How often containerd has come back.
+    restarts: AtomicU32,
     /// Sandboxes that have become a Pod.
     adopted: Mutex<BTreeSet<String>>,
     counts: Mutex<BTreeMap<String, u32>>,
@@ -81,6 +90,26 @@ impl Run<'_> {
         *counts.entry(what.to_owned()).or_default() += 1;
     }
 
+    /// How often containerd has come back so far.
+    fn restarts(&self) -> u32 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+
+    /// Waits until a container ends with `code`. A containerd that dies when it has deleted the
+    /// task, and before it has noted its code, says afterwards that it does not know
+    /// (`internal/cri/server/restart.go`): that may be if it has come back since it was `restarts`.
+    async fn expect_code(
+        &self,
+        container: &Container<'_, '_>,
+        code: i32,
+        restarts: u32,
+    ) -> Result<()> {
+        let ended = container.exit_code().await?;
+        let is_forgotten = ended == UNKNOWN && self.restarts() > restarts;
+        ensure!(ended == code || is_forgotten, "{ended} instead of {code}");
+        Ok(())
+    }
+
     /// Notes that a Pod runs in a sandbox that was booted ahead.
     fn adopts(&self, sandbox: &str) -> Result<()> {
         let mut all = self.adopted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,6 +128,7 @@ async fn soak(node: &Node, time: Duration, seed: u64) -> Result<()> {
         begun: Instant::now(),
         time,
         containerd: RwLock::default(),
+        restarts: AtomicU32::default(),
         adopted: Mutex::default(),
         counts: Mutex::default(),
     };

@@ -2,7 +2,7 @@
 
 //! What goes wrong on the node while Pods come and go.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context, Result};
 use kiln_tests::dice::{Deck, Dice};
@@ -49,6 +49,7 @@ pub(crate) async fn make(run: &Run<'_>, mut dice: Dice) -> Result<()> {
             }
             Trouble::Containerd(name, signal) => {
                 let _nobody_calls = run.containerd.write().await;
+                run.restarts.fetch_add(1, Ordering::Relaxed);
                 run.node.restart_containerd(*signal).await.context(*name)?;
                 run.count(name);
             }
