@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::ExitCode,
     time::Duration,
 };
 
@@ -37,6 +38,17 @@ pub fn progress(words: &str) {
     eprintln!("{words}");
 }
 
+/// Ends the benchmark `name`, and says why it failed.
+pub fn end(name: &str, done: Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            progress(&format!("{name}: {e:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// The file of the figures `name`, such as `target/bench/node.json`.
 ///
 /// # Errors
@@ -56,15 +68,8 @@ pub fn save(file: &Path, figures: &impl Serialize) -> Result<()> {
     fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))
 }
 
-/// Who is compared: Pods that adopt, that boot their own sandbox, and those of gVisor's Go shim;
-/// each with the handler of a node on which it runs.
-pub const SIDES: [(&str, &str); 3] = [
-    ("warm", "gvisor-warm"),
-    ("cold", "gvisor"),
-    ("go_shim", "runsc-go"),
-];
-
-/// What was measured, by figure and side.
+/// What was measured, by figure and side: `warm`, Pods that adopt, `cold`, Pods that boot their own
+/// sandbox, and `go_shim`, those of gVisor's Go shim.
 #[derive(Debug, Default)]
 pub struct Samples(BTreeMap<(&'static str, &'static str), Vec<f64>>);
 

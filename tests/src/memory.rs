@@ -4,6 +4,8 @@
 
 use std::fs;
 
+use anyhow::{Result, ensure};
+
 use crate::process::Proc;
 
 /// Bytes of a MB.
@@ -34,6 +36,27 @@ impl Memory {
                 anonymous: sum.anonymous + one.anonymous,
             })
     }
+}
+
+/// Samples of each of the two series that are compared, at least.
+const ENOUGH: usize = 8;
+
+/// What a process had when it was warm, after a quarter of the samples, and at the end: the medians
+/// of the first and the last third of the rest.
+///
+/// # Errors
+/// When there are too few samples.
+pub fn warm_and_last(samples: &[u64]) -> Result<(u64, u64)> {
+    let warm = &samples[samples.len() / 4..];
+    let third = warm.len() / 3;
+    ensure!(third >= ENOUGH, "{} samples are too few", samples.len());
+    Ok((median(&warm[..third]), median(&warm[warm.len() - third..])))
+}
+
+fn median(samples: &[u64]) -> u64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable();
+    sorted[sorted.len() / 2]
 }
 
 /// Lines are `NAME: NUMBER kB` (Documentation/filesystems/proc.rst of Linux).

@@ -52,12 +52,12 @@ use nix::{
     sys::signal::Signal,
 };
 
+pub use self::{config::replace_line, private::Private, state::Process};
 use self::{
     layout::{Layout, NODE},
     start::Start,
     state::State,
 };
-pub use self::{private::Private, state::Process};
 use crate::control_plane;
 
 /// Longest path of a cluster's directory: sockets in it end at 107 bytes, with a container's id.

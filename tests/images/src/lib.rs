@@ -30,7 +30,7 @@ mod program;
 mod reference;
 mod registry;
 pub mod release;
-mod sbom;
+pub mod sbom;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use cargo_metadata::{Metadata, MetadataCommand};
 use clap::{Args, Parser, Subcommand};
-use kiln_images::{Cache, Images, Sources, archive, guest, hosts, release};
+use kiln_images::{Cache, Images, Sources, archive, guest, hosts, release, sbom};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -127,7 +126,7 @@ async fn run(command: Command) -> Result<()> {
         } => {
             let cache =
                 Cache::open(&cache_directory()?.join("images")).context("open the cache")?;
-            let linked = linked().context("ask cargo what is linked")?;
+            let linked = sbom::workspace().context("ask cargo what is linked")?;
             let paths = release::release(
                 &programs,
                 &registry,
@@ -246,16 +245,6 @@ fn cache_directory() -> Result<PathBuf> {
         .or_else(|| Some(path("XDG_CACHE_HOME")?.join("kiln")))
         .or_else(|| Some(path("HOME")?.join(".cache/kiln")));
     cache.context("find the cache: neither KILN_CACHE nor HOME is set")
-}
-
-/// What cargo knows of the workspace, as far as it is for Linux. (Crates do not differ by its
-/// architecture.)
-fn linked() -> Result<Metadata, cargo_metadata::Error> {
-    let options = ["--locked", "--filter-platform", "x86_64-unknown-linux-gnu"];
-    MetadataCommand::new()
-        .current_dir(workspace())
-        .other_options(options.map(str::to_owned))
-        .exec()
 }
 
 /// The root of the workspace that this program was built in.

@@ -4,10 +4,23 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use cargo_metadata::{DependencyKind, Metadata, Node, Package, PackageId};
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Node, Package, PackageId};
 use serde_json::{Value, json};
 
 use crate::{digest::Digest, release::Found};
+
+/// What cargo knows of the workspace that this was built in, as far as it is for Linux. (Crates do
+/// not differ by its architecture.)
+///
+/// # Errors
+/// cargo's.
+pub fn workspace() -> Result<Metadata, cargo_metadata::Error> {
+    let options = ["--locked", "--filter-platform", "x86_64-unknown-linux-gnu"];
+    MetadataCommand::new()
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .other_options(options.map(str::to_owned))
+        .exec()
+}
 
 /// The bill of an image: its programs with their digests and, in those that are of `workspace`,
 /// the crates that are linked into them. The same image has the same bill.

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, process::ExitCode, time::Instant};
 
 use anyhow::{Result, ensure};
 use kiln_tests::{
-    bench::{file, median, ms, progress, save},
+    bench::{self, file, median, ms, progress, save},
     node::{Node, NodeOpts},
     tools,
 };
@@ -49,13 +49,7 @@ const WORKLOADS: [(&str, bool, &str); 4] = [
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            progress(&format!("kiln-bench-files: {e:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    bench::end("kiln-bench-files", run().await)
 }
 
 async fn run() -> Result<()> {

@@ -35,19 +35,22 @@ const PLACES: [&str; 5] = [
 ];
 
 /// How many Pods W1 runs.
-fn adoptions() -> usize {
-    let wanted = env::var("KILN_ADOPTIONS").ok();
-    wanted.and_then(|n| n.parse().ok()).unwrap_or(ADOPTIONS)
+fn adoptions() -> Result<usize> {
+    match env::var("KILN_ADOPTIONS") {
+        Ok(count) => count.parse().context("read KILN_ADOPTIONS"),
+        Err(_) => Ok(ADOPTIONS),
+    }
 }
 
 /// How long W1 may take beyond what any case may.
 pub(crate) fn w1_time() -> Duration {
-    EACH * u32::try_from(adoptions()).unwrap_or(u32::MAX)
+    // The case itself says what is wrong with the number.
+    EACH * u32::try_from(adoptions().unwrap_or(ADOPTIONS)).unwrap_or(u32::MAX)
 }
 
 /// No token of one Pod is seen by another, and no sandbox, boot or process is seen twice.
 pub(crate) async fn w1_a_sandbox_serves_one_pod(node: &Node) -> Result<()> {
-    let pods = stream::iter(0..adoptions()).map(|n| serve(node, n));
+    let pods = stream::iter(0..adoptions()?).map(|n| serve(node, n));
     let served: Vec<_> = pods.buffer_unordered(AT_A_TIME).try_collect().await?;
     let (mut sandboxes, mut boots, mut sentries) =
         (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());

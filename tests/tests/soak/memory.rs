@@ -6,15 +6,12 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::process::Proc;
+use kiln_tests::{memory::warm_and_last, process::Proc};
 
 use crate::Run;
 
 /// Pause between the calls, with each of which memory is looked at.
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// Samples of each of the two series that are compared, at least.
-const ENOUGH: usize = 8;
 
 /// KiB of anonymous memory by which a process may be larger at the end than when it was warm,
 /// however long the run.
@@ -93,7 +90,7 @@ pub(crate) async fn watch(run: &Run<'_>) -> Result<String> {
     Ok(grown.join("\n"))
 }
 
-/// Compares what a process had after a quarter of its samples, when it was warm, with the end.
+/// Compares what a process had when it was warm with the end.
 fn steady(name: &str, samples: &[Sample], more_files: u64) -> Result<String> {
     let last = samples
         .last()
@@ -102,18 +99,11 @@ fn steady(name: &str, samples: &[Sample], more_files: u64) -> Result<String> {
         samples.iter().all(|s| s.pid == last.pid),
         "another {name} has taken over"
     );
-    let warm = &samples[samples.len() / 4..];
-    let (first, last) = (
-        &warm[..warm.len() / 3],
-        &warm[warm.len() - warm.len() / 3..],
-    );
-    ensure!(
-        first.len() >= ENOUGH,
-        "{} samples of the {name} are too few",
-        samples.len()
-    );
-    let memory = (median(first, |s| s.memory), median(last, |s| s.memory));
-    let files = (median(first, |s| s.files), median(last, |s| s.files));
+    let compare = |of: fn(&Sample) -> u64| {
+        let all: Vec<u64> = samples.iter().map(of).collect();
+        warm_and_last(&all).with_context(|| name.to_owned())
+    };
+    let (memory, files) = (compare(|s| s.memory)?, compare(|s| s.files)?);
     let words = format!(
         "{name}: {} KiB and {} descriptors when warm, {} and {} at the end, {} samples",
         memory.0,
@@ -125,10 +115,4 @@ fn steady(name: &str, samples: &[Sample], more_files: u64) -> Result<String> {
     let holds = memory.1 <= memory.0 + GROWTH && files.1 <= files.0 + more_files;
     ensure!(holds, "{words}");
     Ok(words)
-}
-
-fn median(samples: &[Sample], of: impl Fn(&Sample) -> u64) -> u64 {
-    let mut values: Vec<u64> = samples.iter().map(of).collect();
-    values.sort_unstable();
-    values[values.len() / 2]
 }

@@ -15,9 +15,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{core::v1::Pod, node::v1::RuntimeClass};
-use kiln_cluster::{cluster::Private, system::System};
+use kiln_cluster::{
+    cluster::{Private, replace_line},
+    system::System,
+};
 use kiln_tests::{
-    bench::{SIDES, Samples, file, ms, print, progress, save},
+    bench::{self, Samples, file, ms, print, progress, save},
     tools, wait,
 };
 use kube::{
@@ -30,6 +33,13 @@ use tokio::time::sleep;
 /// Rounds, of which medians are taken. The first of each side pulls images and does not count.
 const ROUNDS: usize = 11;
 
+/// Who is compared, each with its RuntimeClass.
+const SIDES: [(&str, &str); 3] = [
+    ("warm", "gvisor"),
+    ("cold", "gvisor-cold"),
+    ("go_shim", "runsc-go"),
+];
+
 /// How many sandboxes the agent holds.
 const WARM: u32 = 2;
 
@@ -40,13 +50,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            progress(&format!("kiln-bench-apply: {e:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    bench::end("kiln-bench-apply", run().await)
 }
 
 async fn run() -> Result<()> {
@@ -72,10 +76,10 @@ async fn measure(cluster: &Private) -> Result<Samples> {
     let system = System::enable(cluster, &agent).await?;
     let mut samples = Samples::default();
     for round in 0..=ROUNDS {
-        for (side, handler) in SIDES {
+        for (side, class) in SIDES {
             // So that no boot runs beside what is measured.
             system.agent.expect_ready(WARM).await?;
-            let took = first_output(cluster, &client, handler, round).await?;
+            let took = first_output(cluster, &client, class, round).await?;
             if round > 0 {
                 samples.add(FIGURE, side, ms(took));
             }
@@ -98,8 +102,8 @@ async fn add_handlers(cluster: &Private, client: &Client) -> Result<()> {
     let etc = cluster.cluster().dir().join("etc");
     let warm = fs::read_to_string(etc.join("runsc.toml")).context("read runsc.toml")?;
     // As nodes have it that are not for many idle Pods; the Go shim cannot do otherwise.
-    let warm = with_line(&warm, "timer_slack_us = ", "timer_slack_us = 0");
-    let cold = with_line(&warm, "agent = ", "agent = \"\"");
+    let warm = replace_line(&warm, "timer_slack_us = ", "timer_slack_us = 0")?;
+    let cold = replace_line(&warm, "agent = ", "agent = \"\"")?;
     fs::write(etc.join("runsc.toml"), warm)?;
     let go = format!(
         "binary_name = \"{}\"\nroot = \"{}\"\n[runsc_config]\nplatform = \"systrap\"\n",
@@ -137,14 +141,6 @@ async fn add_handlers(cluster: &Private, client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Replaces the lines that begin with `start`.
-fn with_line(text: &str, start: &str, line: &str) -> String {
-    let lines = text
-        .lines()
-        .map(|l| if l.starts_with(start) { line } else { l });
-    lines.flat_map(|l| [l, "\n"]).collect()
-}
-
 fn handler(name: &str, kind: &str, shim: &Path, config: &Path) -> String {
     format!(
         "\n[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.{name}]\n\
@@ -159,14 +155,9 @@ fn handler(name: &str, kind: &str, shim: &Path, config: &Path) -> String {
 async fn first_output(
     cluster: &Private,
     client: &Client,
-    handler: &str,
+    class: &str,
     round: usize,
 ) -> Result<Duration> {
-    let class = match handler {
-        "gvisor-warm" => "gvisor",
-        "gvisor" => "gvisor-cold",
-        other => other,
-    };
     // kubelet keeps the logs of a Pod for a while after its end.
     let name = format!("bench-{class}-{round}");
     let pods: Api<Pod> = Api::default_namespaced(client.clone());

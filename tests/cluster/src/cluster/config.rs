@@ -141,7 +141,10 @@ fn runtime(layout: &Layout) -> Result<String> {
 }
 
 /// Replaces the only line that begins with `start`.
-fn replace_line(text: &str, start: &str, line: &str) -> Result<String> {
+///
+/// # Errors
+/// When there is none, or more than one.
+pub fn replace_line(text: &str, start: &str, line: &str) -> Result<String> {
     let count = text.lines().filter(|l| l.starts_with(start)).count();
     ensure!(count == 1, "{count} lines begin with {start:?}");
     let lines = text

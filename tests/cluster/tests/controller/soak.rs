@@ -16,6 +16,7 @@ use kiln_cluster::controller::Controller;
 use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool, keys};
 use kiln_tests::{
     dice::{self, Deck, Dice, say},
+    memory::warm_and_last,
     wait,
 };
 use kube::ResourceExt;
@@ -32,9 +33,8 @@ const WORKERS: u64 = 3;
 /// run.
 const GROWTH: u64 = 4 << 20;
 
-/// Pause between two looks at its memory, and how many looks are too few to compare.
+/// Pause between two looks at its memory.
 const LOOK: Duration = Duration::from_millis(500);
-const TOO_FEW: usize = 8;
 
 /// Time of a run.
 pub(crate) fn time() -> Duration {
@@ -221,24 +221,15 @@ async fn trouble(run: &Run<'_>, mut dice: Dice) -> Result<String> {
     steady(&samples)
 }
 
-/// Compares what it had after a quarter of the samples, when it was warm, with the end.
+/// Compares what it had when it was warm with the end.
 fn steady(samples: &[u64]) -> Result<String> {
-    let warm = &samples[samples.len() / 4..];
-    let third = warm.len() / 3;
-    ensure!(third >= TOO_FEW, "{} samples are too few", samples.len());
-    let (first, last) = (median(&warm[..third]), median(&warm[warm.len() - third..]));
+    let (warm, last) = warm_and_last(samples)?;
     let words = format!(
         "controller: {} KiB when warm, {} at the end, {} samples",
-        first >> 10,
+        warm >> 10,
         last >> 10,
         samples.len()
     );
-    ensure!(last <= first + GROWTH, "{words}");
+    ensure!(last <= warm + GROWTH, "{words}");
     Ok(words)
-}
-
-fn median(samples: &[u64]) -> u64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_unstable();
-    sorted[sorted.len() / 2]
 }

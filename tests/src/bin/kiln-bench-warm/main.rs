@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use kiln_tests::{
-    bench::{SIDES, Samples, file, ms, print, progress, save},
+    bench::{self, Samples, file, ms, print, progress, save},
     node::{Node, NodeOpts},
     pod::Container,
     spans::{self, Span},
@@ -29,6 +29,13 @@ const ROUNDS: usize = 15;
 
 /// How many sandboxes the agent holds.
 const WARM: u32 = 10;
+
+/// Who is compared, each with its handler.
+const SIDES: [(&str, &str); 3] = [
+    ("warm", "gvisor-warm"),
+    ("cold", "gvisor"),
+    ("go_shim", "runsc-go"),
+];
 
 /// Longest wait for an output.
 const OUTPUT: Duration = Duration::from_secs(60);
@@ -44,13 +51,7 @@ const OF_RUNP: [&str; 5] = [
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            progress(&format!("kiln-bench-warm: {e:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    bench::end("kiln-bench-warm", run().await)
 }
 
 async fn run() -> Result<()> {

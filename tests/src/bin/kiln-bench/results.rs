@@ -108,6 +108,14 @@ mod tests {
                 count: 3
             })
         );
+        assert_eq!(
+            summary(&[4.0, 1.0, 2.0, 9.0]),
+            Some(Summary {
+                median: 3.0,
+                min: 1.0,
+                count: 4
+            })
+        );
     }
 
     #[test]
