@@ -6,7 +6,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, Write},
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt, unix::process::ExitStatusExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -387,10 +387,16 @@ pub(crate) fn write_process(scratch: &Path, process: &serde_json::Value) -> Resu
     Ok(path)
 }
 
+/// What a command says that was killed before it could say anything.
+const KILLED: &str = "it was killed, as the kernel does when the Pod's memory limit is reached";
+
 /// The typed error of a failed command.
 pub(crate) fn failure(op: &'static str, id: &str, output: &Output) -> RuntimeError {
     let status = output.exit().code.cast_signed();
-    let message = output.message();
+    let message = match (output.message(), output.status.signal()) {
+        (said, Some(libc::SIGKILL)) if said.is_empty() => KILLED.to_owned(),
+        (said, _) => said,
+    };
     // A usage text goes to either stream, depending on the runtime.
     let usage = String::from_utf8_lossy(&output.stdout);
     if Cause::of(&message) == Cause::Unsupported || Cause::of(&usage) == Cause::Unsupported {

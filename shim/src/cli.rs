@@ -7,6 +7,7 @@
 //! module is the only one that prints.
 
 mod containerd_version;
+mod delete;
 
 use std::{
     env, fs,
@@ -16,31 +17,26 @@ use std::{
         net::{UnixListener, UnixStream},
         process::CommandExt,
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode, Stdio},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use containerd_shim::{Flags, socket_address};
 use containerd_shim_protos::{
     TASK_API_VERSION,
-    api::DeleteResponse,
     bootstrap_api::{BootstrapParams, BootstrapResult, LogLevel},
     protobuf::{Message, MessageField, well_known_types::any::Any},
     types::introspection::{RuntimeInfo, RuntimeVersion},
 };
-use runsc_wrapper::{ContainerId, Exit};
+use runsc_wrapper::ContainerId;
 
 use crate::{
-    adopt::end_gofer,
     bundle::{Role, Spec},
-    cgroup::{self, Cgroup},
     config::NodeConfig,
     error::{Error, Result},
-    events::timestamp,
     io::read_capped,
-    kata, rootfs,
-    sandbox::{Record, Scratch},
+    kata,
     server::{self, READY, ServerOpts},
 };
 
@@ -85,7 +81,7 @@ fn run() -> Result<()> {
     let _namespace: ContainerId = flags.namespace.parse()?;
     match flags.action.as_str() {
         "start" => start(&flags, &id),
-        "delete" => print(&encode(&block_on(delete(&flags, &id))?)?),
+        "delete" => print(&encode(&block_on(delete::delete(&flags, &id))?)?),
         "" => {
             let ttrpc_address = env::var("TTRPC_ADDRESS").unwrap_or_default();
             let Flags {
@@ -294,91 +290,6 @@ fn encode_reply(reply: &Reply, address: &str) -> Result<Vec<u8>> {
             Ok(reply.to_string().into_bytes())
         }
         Reply::Address => Ok(address.as_bytes().to_owned()),
-    }
-}
-
-/// Takes away what a container left whose shim is gone. Everything that fails is reported, and
-/// the rest is done all the same.
-async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResponse> {
-    let bundle = match flags.bundle.as_str() {
-        "" => env::current_dir().map_err(Error::io("find", Path::new(".")))?,
-        bundle => PathBuf::from(bundle),
-    };
-    runsc_wrapper::reap::become_subreaper().map_err(|source| Error::Io {
-        what: "become a subreaper".to_owned(),
-        source,
-    })?;
-    let mut errors = Vec::new();
-    match Record::load(&bundle) {
-        Ok(record) => delete_recorded(flags, id, &record, &mut errors).await,
-        // No record: create never came to the runtime.
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            errors.extend(Scratch::remove_stale(id).err());
-        }
-        Err(e) => errors.push(e),
-    }
-    errors.extend(rootfs::unmount(&bundle.join("rootfs")).err());
-    remove_socket(&bundle);
-    if let Some(first) = errors.into_iter().next() {
-        return Err(first);
-    }
-    let killed = Exit::now(Exit::KILLED);
-    Ok(DeleteResponse {
-        exit_status: killed.code,
-        exited_at: timestamp(SystemTime::now()),
-        ..DeleteResponse::default()
-    })
-}
-
-async fn delete_recorded(
-    flags: &Flags,
-    id: &ContainerId,
-    record: &Record,
-    errors: &mut Vec<Error>,
-) {
-    // containerd deletes all containers of a Pod at once, and runsc's files suffer from it.
-    let _turn = Scratch::lock(&record.sandbox);
-    let config = NodeConfig::load(record.config.as_deref());
-    if let (Ok(config), false) = (&config, record.adopted.is_empty()) {
-        end_gofer(&config.policy.agent, &record.adopted);
-    }
-    match config.and_then(|config| server::runtime(&config, &flags.namespace)) {
-        Ok(runtime) => {
-            // Without its shim the whole Pod is lost: what lives in a sentry that is gone is
-            // gone at once, where runsc would wait for each container to stop.
-            let sandbox = record.runtime_id().parse().unwrap_or_else(|_| id.clone());
-            let member = (record.sandbox != id.as_str()).then_some(id);
-            for doomed in [Some(&sandbox), member].into_iter().flatten() {
-                errors.extend(runtime.delete(doomed, true).await.err().map(Error::from));
-            }
-        }
-        Err(e) => errors.push(e),
-    }
-    if !record.cgroup.is_empty() {
-        let cgroup = Cgroup::new(Path::new(cgroup::MOUNT), &record.cgroup);
-        let removed = cgroup.and_then(|cgroup| {
-            if !record.adopted.is_empty() {
-                // The agent may have kept a gofer of which the runtime does not know.
-                cgroup.kill();
-            }
-            cgroup.remove()
-        });
-        errors.extend(removed.err());
-    }
-    if record.sandbox == id.as_str() {
-        errors.extend(Scratch::remove_stale(id).err());
-    }
-}
-
-/// Removes the socket of a server that is gone.
-fn remove_socket(bundle: &Path) {
-    let Some(address) = address_in(bundle) else {
-        return;
-    };
-    let socket = socket_path(&address);
-    if UnixStream::connect(socket).is_err() {
-        // That it is gone already is as good.
-        fs::remove_file(socket).ok();
     }
 }
 

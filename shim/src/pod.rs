@@ -16,6 +16,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use containerd_shim_protos::{
@@ -27,6 +28,7 @@ use containerd_shim_protos::{
 use log::warn;
 use runsc_wrapper::{CheckpointOpts, ContainerId, Exit, KillTarget, Runtime, RuntimeError};
 use serde_json::Value;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -41,6 +43,10 @@ use crate::{
     sandbox::{RUN_DIR, Record, Sandbox},
     state::{Event, State},
 };
+
+/// How long a runtime may take to list processes: less than the five seconds that containerd gives
+/// to a shim that it finds when it comes back.
+const PIDS: Duration = Duration::from_secs(2);
 
 /// Makes the runtime that a node's configuration describes.
 pub type RuntimeFactory = Box<dyn Fn(&NodeConfig, &str) -> Result<Arc<dyn Runtime>> + Send + Sync>;
@@ -345,13 +351,31 @@ impl Pod {
             .await)
     }
 
-    /// The processes of a container: pid, and the exec id where it is one.
+    /// The processes of a container: pid, and the exec id where it is one; where nobody can say,
+    /// its first alone. Never none: a containerd that comes back takes a task without processes
+    /// for a leak, and would delete it before anybody has seen its exit code, or forget it where
+    /// that is refused (`core/runtime/v2/shim_load.go`).
     pub async fn pids(&self, id: &str) -> Result<Vec<(u32, Option<String>)>> {
         let container = self.container(id)?;
+        let init = vec![(container.init.pid(), None)];
         if container.init.state().exit().is_some() {
-            // A containerd that comes back takes a task without processes for a leak, and would
-            // delete it before anybody has seen its exit code.
-            return Ok(vec![(container.init.pid(), None)]);
+            return Ok(init);
+        }
+        let sandbox = self.sandbox()?;
+        let asked = sandbox.runtime.processes(&container.runtime_id);
+        let processes = match timeout(PIDS, asked).await {
+            Ok(Ok(processes)) => processes,
+            Ok(Err(e)) => {
+                warn!("processes of {id}: {e}");
+                Vec::new()
+            }
+            Err(_) => {
+                warn!("processes of {id}: no answer within {PIDS:?}");
+                Vec::new()
+            }
+        };
+        if processes.is_empty() {
+            return Ok(init);
         }
         let execs = container.all_execs();
         let exec_id = |pid| {
@@ -360,11 +384,6 @@ impl Pod {
                 .find(|e| e.process.pid() == pid)
                 .map(|e| e.process.id.to_string())
         };
-        let processes = self
-            .sandbox()?
-            .runtime
-            .processes(&container.runtime_id)
-            .await?;
         Ok(processes
             .into_iter()
             .map(|p| (p.pid, exec_id(p.pid)))
@@ -392,9 +411,10 @@ impl Pod {
         ))
     }
 
-    /// Ends the shim if it has no containers any more; otherwise it goes on.
-    pub fn shutdown(&self) {
-        if !self.map().is_empty() {
+    /// Ends the shim if it has no containers any more; otherwise it goes on, unless it must end
+    /// `now`.
+    pub fn shutdown(&self, now: bool) {
+        if !now && !self.map().is_empty() {
             return;
         }
         if let Ok(sandbox) = self.sandbox()

@@ -243,8 +243,9 @@ impl Task for TaskService {
         })
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> RpcResult<Empty> {
-        self.pod.shutdown();
+    async fn shutdown(&self, _: &TtrpcContext, req: ShutdownRequest) -> RpcResult<Empty> {
+        // containerd never asks for that; `delete` does.
+        self.pod.shutdown(req.now);
         Ok(Empty::default())
     }
 }

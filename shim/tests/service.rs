@@ -207,6 +207,21 @@ impl Shim {
             .map(|r| r.exit_status)
     }
 
+    async fn shutdown(&self, now: bool) {
+        let request = ShutdownRequest {
+            now,
+            ..ShutdownRequest::default()
+        };
+        let done = self.task.shutdown(context::with_timeout(0), &request).await;
+        done.unwrap();
+    }
+
+    async fn expect_end(&self) {
+        tokio::time::timeout(Duration::from_secs(5), self.pod.done())
+            .await
+            .unwrap();
+    }
+
     async fn status(&self, id: &str) -> Status {
         let request = StateRequest {
             id: id.into(),
@@ -543,6 +558,53 @@ async fn pids_name_the_execs() {
     let exec = reply.processes.iter().find(|p| p.pid == pid).unwrap();
     assert!(String::from_utf8_lossy(&exec.info.value).contains("e1"));
     assert_eq!(reply.processes.len(), 2);
+}
+
+/// containerd takes an answer without processes for a leak.
+#[tokio::test]
+async fn a_container_that_the_runtime_does_not_find_still_has_its_first_process() {
+    let shim = Shim::new().await;
+    shim.up("c1").await;
+    let lost = RuntimeError::NotFound {
+        op: "ps",
+        id: "c1".to_owned(),
+        message: String::new(),
+    };
+    shim.runtime.fail_next("ps", lost);
+    let request = PidsRequest {
+        id: "c1".into(),
+        ..PidsRequest::default()
+    };
+    let reply = shim.task.pids(context::with_timeout(0), &request).await;
+    assert_eq!(reply.unwrap().processes.len(), 1);
+}
+
+/// containerd deletes sandboxes first when it comes back.
+#[tokio::test]
+async fn the_end_of_a_container_is_known_after_its_sandbox_is_deleted() {
+    let shim = Shim::new().await;
+    shim.up("c1").await;
+    shim.runtime.end("c1", 3);
+    assert_eq!(shim.wait("c1", "").await, 3);
+    shim.runtime.kill_sandbox("pod");
+    shim.wait("pod", "").await;
+    shim.delete("pod", "").await.unwrap();
+    assert!(shim.runtime.containers().is_empty());
+    shim.shutdown(false).await;
+    assert_eq!(shim.delete("c1", "").await.unwrap(), 3);
+    shim.shutdown(false).await;
+    shim.expect_end().await;
+}
+
+#[tokio::test]
+async fn a_shim_ends_before_its_containers_only_if_it_must() {
+    let shim = Shim::new().await;
+    shim.up("c1").await;
+    shim.shutdown(false).await;
+    let ended = tokio::time::timeout(Duration::from_millis(100), shim.pod.done());
+    ended.await.unwrap_err();
+    shim.shutdown(true).await;
+    shim.expect_end().await;
 }
 
 #[tokio::test]

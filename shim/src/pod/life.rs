@@ -235,7 +235,9 @@ impl Pod {
     }
 
     /// Takes everything of a container away. What fails is logged and the rest goes on: a task
-    /// that cannot be deleted would keep its Pod from ever ending.
+    /// that cannot be deleted would keep its Pod from ever ending. What lived in a sandbox goes
+    /// with it, but for how it ended: a containerd that comes back deletes sandboxes first
+    /// (`internal/cri/server/restart.go`).
     async fn remove(&self, container: &Arc<Container>) {
         let id = &container.id;
         let mut doomed = vec![container.runtime_id.clone()];

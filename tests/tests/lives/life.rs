@@ -249,6 +249,49 @@ pub(crate) async fn a_shim_that_is_told_to_end_leaves_its_containers(
     gone(mini, bundle).await
 }
 
+/// containerd does that where it could not reach a shim in time, and never asks that one again.
+pub(crate) async fn a_delete_ends_a_shim_that_still_serves_and_spares_the_pod_of_a_member(
+    mini: &Mini,
+    runtime: Runtime,
+) -> Result<()> {
+    let id = format!("slow-{runtime:?}").to_lowercase();
+    let (bundle, shim) = sandbox(mini, runtime, &id, "sleep 3600").await?;
+    shim.run(&bundle).await?;
+    // runsc takes an id that begins another one for ambiguous.
+    let [first, second] = ["a", "b"].map(|name| {
+        let member = mini.bundle(&format!("{name}-{id}")).member_of(&id);
+        member.script("sleep 3600").write()
+    });
+    let (first, second) = (first?, second?);
+    shim.run(&first).await?;
+    shim.run(&second).await?;
+    mini.delete(&first).await?;
+    ensure!(shim.wait(first.id(), "").await? == 137);
+    for stays in [&id, second.id()] {
+        ensure!(status(&shim, stays, "").await? == api::Status::RUNNING);
+    }
+    mini.delete(&bundle).await?;
+    mini.delete(&second).await?;
+    for bundle in [first, second, bundle] {
+        gone(mini, bundle).await?;
+    }
+    Ok(())
+}
+
+/// A containerd that dies between the two calls finds nothing to shut down when it comes back.
+pub(crate) async fn a_delete_ends_a_shim_that_was_not_told_that_its_pod_is_gone(
+    mini: &Mini,
+    runtime: Runtime,
+) -> Result<()> {
+    let id = format!("untold-{runtime:?}").to_lowercase();
+    let (bundle, shim) = sandbox(mini, runtime, &id, "sleep 3600").await?;
+    shim.run(&bundle).await?;
+    shim.end(&id).await?;
+    ensure!(mini.shims_of(&id).len() == 1);
+    mini.delete(&bundle).await?;
+    gone(mini, bundle).await
+}
+
 /// In a place of its own, whose Events service goes away and comes back.
 pub(crate) async fn events_wait_for_containerd(_: &Mini, runtime: Runtime) -> Result<()> {
     let mini = Mini::start().await?;

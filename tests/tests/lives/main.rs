@@ -34,7 +34,9 @@ fn main() -> ExitCode {
     for_each_runtime!(
         cases, life: a_life_has_its_events_in_order, members_live_in_their_sandbox, output_is_complete_when_the_exit_is_known,
         execs_side_by_side_have_their_own_ends, a_container_that_never_ran_is_deleted, input_ends_with_close_io,
-        a_shim_that_is_told_to_end_leaves_its_containers, events_wait_for_containerd,
+        a_shim_that_is_told_to_end_leaves_its_containers, a_delete_ends_a_shim_that_still_serves_and_spares_the_pod_of_a_member,
+        a_delete_ends_a_shim_that_was_not_told_that_its_pod_is_gone,
+        events_wait_for_containerd,
     );
     for_each_runtime!(
         cases, hangup: a_client_that_leaves_create_leaves_nothing_half_made, a_client_that_leaves_start_leaves_it_started,
