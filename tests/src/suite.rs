@@ -64,6 +64,7 @@ struct Case<F> {
 pub struct Cases<F> {
     cases: Vec<Case<F>>,
     limit: Duration,
+    at_a_time: Option<usize>,
 }
 
 impl<F: Fixture> Cases<F> {
@@ -73,6 +74,17 @@ impl<F: Fixture> Cases<F> {
         Self {
             cases: Vec::new(),
             limit: CASE,
+            at_a_time: None,
+        }
+    }
+
+    /// Runs this many cases at a time, where the command line does not say: more than there are
+    /// CPUs pays for those that wait most of the time.
+    #[must_use]
+    pub fn at_a_time(self, cases: usize) -> Self {
+        Self {
+            at_a_time: Some(cases),
+            ..self
         }
     }
 
@@ -119,7 +131,7 @@ impl<F: Fixture> Cases<F> {
 
     /// Runs the cases that the command line asks for on the fixture that `start` makes.
     pub fn run<S: Future<Output = Result<F>> + 'static>(
-        self,
+        mut self,
         start: impl Fn() -> S + Send + Sync + 'static,
     ) -> ExitCode {
         let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -135,6 +147,8 @@ impl<F: Fixture> Cases<F> {
         runtime.spawn(end_by_signal());
         let fixture: Arc<Shared<F>> = Arc::default();
         let start = Arc::new(start);
+        // Together, so that others wait for them once.
+        self.cases.sort_by_key(|case| case.alone);
         let trials = self.cases.into_iter().map(|case| {
             let (runtime, fixture, start) = (
                 Arc::clone(&runtime),
@@ -152,7 +166,9 @@ impl<F: Fixture> Cases<F> {
                 done.map_err(|e| Failed::from(format!("{e:#}")))
             })
         });
-        let conclusion = libtest_mimic::run(&Arguments::from_args(), trials.collect());
+        let mut arguments = Arguments::from_args();
+        arguments.test_threads = arguments.test_threads.or(self.at_a_time);
+        let conclusion = libtest_mimic::run(&arguments, trials.collect());
         let made = Arc::into_inner(fixture)
             .and_then(|f| f.made.into_inner())
             .and_then(Result::ok);

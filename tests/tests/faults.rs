@@ -7,6 +7,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
 use kiln_tests::{
     cri::v1,
     node::{Node, NodeOpts},
@@ -16,12 +17,15 @@ use kiln_tests::{
     wait,
 };
 use nix::sys::signal::Signal;
+use tokio::sync::Barrier;
 
 /// How long a Pod may take to go whose processes were killed.
 const REMOVAL: Duration = Duration::from_secs(60);
 
 /// What the agent of the node holds.
 const AGENT: &str = "[limits]\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = 6\n";
+
+const HANDLERS: [&str; 4] = ["gvisor", "gvisor-cli", "gvisor-warm", "kiln-runc"];
 
 /// What is killed.
 #[derive(Debug, Clone, Copy)]
@@ -55,19 +59,20 @@ const STEPS: [Step; 6] = [
 ];
 
 fn main() -> ExitCode {
-    let mut cases = Cases::<Node>::new();
+    let mut cases = Cases::<Node>::new().at_a_time(4);
     let all = [
         Victim::Shim,
         Victim::Sentry,
         Victim::PodGofer,
         Victim::Gofer,
     ];
-    for (handler, victims) in [
-        ("gvisor", &all[..]),
-        ("gvisor-cli", &all),
-        ("gvisor-warm", &all),
-        ("kiln-runc", &[Victim::Shim]),
-    ] {
+    for handler in HANDLERS {
+        // runc has neither of the others.
+        let victims = if handler == "kiln-runc" {
+            &all[..1]
+        } else {
+            &all
+        };
         for victim in victims {
             for step in STEPS {
                 if matches!(
@@ -83,21 +88,31 @@ fn main() -> ExitCode {
                 });
             }
         }
-        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-            cases.add_alone(
-                format!("{handler}::pods_outlive_containerd_after_{signal}"),
-                async move |node: &Node| pods_outlive_containerd(node, handler, signal).await,
-            );
-        }
-        cases.add_alone(
-            format!("{handler}::exits_without_containerd_are_known_later"),
-            async move |node: &Node| exits_without_containerd_are_known_later(node, handler).await,
-        );
-        cases.add_alone(
-            format!("{handler}::a_shim_that_dies_without_containerd"),
-            async move |node: &Node| a_shim_that_dies_without_containerd(node, handler).await,
-        );
     }
+    cases.add_alone(
+        "pods_outlive_containerd_that_is_told_to_end",
+        async |node| {
+            // Long enough that a reader who came back late would have missed ticks.
+            let outage = Outage::new(Signal::SIGTERM, Duration::from_secs(3));
+            outage.during(node, pod_outlives_containerd).await
+        },
+    );
+    cases.add_alone("pods_outlive_containerd_that_is_killed", async |node| {
+        let outage = Outage::new(Signal::SIGKILL, Duration::from_secs(3));
+        outage.during(node, pod_outlives_containerd).await
+    });
+    cases.add_alone("exits_without_containerd_are_known_later", async |node| {
+        let outage = Outage::new(Signal::SIGKILL, Duration::from_secs(4));
+        outage.during(node, exit_is_known_later).await
+    });
+    cases.add_alone("shims_that_die_without_containerd", async |node| {
+        let outage = Outage::new(Signal::SIGKILL, Duration::from_millis(500));
+        outage.during(node, shim_dies).await
+    });
+    cases.add_alone(
+        "a_shim_that_is_too_slow_for_containerd_ends",
+        a_shim_that_is_too_slow_for_containerd_ends,
+    );
     let opts = || NodeOpts {
         agent: Some(AGENT.to_owned()),
         ..NodeOpts::default()
@@ -199,7 +214,61 @@ async fn removed(node: &Node, handler: &str, pod: Pod<'_>) -> Result<()> {
     next.remove().await
 }
 
-async fn pods_outlive_containerd(node: &Node, handler: &str, signal: Signal) -> Result<()> {
+/// A time without containerd, which Pods of all handlers live through at once.
+struct Outage {
+    signal: Signal,
+    time: Duration,
+    /// Pods and outage wait for each other: all are up, containerd is gone, it is back.
+    barrier: Barrier,
+}
+
+impl Outage {
+    /// `signal` ends containerd, which comes back after `time`.
+    fn new(signal: Signal, time: Duration) -> Self {
+        Self {
+            signal,
+            time,
+            barrier: Barrier::new(HANDLERS.len() + 1),
+        }
+    }
+
+    async fn during<'n, F>(
+        &'n self,
+        node: &'n Node,
+        life: impl Fn(&'n Node, &'n str, &'n Self) -> F,
+    ) -> Result<()>
+    where
+        F: Future<Output = Result<()>> + 'n,
+    {
+        let lives = HANDLERS.map(|handler| {
+            let life = life(node, handler, self);
+            async move { life.await.with_context(|| handler.to_owned()) }
+        });
+        let outage = async {
+            self.barrier.wait().await;
+            node.stop_containerd(self.signal).await?;
+            self.barrier.wait().await;
+            tokio::time::sleep(self.time).await;
+            node.start_containerd().await?;
+            self.barrier.wait().await;
+            Ok(())
+        };
+        tokio::try_join!(try_join_all(lives), outage).map(drop)
+    }
+
+    /// Waits until containerd is gone.
+    async fn begins(&self) {
+        self.barrier.wait().await;
+        self.barrier.wait().await;
+    }
+
+    /// Waits until it is back.
+    async fn ends(&self) {
+        self.barrier.wait().await;
+    }
+}
+
+async fn pod_outlives_containerd(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
     let pod = node.pod(handler).run().await?;
     let container = pod
         .script("i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.2; done")
@@ -208,10 +277,8 @@ async fn pods_outlive_containerd(node: &Node, handler: &str, signal: Signal) -> 
     container.logged("tick 3\n").await?;
     let shim = pod.shim()?;
     let stats = container.stats().await?;
-    node.stop_containerd(signal).await?;
-    // Long enough that a reader who came back late would have missed ticks.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    node.start_containerd().await?;
+    outage.begins().await;
+    outage.ends().await;
     ensure!(pod.shim()? == shim, "another shim serves the Pod");
     ensure!(container.is_running().await?);
     let ticks = container.log().lines().count();
@@ -243,29 +310,41 @@ async fn pods_outlive_containerd(node: &Node, handler: &str, signal: Signal) -> 
     pod.remove().await
 }
 
-async fn exits_without_containerd_are_known_later(node: &Node, handler: &str) -> Result<()> {
+async fn exit_is_known_later(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
     let pod = node.pod(handler).run().await?;
     let container = pod
-        .script("sleep 2; echo last words; exit 9")
+        .script("sleep 3; echo last words; exit 9")
         .start()
         .await?;
-    node.stop_containerd(Signal::SIGKILL).await?;
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    node.start_containerd().await?;
+    outage.begins().await;
+    outage.ends().await;
     let status = container.ended().await?;
     ensure!(status.exit_code == 9, "{status:?}");
     container.logged("last words").await?;
     pod.remove().await
 }
 
-async fn a_shim_that_dies_without_containerd(node: &Node, handler: &str) -> Result<()> {
+async fn shim_dies(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
     let pod = node.pod(handler).run().await?;
     let container = pod.idle().start().await?;
     let shim = pod.shim()?;
-    node.stop_containerd(Signal::SIGKILL).await?;
+    outage.begins().await;
     signal_to(shim.pid, Signal::SIGKILL)?;
-    node.start_containerd().await?;
+    outage.ends().await;
     let status = container.ended().await?;
     ensure!(status.exit_code != 0, "{status:?}");
     removed(node, handler, pod).await
+}
+
+/// containerd waits five seconds for a shim when it comes back, and then has it for dead.
+async fn a_shim_that_is_too_slow_for_containerd_ends(node: &Node) -> Result<()> {
+    let pod = node.pod("gvisor-warm").run().await?;
+    let container = pod.idle().start().await?;
+    let shim = pod.shim()?;
+    signal_to(shim.pid, Signal::SIGSTOP)?;
+    node.restart_containerd(Signal::SIGKILL).await?;
+    signal_to(shim.pid, Signal::SIGCONT)?;
+    let status = container.ended().await?;
+    ensure!(status.exit_code != 0, "{status:?}");
+    removed(node, "gvisor-warm", pod).await
 }
