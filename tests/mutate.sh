@@ -21,6 +21,8 @@ TREE=$ROOT/target/mutate/tree
 LOG=$ROOT/target/mutate/log
 export CARGO_TARGET_DIR="$ROOT/target/mutate/target"
 CARGO=${CARGO:-cargo}
+# Where cargo puts programs below its target directory.
+DEBUG=${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}debug
 # Suites that others must not run beside are run by this, such as `flock FILE`.
 ALONE=${ALONE:-}
 
@@ -37,7 +39,7 @@ copy_sources() {
 }
 
 suite() {
-    ls -t "$ROOT"/target/debug/deps/isolation-* 2>/dev/null | grep -v '\.d$' | head -n 1
+    ls -t "$ROOT/target/$DEBUG"/deps/isolation-* 2>/dev/null | grep -v '\.d$' | head -n 1
 }
 
 # Whether a test notices. It builds first: that a change does not compile is no answer.
@@ -59,7 +61,7 @@ notices() { # KIND WHAT…
         ;;
     isolation)
         (cd "$TREE" && $CARGO build -q -p kiln-shim -p kiln-node-agent) || fail "build the shim"
-        ! (cd tests && KILN_BIN_DIR=$CARGO_TARGET_DIR/debug $ALONE "$(suite)" "$1")
+        ! (cd tests && KILN_BIN_DIR=$CARGO_TARGET_DIR/$DEBUG $ALONE "$(suite)" "$1")
         ;;
     deploy)
         (cd "$TREE" && $CARGO build -q -p kiln-controller &&

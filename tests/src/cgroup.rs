@@ -71,6 +71,25 @@ impl Cgroup {
             .with_context(|| format!("open {}", path.display()))
     }
 
+    /// Gives it an eighth of the weight of other cgroups.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn yield_cpu(&self) -> Result<()> {
+        for dir in hierarchies() {
+            // docs.kernel.org: admin-guide/cgroup-v2 and scheduler/sched-design-CFS; 100 and 1024
+            // are the defaults.
+            for (file, weight) in [("cpu.weight", "12"), ("cpu.shares", "128")] {
+                let file = dir.join(&self.name).join(file);
+                if file.exists() {
+                    fs::write(&file, weight)
+                        .with_context(|| format!("write {}", file.display()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn tracking(&self) -> Result<PathBuf> {
         let first = hierarchies()
             .into_iter()

@@ -24,7 +24,8 @@ use kiln_images::Registry;
 use nix::sys::signal::Signal;
 use tokio::sync::Mutex;
 
-use self::config::{PAUSE, WARM};
+use self::config::PAUSE;
+pub use self::config::WARM;
 use crate::{
     agent::Agent,
     cgroup::Cgroup,
@@ -65,6 +66,8 @@ pub struct NodeOpts {
     pub spans: bool,
     /// Level of containerd's log; `debug` has the shims log more, too.
     pub log_level: String,
+    /// Leaves CPU time to other nodes, where there is not enough for all.
+    pub in_background: bool,
 }
 
 /// Whose shim ours becomes under a name of Kata's.
@@ -88,6 +91,7 @@ impl Default for NodeOpts {
             pod_annotations: Vec::new(),
             spans: false,
             log_level: "info".to_owned(),
+            in_background: false,
         }
     }
 }
@@ -111,6 +115,9 @@ impl Node {
     /// When a program is missing or containerd does not come up; then with the end of its log.
     pub async fn start(opts: NodeOpts) -> Result<Self> {
         let place = Place::new()?;
+        if opts.in_background {
+            place.cgroup().yield_cpu()?;
+        }
         mounts::make_shared(place.dir())?;
         config::write(place.dir(), place.name(), &opts)?;
         // `ctr` names a runtime by its type, for which containerd looks on its PATH.

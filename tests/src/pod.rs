@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     cri::v1,
     netns::Netns,
-    node::{Node, is_shim_of},
+    node::{Node, WARM, is_shim_of},
     process::{Proc, tail},
     wait,
 };
@@ -764,4 +764,32 @@ impl<'p, 'n> Container<'p, 'n> {
             .context("remove the container")?;
         Ok(())
     }
+}
+
+/// How often a Pod that is to adopt may start cold, since the agent has not answered in time.
+const TRIES: usize = 5;
+
+/// Runs a Pod that is described further; one of [`WARM`] has adopted. A busy machine makes an agent
+/// late, and a Pod that starts cold is no failure of what is tested then.
+///
+/// # Errors
+/// containerd's, and when that has happened too often.
+pub async fn up_with<'n>(
+    node: &'n Node,
+    handler: &str,
+    describe: impl Fn(&mut v1::PodSandboxConfig),
+) -> Result<Pod<'n>> {
+    for _ in 0..TRIES {
+        if handler == WARM {
+            node.agent()?.expect_some().await?;
+        }
+        let pod = node.pod(handler).with(&describe).cold_or_warm().run();
+        let pod = pod.await?;
+        if (handler == WARM) == (pod.sandbox() != pod.id()) {
+            return Ok(pod);
+        }
+        ensure!(handler == WARM, "a Pod of {handler} has adopted");
+        pod.remove().await?;
+    }
+    bail!("{TRIES} Pods have started cold\n{}", node.log())
 }

@@ -158,14 +158,18 @@ pub fn installed_shim() -> Result<PathBuf> {
     bail!("{} is not built: run `make build`", path.display())
 }
 
-/// cargo's target directory, in which the running program is.
+/// cargo's target directory, in which the running program is; above that of the program's target,
+/// where it was built for one by name.
 ///
 /// # Errors
 /// When it cannot be found.
 pub fn target_dir() -> Result<PathBuf> {
     let profile = beside_the_test()?;
-    profile
-        .parent()
+    // cargo puts this file into both (`cargo-util`, `create_dir_all_excluded_from_backups_atomic`).
+    let found = profile.ancestors().skip(1).take(2);
+    found
+        .filter(|dir| dir.join("CACHEDIR.TAG").is_file())
+        .last()
         .map(Path::to_owned)
         .context("the running program is not in cargo's target directory")
 }

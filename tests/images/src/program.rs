@@ -199,7 +199,7 @@ mod tests {
             &b""[..],
             b"#!/bin/sh\n",
             b"\x7fELF\x02\x01",
-            &std::fs::read("/proc/self/exe").unwrap(),
+            &std::fs::read("/bin/sh").unwrap(),
         ] {
             std::fs::write(&path, contents).unwrap();
             assert!(matches!(

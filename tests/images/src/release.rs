@@ -357,7 +357,7 @@ mod tests {
             words,
             "kiln-node-agent for amd64: there is no containerd-shim-kiln-v2"
         );
-        fs::copy("/proc/self/exe", dir.path().join("kiln-node-agent")).unwrap();
+        fs::copy("/bin/sh", dir.path().join("kiln-node-agent")).unwrap();
         assert!(matches!(make(), Err(ReleaseError::NotStatic(_))));
     }
 }

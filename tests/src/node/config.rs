@@ -27,7 +27,7 @@ const KILN: &str = "io.containerd.kiln.v2";
 const RUNC: &str = "io.containerd.runc.v2";
 
 /// The handler whose Pods adopt what the node's agent holds.
-pub(crate) const WARM: &str = "gvisor-warm";
+pub const WARM: &str = "gvisor-warm";
 
 /// Keeps a handler from an agent that the machine may have.
 const NO_AGENT: &str = "agent = \"\"\n";

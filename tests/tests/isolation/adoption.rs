@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! W1 to W3: a sandbox that was there before its Pod knows nothing, shares nothing and is used
-//! once.
+//! W2 and W3: a sandbox that was there before its Pod knows nothing and shares nothing.
 
-use std::{collections::BTreeSet, env, fs, os::unix::fs::MetadataExt, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt};
 
-use anyhow::{Context, Result, ensure};
-use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
+use anyhow::{Result, ensure};
+use futures_util::future::try_join_all;
 use kiln_tests::{node::Node, process::Proc};
 
 use crate::{
@@ -15,80 +14,6 @@ use crate::{
     posture::gofer,
     up,
 };
-
-/// How many Pods W1 runs unless `$KILN_ADOPTIONS` says it.
-const ADOPTIONS: usize = 30;
-
-/// How many at a time: neither one that goes nor one that runs may be met.
-const AT_A_TIME: usize = 3;
-
-/// How long one of them may take, the rest of the case aside.
-const EACH: Duration = Duration::from_secs(2);
-
-/// Where a Pod could leave something for the next one.
-const PLACES: [&str; 5] = [
-    "/tmp/token",
-    "/dev/shm/token",
-    "/root/token",
-    "/run/token",
-    "/etc/token",
-];
-
-/// How many Pods W1 runs.
-fn adoptions() -> Result<usize> {
-    match env::var("KILN_ADOPTIONS") {
-        Ok(count) => count.parse().context("read KILN_ADOPTIONS"),
-        Err(_) => Ok(ADOPTIONS),
-    }
-}
-
-/// How long W1 may take beyond what any case may.
-pub(crate) fn w1_time() -> Duration {
-    // The case itself says what is wrong with the number.
-    EACH * u32::try_from(adoptions().unwrap_or(ADOPTIONS)).unwrap_or(u32::MAX)
-}
-
-/// No token of one Pod is seen by another, and no sandbox, boot or process is seen twice.
-pub(crate) async fn w1_a_sandbox_serves_one_pod(node: &Node) -> Result<()> {
-    let pods = stream::iter(0..adoptions()?).map(|n| serve(node, n));
-    let served: Vec<_> = pods.buffer_unordered(AT_A_TIME).try_collect().await?;
-    let (mut sandboxes, mut boots, mut sentries) =
-        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    for (sandbox, boot, sentry) in served {
-        ensure!(sandboxes.insert(sandbox.clone()), "{sandbox} again");
-        ensure!(boots.insert(boot.clone()), "boot {boot} again");
-        ensure!(sentries.insert(sentry), "sentry {sentry:?} again");
-    }
-    Ok(())
-}
-
-/// Runs a Pod that looks for tokens and leaves its own; returns its sandbox, boot and sentry.
-async fn serve(node: &Node, n: usize) -> Result<(String, String, (u32, Option<u64>))> {
-    let pod = up(node, WARM).await?;
-    let container = pod.idle().start().await?;
-    let look = format!(
-        "cat {} 2>/dev/null; ls -A /tmp /dev/shm /root /run; hostname; env; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' ' '; cat /proc/net/unix",
-        PLACES.join(" ")
-    );
-    let leave = PLACES.map(|p| format!("echo $T > {p}")).join("; ");
-    // Without the exec's streams, which would not end else.
-    let stay = "setsid sh -c 'sleep 3600; :' $T >/dev/null 2>&1 & \
-         TOKEN=$T sleep 3600 >/dev/null 2>&1 &";
-    // The script itself, which is looked at too, has no token in it.
-    let token = format!("T=token; T=$T-of-{n}");
-    let boot = "cat /proc/sys/kernel/random/boot_id";
-    let found = container
-        .sh(&format!("{look}; {token}; {leave}; {stay} {boot}"))
-        .await?;
-    ensure!(!found.contains("token-of-"), "Pod {n} sees {found}");
-    let boot = found.lines().last().context("no boot id")?.to_owned();
-    let sentry = pod.sentry()?;
-    let sandbox = pod.sandbox();
-    let known = (sandbox.clone(), boot, (sentry.pid, sentry.started()));
-    pod.remove().await?;
-    node.expect_gone(&sandbox).await?;
-    Ok(known)
-}
 
 /// Two Pods, of one pool where there is one, differ in all that is random, and begin with nothing.
 pub(crate) async fn w2_two_sandboxes_share_nothing(node: &Node, handler: &str) -> Result<()> {

@@ -3,7 +3,8 @@
 //! Isolation: what somebody in a sandbox tries, and what a sandbox looks like from outside. Cases
 //! are named by the rows of the table in docs/security.md, and run in Pods that start cold and in
 //! Pods that adopt. `$KILN_ISOLATION_HANDLERS` names other handlers, such as `runsc-go`, gVisor's
-//! own shim, of which some cases fail; `$KILN_ADOPTIONS` says how many Pods W1 runs.
+//! own shim, of which some cases fail. W1 is
+//! the suite `reuse`.
 
 mod adoption;
 mod attempts;
@@ -16,17 +17,13 @@ mod requests;
 
 use std::{os::fd::OwnedFd, process::ExitCode, sync::OnceLock};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use kiln_tests::{
-    cri::v1,
-    node::{Node, NodeOpts},
-    pod::{Container, Pod},
-    suite::{CASE, Cases},
+    node::{Node, NodeOpts, WARM},
+    pod::{Container, Pod, up_with},
+    suite::Cases,
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
-
-/// The handler whose Pods adopt.
-const WARM: &str = "gvisor-warm";
 
 /// What the agent of the node holds.
 const AGENT: &str =
@@ -112,13 +109,6 @@ fn main() -> ExitCode {
             files::s2_a_limit_of_the_node_holds,
         );
     }
-    if handlers.contains(&WARM) {
-        cases = cases.limit(CASE + adoption::w1_time());
-        cases.add_alone(
-            "w1_a_sandbox_serves_one_pod",
-            adoption::w1_a_sandbox_serves_one_pod,
-        );
-    }
     cases.run(start)
 }
 
@@ -140,34 +130,9 @@ async fn start() -> Result<Node> {
     Ok(node)
 }
 
-/// How often a Pod that is to adopt may start cold, since the agent has not answered in time.
-const TRIES: usize = 5;
-
 /// Runs a Pod of a handler.
 async fn up<'n>(node: &'n Node, handler: &str) -> Result<Pod<'n>> {
     up_with(node, handler, |_| {}).await
-}
-
-/// Runs a Pod that is described further; one of the handler that adopts has adopted. A busy
-/// machine makes an agent late, and a Pod that starts cold is no failure of what is tested here.
-async fn up_with<'n>(
-    node: &'n Node,
-    handler: &str,
-    describe: impl Fn(&mut v1::PodSandboxConfig),
-) -> Result<Pod<'n>> {
-    for _ in 0..TRIES {
-        if handler == WARM {
-            node.agent()?.expect_some().await?;
-        }
-        let pod = node.pod(handler).with(&describe).cold_or_warm().run();
-        let pod = pod.await?;
-        if (handler == WARM) == (pod.sandbox() != pod.id()) {
-            return Ok(pod);
-        }
-        ensure!(handler == WARM, "a Pod of {handler} has adopted");
-        pod.remove().await?;
-    }
-    bail!("{TRIES} Pods have started cold\n{}", node.log())
 }
 
 /// A Pod beside the one that attacks, which must not notice.
