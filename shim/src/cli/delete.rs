@@ -126,13 +126,26 @@ struct OldServer {
 impl OldServer {
     /// The server of the sandbox of `bundle`; a member's bundle has none.
     fn find(bundle: &Path) -> Option<Self> {
-        let address = address_in(bundle)?;
-        UnixStream::connect(socket_path(&address)).ok()?;
-        Some(Self { address })
+        let server = Self {
+            address: address_in(bundle)?,
+        };
+        server.listens().then_some(server)
     }
 
-    /// Ends it. One that is too slow still ends when it gets there.
+    fn listens(&self) -> bool {
+        UnixStream::connect(socket_path(&self.address)).is_ok()
+    }
+
+    /// Ends it, if it is not about to end anyway. One that is too slow still ends when it gets
+    /// there.
     async fn end(&self) -> Result<()> {
+        match self.shut_down().await {
+            Err(e) if self.listens() => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    async fn shut_down(&self) -> Result<()> {
         let shutdown = ShutdownRequest {
             now: true,
             ..ShutdownRequest::default()
