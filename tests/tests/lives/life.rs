@@ -266,7 +266,9 @@ pub(crate) async fn a_delete_ends_a_shim_that_still_serves_and_spares_the_pod_of
     shim.run(&first).await?;
     shim.run(&second).await?;
     mini.delete(&first).await?;
-    ensure!(shim.wait(first.id(), "").await? == 137);
+    mini.events()
+        .expect(first.id(), &["create", "start", "exit", "delete"])
+        .await?;
     for stays in [&id, second.id()] {
         ensure!(status(&shim, stays, "").await? == api::Status::RUNNING);
     }
