@@ -6,8 +6,11 @@ CARGO ?= cargo
 TOOLS := $(KILN_CACHE)/tools
 # All programs are static: images have no libc. With an explicit target, build scripts are not.
 export CARGO_BUILD_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
-export RUSTFLAGS := $(RUSTFLAGS) -C target-feature=+crt-static
+CRT_STATIC := -C target-feature=+crt-static
+export RUSTFLAGS := $(subst $(CRT_STATIC),,$(RUSTFLAGS)) $(CRT_STATIC)
 OUT := target/$(CARGO_BUILD_TARGET)
+# Only what is new, because the last one may be running.
+INSTALL := mkdir -p target/small && install -C -m 0755
 # What is tested is always built with the same features, so that nothing is compiled twice.
 ALL := --workspace --exclude kiln-guest --all-features
 
@@ -22,13 +25,9 @@ deps: ## Install containerd, runsc and what else the demo and the tests run agai
 .PHONY: build
 build: ## The shim, pause and the router as they are installed, static and small, in target/small
 	$(CARGO) build --profile small -p kiln-shim --bin containerd-shim-kiln-v2
-	@# Renamed, because the last one may be running.
-	mkdir -p target/small && cp $(OUT)/small/containerd-shim-kiln-v2 target/small/.shim
-	mv target/small/.shim target/small/containerd-shim-kiln-v2
 	$(CARGO) rustc --profile small -p kiln-pause -- -C relocation-model=static
-	cp $(OUT)/small/kiln-pause target/small/kiln-pause
 	$(CARGO) build --profile small -p kiln-router --bin kiln-router
-	cp $(OUT)/small/kiln-router target/small/kiln-router
+	$(INSTALL) $(addprefix $(OUT)/small/,containerd-shim-kiln-v2 kiln-pause kiln-router) target/small
 
 .PHONY: images
 images: deps build ## Images of agent, controller and router for a cluster, in target/images (TAG=dev)
@@ -42,7 +41,7 @@ guest: ## Build the static programs that tests run in Pods
 	@# As tests/images builds it.
 	$(CARGO) rustc --profile small -p kiln-guest -- -C target-feature=+crt-static -C relocation-model=static
 	$(CARGO) rustc --profile small -p kiln-probe -- -C relocation-model=static
-	mkdir -p target/small && cp $(OUT)/small/kiln-probe target/small/kiln-probe
+	$(INSTALL) $(OUT)/small/kiln-probe target/small
 
 .PHONY: programs
 programs: ## What tests run, built in less time than what is installed
