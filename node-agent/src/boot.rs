@@ -175,6 +175,8 @@ impl Booter {
         if self.with_slots {
             self.start_gofer(id).await?;
         }
+        // Who adopts it deletes it.
+        self.runtime.forget(id);
         let (store, name) = (self.store.clone(), id.to_string());
         let shape = shape.clone();
         blocking("note a warm sandbox", move || {
@@ -325,7 +327,7 @@ impl Booter {
     /// Takes up a sandbox that an agent before this one has left ready.
     pub(crate) async fn recover(&self, id: &str, note: &Note) -> Result<Warm> {
         let id: ContainerId = id.parse()?;
-        let status = self.runtime.status(&id).await?;
+        let status = self.status(&id).await?;
         if status != Status::Created {
             return Err(BootError::Unfit(format!("it is {status:?}")));
         }
@@ -339,7 +341,14 @@ impl Booter {
     /// Whether the sandbox `id` answers.
     pub(crate) async fn answers(&self, id: &str) -> bool {
         let Ok(id) = id.parse() else { return false };
-        matches!(self.runtime.status(&id).await, Ok(Status::Created))
+        matches!(self.status(&id).await, Ok(Status::Created))
+    }
+
+    /// What a sandbox does that nobody has adopted yet.
+    async fn status(&self, id: &ContainerId) -> Result<Status> {
+        let status = self.runtime.status(id).await;
+        self.runtime.forget(id);
+        Ok(status?)
     }
 
     /// Takes the sandbox `id` from `place` and destroys it. Nothing happens where it is not there

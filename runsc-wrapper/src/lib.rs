@@ -152,6 +152,10 @@ pub trait Runtime: Send + Sync {
     /// A container that is not there is success.
     async fn delete(&self, id: &ContainerId, force: bool) -> Result<()>;
 
+    /// Lets go of what is remembered of a container that somebody else will delete: a descriptor,
+    /// and some memory.
+    fn forget(&self, _id: &ContainerId) {}
+
     /// What the runtime says the container is doing.
     async fn status(&self, id: &ContainerId) -> Result<Status>;
 

@@ -4,7 +4,7 @@
 //! which take time; most of a suite's time is waiting, so this one runs beside the others and
 //! leaves them the CPU.
 
-use std::{collections::BTreeSet, env, process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, env, fs, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -12,6 +12,7 @@ use kiln_tests::{
     node::{Node, NodeOpts, WARM},
     pod::up_with,
     suite::{CASE, Cases},
+    wait,
 };
 
 /// What the agent of the node holds.
@@ -20,6 +21,13 @@ const AGENT: &str =
 
 /// How many Pods run unless `$KILN_ADOPTIONS` says it.
 const ADOPTIONS: usize = 1000;
+
+/// How many sandboxes that is.
+const HELD: u32 = 4;
+
+/// Descriptors by which the agent may have more at the end than at the beginning: less than two
+/// sandboxes take.
+const MORE_FILES: usize = 24;
 
 /// How many at a time: neither one that goes nor one that runs may be met.
 const AT_A_TIME: usize = 3;
@@ -56,8 +64,14 @@ fn main() -> ExitCode {
     })
 }
 
-/// No token of one Pod is seen by another, and no sandbox, boot or process is seen twice.
+/// No token of one Pod is seen by another, and no sandbox, boot or process is seen twice. The agent
+/// lets go of each.
 async fn w1_a_sandbox_serves_one_pod(node: &Node, count: usize) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(HELD).await?;
+    let pid = agent.pid().await.context("the agent has no pid")?;
+    let files = move || fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    let before = files();
     let pods = stream::iter(0..count).map(|n| serve(node, n));
     let served: Vec<_> = pods.buffer_unordered(AT_A_TIME).try_collect().await?;
     let (mut sandboxes, mut boots, mut sentries) =
@@ -67,7 +81,10 @@ async fn w1_a_sandbox_serves_one_pod(node: &Node, count: usize) -> Result<()> {
         ensure!(boots.insert(boot.clone()), "boot {boot} again");
         ensure!(sentries.insert(sentry), "sentry {sentry:?} again");
     }
-    Ok(())
+    agent.expect_ready(HELD).await?;
+    let closed = || (1..=before + MORE_FILES).contains(&files());
+    let has = wait::until_true("an agent that has let go", wait::SOON, closed).await;
+    has.with_context(|| format!("it had {before} descriptors, and has {}", files()))
 }
 
 /// Runs a Pod that looks for tokens and leaves its own; returns its sandbox, boot and sentry.

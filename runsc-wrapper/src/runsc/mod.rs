@@ -509,6 +509,10 @@ impl Runtime for Runsc {
         Ok(())
     }
 
+    fn forget(&self, id: &ContainerId) {
+        self.known().remove(id);
+    }
+
     async fn status(&self, id: &ContainerId) -> Result<Status> {
         let container = self.container("state", id)?;
         let sandbox = &container.sandbox;

@@ -330,6 +330,10 @@ async fn a_sandbox_that_answers_well_is_not_asked_by_command() {
     // A refusal is an answer like any other.
     assert_eq!(runsc.control_fallbacks(), 0);
     assert_eq!(stage.argv(), [""; 0]);
+    // Who has only looked holds nothing of a sandbox that another deletes.
+    assert!(!runsc.known().is_empty());
+    runsc.forget(&c);
+    assert!(runsc.known().is_empty());
 }
 
 #[tokio::test]
