@@ -39,7 +39,7 @@ images: deps build ## Images of agent, controller and router for a cluster, in t
 .PHONY: guest
 guest: ## Build the static programs that tests run in Pods
 	@# As tests/images builds it.
-	$(CARGO) rustc --profile small -p kiln-guest -- -C target-feature=+crt-static -C relocation-model=static
+	$(CARGO) rustc --profile small -p kiln-guest -- $(CRT_STATIC) -C relocation-model=static
 	$(CARGO) rustc --profile small -p kiln-probe -- -C relocation-model=static
 	$(INSTALL) $(OUT)/small/kiln-probe target/small
 

@@ -362,18 +362,17 @@ impl Pod {
             return Ok(init);
         }
         let sandbox = self.sandbox()?;
-        let asked = sandbox.runtime.processes(&container.runtime_id);
-        let processes = match timeout(PIDS, asked).await {
-            Ok(Ok(processes)) => processes,
-            Ok(Err(e)) => {
-                warn!("processes of {id}: {e}");
-                Vec::new()
-            }
-            Err(_) => {
-                warn!("processes of {id}: no answer within {PIDS:?}");
-                Vec::new()
-            }
+        let late = RuntimeError::Timeout {
+            op: "ps",
+            id: id.to_owned(),
+            deadline: PIDS,
         };
+        let asked = sandbox.runtime.processes(&container.runtime_id);
+        let answer = timeout(PIDS, asked).await.unwrap_or(Err(late));
+        let processes = answer.unwrap_or_else(|e| {
+            warn!("{e}");
+            Vec::new()
+        });
         if processes.is_empty() {
             return Ok(init);
         }

@@ -45,6 +45,15 @@ pub(crate) fn state_dir(name: &str) -> PathBuf {
     Path::new(PARENT).join(format!("{name}-agent"))
 }
 
+/// The configuration of an agent that holds `warm` sandboxes, and `total` at most.
+#[must_use]
+pub fn holding(warm: u32, total: u32) -> String {
+    format!(
+        "[limits]\ntotal = {total}\nboots = 2\npause_ms = 0\n\
+         [[class]]\nname = \"gvisor\"\nwarm = {warm}\n"
+    )
+}
+
 /// The socket of the agent of the place `name`.
 #[must_use]
 pub fn socket(name: &str) -> PathBuf {

@@ -769,6 +769,14 @@ impl<'p, 'n> Container<'p, 'n> {
 /// How often a Pod that is to adopt may start cold, since the agent has not answered in time.
 const TRIES: usize = 5;
 
+/// Runs a Pod of a handler; see [`up_with`].
+///
+/// # Errors
+/// As [`up_with`].
+pub async fn up<'n>(node: &'n Node, handler: &str) -> Result<Pod<'n>> {
+    up_with(node, handler, |_| {}).await
+}
+
 /// Runs a Pod that is described further; one of [`WARM`] has adopted. A busy machine makes an agent
 /// late, and a Pod that starts cold is no failure of what is tested then.
 ///

@@ -516,6 +516,18 @@ impl Proc {
         line.split_whitespace().next()?.parse().ok()
     }
 
+    /// What its descriptors lead to.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let dir = fs::read_dir(format!("/proc/{}/fd", self.pid)).context("list descriptors")?;
+        Ok(dir
+            .flatten()
+            .filter_map(|e| fs::read_link(e.path()).ok())
+            .collect())
+    }
+
     /// By how many nanoseconds timers may be late in any of its threads.
     ///
     /// # Errors

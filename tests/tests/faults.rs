@@ -9,8 +9,9 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use kiln_tests::{
+    agent::holding,
     cri::v1,
-    node::{Node, NodeOpts},
+    node::{Node, NodeOpts, WARM},
     pod::{Container, Pod},
     process::{Proc, signal_to},
     suite::Cases,
@@ -22,10 +23,7 @@ use tokio::sync::Barrier;
 /// How long a Pod may take to go whose processes were killed.
 const REMOVAL: Duration = Duration::from_secs(60);
 
-/// What the agent of the node holds.
-const AGENT: &str = "[limits]\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = 6\n";
-
-const HANDLERS: [&str; 4] = ["gvisor", "gvisor-cli", "gvisor-warm", "kiln-runc"];
+const HANDLERS: [&str; 4] = ["gvisor", "gvisor-cli", WARM, "kiln-runc"];
 
 /// What is killed.
 #[derive(Debug, Clone, Copy)]
@@ -114,7 +112,7 @@ fn main() -> ExitCode {
         a_shim_that_is_too_slow_for_containerd_ends,
     );
     let opts = || NodeOpts {
-        agent: Some(AGENT.to_owned()),
+        agent: Some(holding(6, 16)),
         ..NodeOpts::default()
     };
     cases.run(move || Node::start(opts()))
@@ -338,7 +336,7 @@ async fn shim_dies(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
 
 /// containerd waits five seconds for a shim when it comes back, and then has it for dead.
 async fn a_shim_that_is_too_slow_for_containerd_ends(node: &Node) -> Result<()> {
-    let pod = node.pod("gvisor-warm").run().await?;
+    let pod = node.pod(WARM).run().await?;
     let container = pod.idle().start().await?;
     let shim = pod.shim()?;
     signal_to(shim.pid, Signal::SIGSTOP)?;
@@ -346,5 +344,5 @@ async fn a_shim_that_is_too_slow_for_containerd_ends(node: &Node) -> Result<()> 
     signal_to(shim.pid, Signal::SIGCONT)?;
     let status = container.ended().await?;
     ensure!(status.exit_code != 0, "{status:?}");
-    removed(node, "gvisor-warm", pod).await
+    removed(node, WARM, pod).await
 }

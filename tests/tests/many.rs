@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, process::ExitCode, time::Instant};
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use kiln_tests::{
+    agent::holding,
     node::{Node, NodeOpts},
     process::Proc,
     suite::Cases,
@@ -33,9 +34,7 @@ fn main() -> ExitCode {
         a_hundred_pods_where_ten_sandboxes_are_warm,
     );
     let opts = || NodeOpts {
-        agent: Some(format!(
-            "[limits]\ntotal = {WARM}\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = {WARM}\n"
-        )),
+        agent: Some(holding(WARM, WARM)),
         kiln: format!("timer_slack_us = {SLACK}"),
         ..NodeOpts::default()
     };

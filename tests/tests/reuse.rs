@@ -4,25 +4,23 @@
 //! which take time; most of a suite's time is waiting, so this one runs beside the others and
 //! leaves them the CPU.
 
-use std::{collections::BTreeSet, env, fs, process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, env, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kiln_tests::{
+    agent::holding,
     node::{Node, NodeOpts, WARM},
-    pod::up_with,
+    pod::up,
+    process::Proc,
     suite::{CASE, Cases},
     wait,
 };
 
-/// What the agent of the node holds.
-const AGENT: &str =
-    "[limits]\ntotal = 8\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = 4\n";
-
 /// How many Pods run unless `$KILN_ADOPTIONS` says it.
 const ADOPTIONS: usize = 1000;
 
-/// How many sandboxes that is.
+/// How many sandboxes the agent of the node holds.
 const HELD: u32 = 4;
 
 /// Descriptors by which the agent may have more at the end than at the beginning: less than two
@@ -57,7 +55,7 @@ fn main() -> ExitCode {
     });
     cases.run(|| {
         Node::start(NodeOpts {
-            agent: Some(AGENT.to_owned()),
+            agent: Some(holding(HELD, 8)),
             in_background: true,
             ..NodeOpts::default()
         })
@@ -69,8 +67,9 @@ fn main() -> ExitCode {
 async fn w1_a_sandbox_serves_one_pod(node: &Node, count: usize) -> Result<()> {
     let agent = node.agent()?;
     agent.expect_ready(HELD).await?;
-    let pid = agent.pid().await.context("the agent has no pid")?;
-    let files = move || fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    let process = agent.pid().await.and_then(Proc::find);
+    let process = process.context("the agent does not run")?;
+    let files = || process.files().map_or(0, |files| files.len());
     let before = files();
     let pods = stream::iter(0..count).map(|n| serve(node, n));
     let served: Vec<_> = pods.buffer_unordered(AT_A_TIME).try_collect().await?;
@@ -89,7 +88,7 @@ async fn w1_a_sandbox_serves_one_pod(node: &Node, count: usize) -> Result<()> {
 
 /// Runs a Pod that looks for tokens and leaves its own; returns its sandbox, boot and sentry.
 async fn serve(node: &Node, n: usize) -> Result<(String, String, (u32, Option<u64>))> {
-    let pod = up_with(node, WARM, |_| {}).await?;
+    let pod = up(node, WARM).await?;
     let container = pod.idle().start().await?;
     let look = format!(
         "cat {} 2>/dev/null; ls -A /tmp /dev/shm /root /run; hostname; env; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' ' '; cat /proc/net/unix",

@@ -45,11 +45,19 @@ pub(super) async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResp
         source,
     })?;
     let mut errors = Vec::new();
-    if let Some(server) = OldServer::find(&bundle) {
+    let server = Server::of(&bundle);
+    if let Some(server) = server.as_ref().filter(|s| s.listens()) {
         errors.extend(server.end().await.err());
     }
     match Record::load(&bundle) {
-        Ok(record) => delete_recorded(flags, id, &bundle, &record, &mut errors).await,
+        Ok(record) => {
+            let of_pod = Server::of(&bundle.with_file_name(&record.sandbox));
+            let of_pod = of_pod.filter(|s| record.sandbox != id.as_str() && s.listens());
+            if let Some(server) = &of_pod {
+                errors.extend(server.forget(id).await.err());
+            }
+            delete_recorded(flags, id, &record, of_pod.is_none(), &mut errors).await;
+        }
         // No record: create never came to the runtime.
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             errors.extend(Scratch::remove_stale(id).err());
@@ -57,7 +65,10 @@ pub(super) async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResp
         Err(e) => errors.push(e),
     }
     errors.extend(rootfs::unmount(&bundle.join("rootfs")).err());
-    remove_socket(&bundle);
+    if let Some(server) = server.filter(|s| !s.listens()) {
+        // That its socket is gone already is as good.
+        fs::remove_file(socket_path(&server.address)).ok();
+    }
     if let Some(first) = errors.into_iter().next() {
         return Err(first);
     }
@@ -69,32 +80,27 @@ pub(super) async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResp
     })
 }
 
+/// Takes away a container that came to the runtime, and the whole Pod where that has lost its shim.
 async fn delete_recorded(
     flags: &Flags,
     id: &ContainerId,
-    bundle: &Path,
     record: &Record,
+    is_lost: bool,
     errors: &mut Vec<Error>,
 ) {
     // containerd deletes all containers of a Pod at once, and runsc's files suffer from it.
     let _turn = Scratch::lock(&record.sandbox);
     let config = NodeConfig::load(record.config.as_deref());
-    let member = (record.sandbox != id.as_str()).then_some(id);
-    let server = member.and_then(|_| OldServer::find(&bundle.with_file_name(&record.sandbox)));
-    let is_lost = server.is_none();
-    if let Some(server) = server {
-        errors.extend(server.forget(id).await.err());
-    }
     if let (Ok(config), true) = (&config, is_lost && !record.adopted.is_empty()) {
         end_gofer(&config.policy.agent, &record.adopted);
     }
     match config.and_then(|config| server::runtime(&config, &flags.namespace)) {
         Ok(runtime) => {
-            // Without its shim the whole Pod is lost: what lives in a sentry that is gone is
-            // gone at once, where runsc would wait for each container to stop.
+            // What lives in a sentry that is gone is gone at once, where runsc would wait for
+            // each container to stop.
             let sandbox = record.runtime_id().parse().unwrap_or_else(|_| id.clone());
-            let sandbox = is_lost.then_some(&sandbox);
-            for doomed in [sandbox, member].into_iter().flatten() {
+            let member = (record.sandbox != id.as_str()).then_some(id);
+            for doomed in [is_lost.then_some(&sandbox), member].into_iter().flatten() {
                 errors.extend(runtime.delete(doomed, true).await.err().map(Error::from));
             }
         }
@@ -116,20 +122,18 @@ async fn delete_recorded(
     }
 }
 
-/// A server that still listens when containerd has one of its containers for dead, and will never
-/// ask it for that again: it was too slow when containerd came back, or the containerd before has
-/// deleted the last container and died before it said so (`core/runtime/v2/shim_load.go`).
-struct OldServer {
+/// The server of a sandbox. That it still listens means that containerd has one of its containers
+/// for dead and will never ask it for that again: it was too slow when containerd came back, or the
+/// containerd before has deleted the last container and died before it said so
+/// (`core/runtime/v2/shim_load.go`).
+struct Server {
     address: String,
 }
 
-impl OldServer {
-    /// The server of the sandbox of `bundle`; a member's bundle has none.
-    fn find(bundle: &Path) -> Option<Self> {
-        let server = Self {
-            address: address_in(bundle)?,
-        };
-        server.listens().then_some(server)
+impl Server {
+    /// That of the sandbox of `bundle`; a member's bundle has none.
+    fn of(bundle: &Path) -> Option<Self> {
+        address_in(bundle).map(|address| Self { address })
     }
 
     fn listens(&self) -> bool {
@@ -158,22 +162,20 @@ impl OldServer {
     /// Has it kill and delete a member, for which it would wait before it ends.
     async fn forget(&self, id: &ContainerId) -> Result<()> {
         let task = self.connect().await?;
-        let (kill, wait, delete) = (
-            KillRequest {
-                id: id.to_string(),
-                signal: libc::SIGKILL.cast_unsigned(),
-                all: true,
-                ..KillRequest::default()
-            },
-            WaitRequest {
-                id: id.to_string(),
-                ..WaitRequest::default()
-            },
-            DeleteRequest {
-                id: id.to_string(),
-                ..DeleteRequest::default()
-            },
-        );
+        let kill = KillRequest {
+            id: id.to_string(),
+            signal: libc::SIGKILL.cast_unsigned(),
+            all: true,
+            ..KillRequest::default()
+        };
+        let wait = WaitRequest {
+            id: id.to_string(),
+            ..WaitRequest::default()
+        };
+        let delete = DeleteRequest {
+            id: id.to_string(),
+            ..DeleteRequest::default()
+        };
         // One that has ended cannot be killed, and is as good.
         task.kill(context::with_timeout(ANSWER), &kill).await.ok();
         let deleted = async {
@@ -198,17 +200,5 @@ impl OldServer {
             what: format!("ask the server at {}", self.address),
             source: io::Error::other(e),
         }
-    }
-}
-
-/// Removes the socket of a server that is gone.
-fn remove_socket(bundle: &Path) {
-    let Some(address) = address_in(bundle) else {
-        return;
-    };
-    let socket = socket_path(&address);
-    if UnixStream::connect(socket).is_err() {
-        // That it is gone already is as good.
-        fs::remove_file(socket).ok();
     }
 }

@@ -15,16 +15,13 @@ mod volumes;
 use std::process::ExitCode;
 
 use kiln_tests::{
+    agent::holding,
     node::{Node, NodeOpts},
     suite::Cases,
 };
 
 /// The handlers of our shim.
 const HANDLERS: [&str; 4] = ["gvisor", "gvisor-cli", "gvisor-warm", "kiln-runc"];
-
-/// What the agent of the node holds: enough for the Pods that start side by side.
-const AGENT: &str =
-    "[limits]\ntotal = 16\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = 8\n";
 
 /// Adds functions of a module as cases, one per handler of `HANDLERS`.
 macro_rules! for_each_handler {
@@ -85,7 +82,7 @@ fn main() -> ExitCode {
         node::host_network_is_refused,
     );
     let opts = || NodeOpts {
-        agent: Some(AGENT.to_owned()),
+        agent: Some(holding(8, 16)),
         ..NodeOpts::default()
     };
     cases.run(move || Node::start(opts()))

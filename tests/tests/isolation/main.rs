@@ -3,8 +3,7 @@
 //! Isolation: what somebody in a sandbox tries, and what a sandbox looks like from outside. Cases
 //! are named by the rows of the table in docs/security.md, and run in Pods that start cold and in
 //! Pods that adopt. `$KILN_ISOLATION_HANDLERS` names other handlers, such as `runsc-go`, gVisor's
-//! own shim, of which some cases fail. W1 is
-//! the suite `reuse`.
+//! own shim, of which some cases fail. W1 is the suite `reuse`.
 
 mod adoption;
 mod attempts;
@@ -19,17 +18,14 @@ use std::{os::fd::OwnedFd, process::ExitCode, sync::OnceLock};
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::{
+    agent::holding,
     node::{Node, NodeOpts, WARM},
-    pod::{Container, Pod, up_with},
+    pod::{Container, Pod, up, up_with},
     suite::Cases,
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// What the agent of the node holds.
-const AGENT: &str =
-    "[limits]\ntotal = 8\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = 4\n";
-
-/// How many sandboxes that is.
+/// How many sandboxes the agent of the node holds.
 const HELD: u32 = 4;
 
 /// An image with setuid programs, and symbolic links where things are mounted.
@@ -120,7 +116,7 @@ async fn start() -> Result<Node> {
         INHERITED.get_or_init(|| marker);
     }
     let node = Node::start(NodeOpts {
-        agent: Some(AGENT.to_owned()),
+        agent: Some(holding(HELD, 8)),
         // A name with a prefix needs a pattern with one.
         pod_annotations: vec!["*".to_owned(), "*/*".to_owned()],
         ..NodeOpts::default()
@@ -128,11 +124,6 @@ async fn start() -> Result<Node> {
     .await?;
     node.pull(HOSTILE).await?;
     Ok(node)
-}
-
-/// Runs a Pod of a handler.
-async fn up<'n>(node: &'n Node, handler: &str) -> Result<Pod<'n>> {
-    up_with(node, handler, |_| {}).await
 }
 
 /// A Pod beside the one that attacks, which must not notice.

@@ -11,7 +11,6 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use kiln_tests::{
     mini::{Config, Mini, Runtime},
-    process::Proc,
     wait,
 };
 
@@ -51,14 +50,6 @@ pub(crate) async fn one_process_and_one_thread(mini: &Mini, runtime: Runtime) ->
     end(mini, &shim, bundle).await
 }
 
-fn descriptors(of: &Proc) -> Result<Vec<PathBuf>> {
-    let dir = fs::read_dir(format!("/proc/{}/fd", of.pid)).context("list descriptors")?;
-    Ok(dir
-        .flatten()
-        .filter_map(|e| fs::read_link(e.path()).ok())
-        .collect())
-}
-
 pub(crate) async fn nothing_grows_with_execs(mini: &Mini, runtime: Runtime) -> Result<()> {
     let id = format!("steady-{runtime:?}").to_lowercase();
     let (bundle, shim) = sandbox(mini, runtime, &id, "sleep 3600").await?;
@@ -76,16 +67,10 @@ pub(crate) async fn nothing_grows_with_execs(mini: &Mini, runtime: Runtime) -> R
         Ok(())
     };
     execs("warm", 10).await?;
-    let (fds, rss) = (
-        descriptors(&process)?,
-        process.status("VmRSS").context("no RSS")?,
-    );
+    let (fds, rss) = (process.files()?, process.status("VmRSS").context("no RSS")?);
     let count = if runtime == Runtime::Runsc { 100 } else { 30 };
     execs("more", count).await?;
-    let (fds_after, rss_after) = (
-        descriptors(&process)?,
-        process.status("VmRSS").context("no RSS")?,
-    );
+    let (fds_after, rss_after) = (process.files()?, process.status("VmRSS").context("no RSS")?);
     ensure!(
         fds_after.len() <= fds.len(),
         "{fds:#?}, after {count} execs {fds_after:#?}"

@@ -23,6 +23,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use kiln_tests::{
+    agent::holding,
     dice::{self, Dice, say},
     node::{Node, NodeOpts},
     pod::Container,
@@ -30,9 +31,8 @@ use kiln_tests::{
 };
 use tokio::sync::RwLock;
 
-/// What the agent of the node holds.
-const AGENT: &str =
-    "[limits]\ntotal = 8\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = 4\n";
+/// How many sandboxes the agent of the node holds.
+const HELD: u32 = 4;
 
 /// Lives of Pods at a time.
 const WORKERS: u64 = 3;
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     });
     cases.run(|| {
         Node::start(NodeOpts {
-            agent: Some(AGENT.to_owned()),
+            agent: Some(holding(HELD, 8)),
             ..NodeOpts::default()
         })
     })

@@ -3,7 +3,7 @@
 //! The memory of a shim that serves call after call, and of the agent that hands out sandbox after
 //! sandbox.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::{memory::warm_and_last, process::Proc};
@@ -31,11 +31,10 @@ struct Sample {
 
 impl Sample {
     fn take(process: &Proc) -> Option<Self> {
-        let files = fs::read_dir(format!("/proc/{}/fd", process.pid)).ok()?;
         Some(Self {
             pid: process.pid,
             memory: process.status("RssAnon")?,
-            files: files.count() as u64,
+            files: process.files().ok()?.len() as u64,
         })
     }
 }

@@ -11,6 +11,7 @@ mod isolation;
 use std::process::ExitCode;
 
 use kiln_tests::{
+    agent::holding,
     node::{Node, NodeOpts},
     suite::Cases,
 };
@@ -44,9 +45,7 @@ fn main() -> ExitCode {
     );
     alone!(isolation: no_sandbox_serves_twice, nothing_of_the_agent_is_inside);
     let opts = || NodeOpts {
-        agent: Some(format!(
-            "[limits]\ntotal = 8\nboots = 2\npause_ms = 0\n[[class]]\nname = \"gvisor\"\nwarm = {WARM}\n"
-        )),
+        agent: Some(holding(WARM, 8)),
         ..NodeOpts::default()
     };
     cases.run(move || Node::start(opts()))
