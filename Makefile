@@ -80,6 +80,7 @@ TESTED_PROGRAMS := kiln-controller kilnctl kiln-bench kiln-demo
 .PHONY: test-unit
 test-unit: deps ## Tests that need no containerd; those of the runtimes need root
 	$(CARGO) test $(ALL) --lib $(TESTED_PROGRAMS:%=--bin %) --test service --test real --test router -- --include-ignored
+	$(CARGO) test $(ALL) --doc
 
 .PHONY: fuzz
 fuzz: ## What comes from outside with anything in it, FUZZ_SECONDS (60) for each
