@@ -18,8 +18,10 @@ use crate::{
     },
 };
 
-/// How long a Pod waits for the agent before it starts cold.
-const BUDGET: Duration = Duration::from_millis(50);
+/// How long a Pod waits for the agent before it starts cold: less than a cold start takes of an idle
+/// node. On a busy one the agent may be late by some tens of milliseconds, and to start cold would
+/// make that node busier.
+const BUDGET: Duration = Duration::from_millis(200);
 
 /// How long other calls may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -75,7 +77,7 @@ impl Agent {
     /// the answer: the caller takes it by its file, or it will be destroyed.
     ///
     /// # Errors
-    /// [`AgentError`], after 50 ms at most.
+    /// [`AgentError`], after 200 ms at most.
     pub async fn acquire(&self, shape: &Shape, sandbox_id: &str) -> Result<Warm, AgentError> {
         let request = AcquireRequest {
             shape: shape.to_json(),

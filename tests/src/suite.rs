@@ -6,7 +6,11 @@
 //! `--test-threads`). The fixture is made when the first case needs it, and when the last one has
 //! ended it is finished: that is where leaks show, and they fail the binary as a case does.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -155,6 +159,7 @@ impl<F: Fixture> Cases<F> {
                 Arc::clone(&fixture),
                 Arc::clone(&start),
             );
+            let name = case.name.clone();
             Trial::test(case.name, move || {
                 let made = runtime.block_on(
                     fixture
@@ -163,22 +168,26 @@ impl<F: Fixture> Cases<F> {
                 );
                 let made = made.as_ref().map_err(|e| anyhow!("no fixture: {e}"));
                 let done = made.and_then(|made| fixture.run(&runtime, made, case.alone, case.body));
-                done.map_err(|e| Failed::from(format!("{e:#}")))
+                done.map_err(|e| fixture.failed(&name, &format!("{e:#}")))
             })
         });
         let mut arguments = Arguments::from_args();
         arguments.test_threads = arguments.test_threads.or(self.at_a_time);
         let conclusion = libtest_mimic::run(&arguments, trials.collect());
-        let made = Arc::into_inner(fixture)
-            .and_then(|f| f.made.into_inner())
-            .and_then(Result::ok);
-        let Some(fixture) = made else {
+        let Some(Shared { made, failures, .. }) = Arc::into_inner(fixture) else {
+            return conclusion.exit_code();
+        };
+        let Some(Ok(fixture)) = made.into_inner() else {
             return conclusion.exit_code();
         };
         let log = fixture.log();
         if conclusion.has_failed() {
-            // What a failed case has left is no news; the fixture takes it away.
-            report(&log);
+            // What a failed case has left is no news; the fixture takes it away. The log is long,
+            // and who has the end of it should read there what went wrong.
+            let failures = failures
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner);
+            report(&format!("{log}\n--- failed\n{}", failures.join("\n")));
             return conclusion.exit_code();
         }
         match runtime.block_on(fixture.finish()) {
@@ -216,6 +225,8 @@ impl<F: Fixture> Default for Cases<F> {
 struct Shared<F> {
     made: OnceCell<Result<F, String>>,
     turns: RwLock<()>,
+    /// The cases that have failed, with the first line of why.
+    failures: Mutex<Vec<String>>,
 }
 
 impl<F> Default for Shared<F> {
@@ -223,11 +234,19 @@ impl<F> Default for Shared<F> {
         Self {
             made: OnceCell::new(),
             turns: RwLock::default(),
+            failures: Mutex::default(),
         }
     }
 }
 
 impl<F> Shared<F> {
+    fn failed(&self, case: &str, why: &str) -> Failed {
+        let first = why.lines().next().unwrap_or_default();
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.push(format!("{case}: {first}"));
+        Failed::from(why)
+    }
+
     fn run(&self, runtime: &Runtime, fixture: &F, alone: bool, body: Body<F>) -> Result<()> {
         if alone {
             let _turn = runtime.block_on(self.turns.write());

@@ -12,7 +12,7 @@ use kiln_tests::{
     agent::holding,
     cri::v1,
     node::{Node, NodeOpts, WARM},
-    pod::{Container, Pod},
+    pod::{self, Container, Pod},
     process::{Proc, signal_to},
     suite::Cases,
     wait,
@@ -134,7 +134,7 @@ fn find(pod: &Pod<'_>, container: Option<&Container<'_, '_>>, victim: Victim) ->
 }
 
 async fn kill(node: &Node, handler: &str, victim: Victim, step: Step) -> Result<()> {
-    let pod = node.pod(handler).run().await?;
+    let pod = pod::up(node, handler).await?;
     // Another container, so that there is more than one to be cleaned up.
     let other = pod.idle().start().await?;
     if matches!(step, Step::PodRuns) {
@@ -201,7 +201,7 @@ async fn removed(node: &Node, handler: &str, pod: Pod<'_>) -> Result<()> {
     removed.await.with_context(|| format!("{last:?}"))?;
     node.expect_gone(pod.id()).await?;
     node.expect_gone(&sandbox).await?;
-    let next = node.pod(handler).run().await.context("the next Pod")?;
+    let next = pod::up(node, handler).await.context("the next Pod")?;
     let container = next
         .script("echo fine")
         .start()
@@ -267,7 +267,7 @@ impl Outage {
 }
 
 async fn pod_outlives_containerd(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
-    let pod = node.pod(handler).run().await?;
+    let pod = pod::up(node, handler).await?;
     let container = pod
         .script("i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.2; done")
         .start()
@@ -309,7 +309,7 @@ async fn pod_outlives_containerd(node: &Node, handler: &str, outage: &Outage) ->
 }
 
 async fn exit_is_known_later(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
-    let pod = node.pod(handler).run().await?;
+    let pod = pod::up(node, handler).await?;
     let container = pod
         .script("sleep 3; echo last words; exit 9")
         .start()
@@ -323,7 +323,7 @@ async fn exit_is_known_later(node: &Node, handler: &str, outage: &Outage) -> Res
 }
 
 async fn shim_dies(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
-    let pod = node.pod(handler).run().await?;
+    let pod = pod::up(node, handler).await?;
     let container = pod.idle().start().await?;
     let shim = pod.shim()?;
     outage.begins().await;
@@ -336,7 +336,7 @@ async fn shim_dies(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
 
 /// containerd waits five seconds for a shim when it comes back, and then has it for dead.
 async fn a_shim_that_is_too_slow_for_containerd_ends(node: &Node) -> Result<()> {
-    let pod = node.pod(WARM).run().await?;
+    let pod = pod::up(node, WARM).await?;
     let container = pod.idle().start().await?;
     let shim = pod.shim()?;
     signal_to(shim.pid, Signal::SIGSTOP)?;
