@@ -2,16 +2,21 @@
 
 //! A1, C2 and C3: what users can say to shim and agent, and what others can.
 
-use std::{fs, io::Write as _, os::unix::fs::PermissionsExt, os::unix::net::UnixStream};
+use std::{
+    fs::{self, Permissions},
+    io::Write as _,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::Path,
+};
 
 use anyhow::{Context, Result, ensure};
 use kiln_agent_api::{AgentError, Shape};
-use kiln_tests::{node::Node, process::Proc};
+use kiln_tests::{node::Node, process::Proc, tools};
 
 use crate::{
     Neighbour, WARM,
     attempts::attacker,
-    requests::{bundle, dial_as},
+    requests::{bundle, dial_as, run_as},
     up, up_with,
 };
 
@@ -113,9 +118,20 @@ pub(crate) async fn c2_the_agent_listens_to_root_only(node: &Node) -> Result<()>
     let socket = agent.state().join("a.sock");
     let nobody = dial_as(65534, &socket).await?;
     ensure!(nobody.contains("EACCES"), "{nobody}");
-    let mode =
-        |path: &std::path::Path| anyhow::Ok(fs::metadata(path)?.permissions().mode() & 0o777);
+    let mode = |path: &Path| anyhow::Ok(fs::metadata(path)?.permissions().mode() & 0o777);
     ensure!(mode(&socket)? == 0o600 && mode(agent.state())? == 0o700);
+    let program = tools::ours("kiln-node-agent")?;
+    let ask = async |uid| run_as(uid, &program, ["--report".as_ref(), &socket]).await;
+    let root = ask(0).await?;
+    ensure!(root.status.success(), "{root:?}");
+    let set_mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode));
+    set_mode(agent.state(), 0o755)?;
+    set_mode(&socket, 0o666)?;
+    let nobody = ask(65534).await;
+    set_mode(&socket, 0o600)?;
+    set_mode(agent.state(), 0o700)?;
+    let nobody = nobody?;
+    ensure!(!nobody.status.success(), "nobody was told: {nobody:?}");
     let mut slow = Vec::new();
     for n in 0..SLOW {
         let mut stream = UnixStream::connect(&socket)?;

@@ -19,7 +19,7 @@ use kiln_tests::{
     mini::{self, ctx, exec_request},
     node::Node,
     pod::Pod,
-    process::Cmd,
+    process::{Cmd, Output},
     tools,
     wait::{self, SOON},
 };
@@ -243,17 +243,27 @@ pub(crate) async fn c1_only_root_reaches_a_shim(node: &Node, handler: &str) -> R
 
 /// What the probe reports that connects to a socket of the host as user `uid`.
 pub(crate) async fn dial_as(uid: u32, socket: &Path) -> Result<String> {
+    let probe = run_as(uid, &tools::probe()?, ["dial".as_ref(), socket]).await?;
+    ensure!(probe.status.success(), "{probe:?}");
+    Ok(probe.text())
+}
+
+/// Runs one of our programs as user `uid`.
+pub(crate) async fn run_as<const N: usize>(
+    uid: u32,
+    program: &Path,
+    arguments: [&Path; N],
+) -> Result<Output> {
     // Somebody must be able to reach the program.
     let dir = tempfile::Builder::new().tempdir_in("/run")?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-    let own = dir.path().join("probe");
-    fs::copy(tools::probe()?, &own)?;
+    let own = dir.path().join("program");
+    fs::copy(program, &own)?;
     let who = [
         format!("--reuid={uid}"),
         format!("--regid={uid}"),
         "--clear-groups".to_owned(),
     ];
     let command = Cmd::new(&tools::program("setpriv")?).args(who);
-    let command = command.args([own.as_os_str(), "dial".as_ref(), socket.as_os_str()]);
-    command.run().await
+    command.args([own.as_path()]).args(arguments).output().await
 }

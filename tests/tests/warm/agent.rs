@@ -15,8 +15,7 @@ use kiln_tests::{
     mounts,
     node::Node,
     pod::Pod,
-    process::{Cmd, Proc, signal_to},
-    tools,
+    process::{Proc, signal_to},
     wait::{self, SOON},
 };
 use nix::{
@@ -255,41 +254,6 @@ pub(crate) async fn a_shim_that_dies_while_it_adopts_leaves_nothing(node: &Node)
         warm_sentries(node)
     );
     Ok(())
-}
-
-/// Only root may ask.
-pub(crate) async fn others_are_refused(node: &Node) -> Result<()> {
-    let agent = node.agent()?;
-    let socket = agent.state().join("a.sock");
-    let program = tools::ours("kiln-node-agent")?;
-    // Somebody who could reach the program and the directory still could not connect.
-    let copy = tempfile::Builder::new().tempdir_in("/run")?;
-    let own = copy.path().join("agent");
-    fs::copy(program, &own)?;
-    set_mode(copy.path(), 0o755)?;
-    let setpriv = tools::program("setpriv")?;
-    let ask = async |uid: u32| {
-        let who = [format!("--reuid={uid}"), format!("--regid={uid}")];
-        let command = Cmd::new(&setpriv).args(who).args(["--clear-groups"]);
-        let command = command.args([own.as_os_str(), "--report".as_ref(), socket.as_os_str()]);
-        command.output().await
-    };
-    let ask_root = ask(0).await?;
-    ensure!(ask_root.status.success(), "{ask_root:?}");
-    ensure!(!ask(65534).await?.status.success(), "nobody was told");
-    set_mode(agent.state(), 0o755)?;
-    set_mode(&socket, 0o666)?;
-    let open = ask(65534).await?;
-    set_mode(&socket, 0o600)?;
-    set_mode(agent.state(), 0o700)?;
-    ensure!(!open.status.success(), "nobody was told: {open:?}");
-    Ok(())
-}
-
-fn set_mode(path: &std::path::Path, mode: u32) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
-        .with_context(|| format!("change {}", path.display()))
 }
 
 /// A thousand requests at once, with shapes of all kinds, leave an agent that works.
