@@ -62,6 +62,9 @@ async fn whole(env: &Env) -> Result<()> {
     );
 
     env.until_warm().await?;
+    // The agent has tried it out in a network of its own.
+    env.kubectl("wait --for=condition=LinkLocalDropped --timeout=60s sandboxnode --all")
+        .await?;
     for file in [
         "sandbox-template",
         "sandbox-warmpool",
