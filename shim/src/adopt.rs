@@ -164,6 +164,10 @@ impl Adopter {
 
     /// Asks the agent. Whatever goes wrong here means that the Pod starts cold.
     async fn acquire(self, sandbox: &Sandbox, spec: &Spec) -> Option<Handed> {
+        let Network::Netns(netns) = sandbox.network.clone() else {
+            info!("starts cold: it has no network of its own");
+            return None;
+        };
         let agent = match Agent::connect(&self.socket).await {
             Ok(agent) => agent,
             Err(AgentError::Absent(_)) => return None,
@@ -171,10 +175,6 @@ impl Adopter {
                 warn!("starts cold: {e}");
                 return None;
             }
-        };
-        let Network::Netns(netns) = sandbox.network.clone() else {
-            info!("starts cold: it has no network of its own");
-            return None;
         };
         let spec = spec.clone();
         let looked = blocking(move || {
