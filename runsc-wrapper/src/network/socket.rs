@@ -81,7 +81,7 @@ fn has_gso(socket: &OwnedFd, name: &str) -> io::Result<bool> {
         return Err(io::Error::other("the name of a link is too long"));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     // SAFETY: the request names a link and points to a whole ethtool_value; both outlive the call.
