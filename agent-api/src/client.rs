@@ -169,3 +169,57 @@ async fn within<T>(
         Err(_) => Err(AgentError::Timeout(limit)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        io::{BufRead as _, BufReader},
+        os::unix::{fs::PermissionsExt, process::CommandExt as _},
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    /// Listens where it is told until its input ends.
+    const LISTENER: &str = "import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[1])
+s.listen()
+print('listens', flush=True)
+sys.stdin.read()";
+
+    /// What comes of a connection to a socket that is served by user `uid`.
+    fn connect(uid: u32) -> Result<Agent, AgentError> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let socket = dir.path().join("s");
+        let mut listener = Command::new("python3")
+            .args(["-c", LISTENER])
+            .arg(&socket)
+            .uid(uid)
+            .gid(uid)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut words = BufReader::new(listener.stdout.take().unwrap());
+        words.read_line(&mut said).unwrap();
+        assert_eq!(said, "listens\n");
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        let connected = runtime.block_on(Agent::connect(&socket));
+        drop(listener.stdin.take());
+        listener.wait().unwrap();
+        connected
+    }
+
+    #[test]
+    #[ignore = "needs root, and python3"]
+    fn only_root_is_asked() {
+        assert!(connect(0).is_ok());
+        let stranger = connect(65534).err();
+        assert!(matches!(stranger, Some(AgentError::Stranger(65534))));
+    }
+}

@@ -280,6 +280,13 @@ mod tests {
                 );
             }
         });
-        assert!(Shape::from_json(&" ".repeat(crate::MAX_SHAPE + 1)).is_err());
+    }
+
+    #[test]
+    fn a_shape_that_is_too_large_is_none() {
+        let text = shape(&pod(), &flags(&[])).unwrap().to_json();
+        let of_size = |bytes: usize| text.clone() + &" ".repeat(bytes - text.len());
+        assert!(Shape::from_json(&of_size(crate::MAX_SHAPE)).is_ok());
+        assert!(Shape::from_json(&of_size(crate::MAX_SHAPE + 1)).is_err());
     }
 }

@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::stream;
 use kiln_agent_api::{
-    MAX_SHAPE, Shape,
+    Shape,
     api::{
         AcquireRequest, AcquireResponse, AdoptedRequest, AdoptedResponse, Agent, ClassReport,
         GuardedRequest, GuardedResponse, ReleaseRequest, ReleaseResponse, ReportRequest,
@@ -159,7 +159,7 @@ impl Service {
             self.keeper.metrics.missed(Miss::Empty, 1);
             return Err(Miss::Empty);
         };
-        if request.shape.len() > MAX_SHAPE || request.sandbox_id.parse::<ContainerId>().is_err() {
+        if request.sandbox_id.parse::<ContainerId>().is_err() {
             return Err(invalid(Miss::Invalid));
         }
         let shape = Shape::from_json(&request.shape).map_err(|_| invalid(Miss::Invalid))?;

@@ -179,7 +179,7 @@ impl Pod {
             (Role::Sandbox, _) => Some(sandbox.cgroup.clone()),
         };
         let cgroup = own_cgroup.clone().unwrap_or_else(|| sandbox.cgroup.clone());
-        let restore = restore_image(sandbox, &spec, &request.checkpoint)?;
+        let restore = restore_image(&sandbox.policy.restore_dirs, &spec, &request.checkpoint)?;
         let limits = spec.limits();
         let shares_pids = spec.shares_pids();
         let log_dir = spec.log_dir();
@@ -320,28 +320,21 @@ fn checked_bundle(bundle: &Path) -> Result<PathBuf> {
 
 /// The checkpoint that a container starts from: what containerd unpacked, or what the Pod names
 /// below a directory that the node allows.
-fn restore_image(sandbox: &Sandbox, spec: &Spec, checkpoint: &str) -> Result<Option<PathBuf>> {
+fn restore_image(allowed: &[PathBuf], spec: &Spec, checkpoint: &str) -> Result<Option<PathBuf>> {
     if !checkpoint.is_empty() {
         return Ok(Some(checkpoint.into()));
     }
     let Some(named) = spec.restore_image() else {
         return Ok(None);
     };
-    let denied = || {
+    // Where it really is; what is not there is refused in the same words, so that nobody is told.
+    let image = Path::new(named).canonicalize().ok();
+    let image = image.filter(|image| allowed.iter().any(|dir| image.starts_with(dir)));
+    image.map(Some).ok_or_else(|| {
         Error::Denied(format!(
             "restoring from {named:?} is not allowed on this node (restore_dirs)"
         ))
-    };
-    let image = Path::new(named).canonicalize().map_err(|_| denied())?;
-    if sandbox
-        .policy
-        .restore_dirs
-        .iter()
-        .any(|dir| image.starts_with(dir))
-    {
-        return Ok(Some(image));
-    }
-    Err(denied())
+    })
 }
 
 /// The spec as the runtime must see it.
@@ -473,5 +466,49 @@ async fn undo_create(
     let cgroup = own_cgroup.filter(|_| !theirs);
     if let Err(e) = clean_up(bundle.to_owned(), cgroup).await {
         warn!("undo create {id}: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_comes_from_a_directory_that_the_node_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().canonicalize().unwrap().join(name);
+        let (allowed, image) = (at("allowed"), at("allowed/image"));
+        fs::create_dir_all(&image).unwrap();
+        fs::create_dir_all(at("allowed-not")).unwrap();
+        symlink(dir.path(), at("allowed/out")).unwrap();
+        symlink(&image, at("in")).unwrap();
+        let restored = |allowed: &[PathBuf], named: PathBuf, checkpoint: &str| {
+            let spec = json!({"annotations": {"kiln.dev/restore-image": named}});
+            let spec = Spec::parse(spec.to_string().as_bytes()).unwrap();
+            restore_image(allowed, &spec, checkpoint)
+        };
+        let dirs = [at("other"), allowed.clone()];
+        for named in [&image, &at("in"), &at("allowed/out/allowed/image")] {
+            let found = restored(&dirs, named.clone(), "").unwrap();
+            assert_eq!(found.as_ref(), Some(&image));
+        }
+        for outside in [
+            at("allowed-not"),
+            at("allowed/out"),
+            at("allowed/../allowed-not"),
+            at("allowed/nothing"),
+            PathBuf::from("image"),
+        ] {
+            let denied = restored(&dirs, outside, "").unwrap_err();
+            assert!(denied.to_string().contains("restore_dirs"), "{denied}");
+        }
+        assert!(restored(&[], image.clone(), "").is_err());
+        // containerd's own is none of the Pod's.
+        let unpacked = restored(&[], image, "/unpacked").unwrap();
+        assert_eq!(unpacked, Some(PathBuf::from("/unpacked")));
     }
 }
