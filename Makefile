@@ -9,14 +9,20 @@ export CARGO_BUILD_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 CRT_STATIC := -C target-feature=+crt-static
 export RUSTFLAGS := $(subst $(CRT_STATIC),,$(RUSTFLAGS)) $(CRT_STATIC)
 OUT := target/$(CARGO_BUILD_TARGET)
+# Where programs are as they are installed.
+SMALL := target/small
 # Only what is new, because the last one may be running.
-INSTALL := mkdir -p target/small && install -C -m 0755
+INSTALL = mkdir -p $(SMALL) && install -C -m 0755
+# make images ARM64=1: for arm64 too.
+ARM64_TARGET := aarch64-unknown-linux-gnu
+IMAGES := $(OUT)/release $(SMALL) $(KILN_CACHE)/bin
+IMAGES += $(if $(ARM64),target/$(ARM64_TARGET)/release target/arm64 $(KILN_CACHE)/arm64)
 # What is tested is always built with the same features, so that nothing is compiled twice.
 ALL := --workspace --exclude kiln-guest --all-features
 
 .PHONY: help
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 .PHONY: deps
 deps: ## Install containerd, runsc and what else the demo and the tests run against
@@ -27,21 +33,31 @@ build: ## The shim, pause and the router as they are installed, static and small
 	$(CARGO) build --profile small -p kiln-shim --bin containerd-shim-kiln-v2
 	$(CARGO) rustc --profile small -p kiln-pause -- -C relocation-model=static
 	$(CARGO) build --profile small -p kiln-router --bin kiln-router
-	$(INSTALL) $(addprefix $(OUT)/small/,containerd-shim-kiln-v2 kiln-pause kiln-router) target/small
+	$(INSTALL) $(addprefix $(OUT)/small/,containerd-shim-kiln-v2 kiln-pause kiln-router) $(SMALL)
 
 .PHONY: images
-images: deps build ## Images of agent, controller and router for a cluster, in target/images (TAG=dev)
+images: deps release $(if $(ARM64),arm64) ## Images of agent, controller and router for a cluster, in target/images (TAG=dev, ARM64=1)
+	$(CARGO) run -q -p kiln-images -- release --out target/images --tag $(or $(TAG),dev) \
+		$(addprefix --programs ,$(IMAGES))
+
+.PHONY: release
+release: build ## The programs of images
 	$(CARGO) rustc --release -p kiln-node-agent --bin kiln-node-agent -- -C strip=symbols
 	$(CARGO) rustc --release -p kiln-controller --bin kiln-controller -- -C strip=symbols
-	$(CARGO) run -q -p kiln-images -- release --out target/images --tag $(or $(TAG),dev) \
-		--programs $(OUT)/release --programs target/small --programs $(KILN_CACHE)/bin
+
+.PHONY: arm64
+arm64: ## Those for arm64, made on another machine: in target/aarch64-…/release and target/arm64
+	tests/deps/install.sh runsc-arm64
+	rustup target add $(ARM64_TARGET)
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+		$(MAKE) release CARGO_BUILD_TARGET=$(ARM64_TARGET) SMALL=target/arm64
 
 .PHONY: guest
 guest: ## Build the static programs that tests run in Pods
 	@# As tests/images builds it.
 	$(CARGO) rustc --profile small -p kiln-guest -- $(CRT_STATIC) -C relocation-model=static
 	$(CARGO) rustc --profile small -p kiln-probe -- -C relocation-model=static
-	$(INSTALL) $(OUT)/small/kiln-probe target/small
+	$(INSTALL) $(OUT)/small/kiln-probe $(SMALL)
 
 .PHONY: programs
 programs: ## What tests run, built in less time than what is installed
@@ -78,7 +94,7 @@ check: $(TOOLS)/bin/cargo-deny ## Format, lints, licences
 TESTED_PROGRAMS := kiln-controller kilnctl kiln-bench kiln-demo
 
 .PHONY: test-unit
-test-unit: deps ## Tests that need no containerd; those of the runtimes need root
+test-unit: deps ## Tests that need no containerd; some need root
 	$(CARGO) test $(ALL) --lib $(TESTED_PROGRAMS:%=--bin %) --test service --test real --test router -- --include-ignored
 	$(CARGO) test $(ALL) --doc
 

@@ -45,15 +45,27 @@ on_debian() { grep -qs '^ID=debian$' /etc/os-release; }
 # build_NAME makes component NAME in $out, laid out as in $cache; $work is scratch space.
 
 build_runsc() {
-  local module=gvisor.dev/gvisor version
-  version=$(module_version gvisor $module) # v0.0.0-DATE…-COMMIT
-  version=$(sed -E 's/.*-([0-9]{8})[0-9]*-/release-\1-/' <<<"$version")
-  own_module gvisor $module
+  own_module gvisor gvisor.dev/gvisor
   # With its system call filters compiled, as a release has them: gvisor/precompile.go.
   cp "$here/gvisor/precompile.go" .
   go run . library/runsc/boot/filter/filter_precompiled.go >filter
   mv filter library/runsc/boot/filter/filter_precompiled.go
-  compile "$work" "-X $module/runsc/version.version=$version" $module/runsc
+  compile "$work" "$(runsc_stamp)" gvisor.dev/gvisor/runsc
+}
+
+# For the images of other machines. Filters can be compiled only where they are for, so each sentry
+# compiles its own.
+build_runsc-arm64() {
+  GOARCH=arm64 compile gvisor "$(runsc_stamp)" gvisor.dev/gvisor/runsc
+  mkdir "$out/arm64"
+  mv "$out/bin/runsc" "$out/arm64/"
+}
+
+runsc_stamp() {
+  local module=gvisor.dev/gvisor version
+  version=$(module_version gvisor $module) # v0.0.0-DATE…-COMMIT
+  version=$(sed -E 's/.*-([0-9]{8})[0-9]*-/release-\1-/' <<<"$version")
+  printf '%s' "-X $module/runsc/version.version=$version"
 }
 
 # The shim that Kiln is measured against, of the same gVisor. oom-score.patch says why it needs a patch.
@@ -255,6 +267,9 @@ END
 gcc         gcc,libc6-dev       builds runc
 pkg-config  pkg-config          builds runc
 END
+    if [[ " $wanted " == *" runsc-arm64 "* ]]; then
+      echo 'aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu,libc6-dev-arm64-cross links programs for arm64'
+    fi
   else
     cat <<'END'
 runc        -                   the runtime that Kiln is compared with
@@ -385,6 +400,8 @@ main() {
     all=${all/python-rootfs /} all=${all/ runsc-2024/}
   fi
   wanted=${*:-$all}
+  # What is built only where it is asked for.
+  all+=' runsc-arm64'
   local name
   for name in $wanted; do
     [[ " $all " == *" $name "* ]] || fail "no component $name; there are: $all"
@@ -405,6 +422,7 @@ main() {
   component helm 120 helm/go.{mod,sum}
   component python-clients 30 python-clients/{requirements,0.4.6,0.5.6,1.0.8}.txt
   component runsc-2024 10
+  component runsc-arm64 90 gvisor/go.{mod,sum}
 }
 
 main "$@"
