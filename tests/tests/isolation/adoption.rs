@@ -93,7 +93,8 @@ pub(crate) async fn w3_what_is_the_pods_comes_with_the_pod(node: &Node) -> Resul
         pod.hostname(),
         &*volume.to_string_lossy(),
     ];
-    for process in Proc::all() {
+    // Other nodes of this machine boot theirs, too.
+    for process in node.processes() {
         let is_own = process.pid == own.pid || process.argv.contains(pod.id());
         let of_the_runtime = process.argv.starts_with("runsc-") && !is_own;
         let of_the_sandbox = process.argv.contains(&pod.sandbox());
