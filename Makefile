@@ -13,7 +13,7 @@ OUT := target/$(CARGO_BUILD_TARGET)
 SMALL := target/small
 # Only what is new, because the last one may be running.
 INSTALL = mkdir -p $(SMALL) && install -C -m 0755
-# make images ARM64=1: for arm64 too.
+# Where the programs of images are; with ARM64=1 those for arm64 too.
 ARM64_TARGET := aarch64-unknown-linux-gnu
 IMAGES := $(OUT)/release $(SMALL) $(KILN_CACHE)/bin
 IMAGES += $(if $(ARM64),target/$(ARM64_TARGET)/release target/arm64 $(KILN_CACHE)/arm64)
