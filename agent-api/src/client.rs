@@ -2,7 +2,12 @@
 
 //! The agent as a shim sees it.
 
-use std::{io, os::unix::fs::FileTypeExt, path::Path, time::Duration};
+use std::{
+    io,
+    os::unix::fs::FileTypeExt,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use tokio::{net::UnixStream, time::timeout};
 use ttrpc::{
@@ -163,8 +168,11 @@ async fn within<T>(
     limit: Duration,
     call: impl Future<Output = ttrpc::Result<T>>,
 ) -> Result<T, AgentError> {
+    let asked = Instant::now();
     match timeout(limit, call).await {
         Ok(Ok(answer)) => Ok(answer),
+        // ttrpc counts too, and has no error of its own for it.
+        Ok(Err(_)) if asked.elapsed() >= limit => Err(AgentError::Timeout(limit)),
         Ok(Err(e)) => Err(AgentError::Refused(e.to_string())),
         Err(_) => Err(AgentError::Timeout(limit)),
     }

@@ -47,8 +47,9 @@ pub(crate) struct Adopter {
     flags: BTreeMap<String, String>,
 }
 
-/// How long a Pod waits for a gofer before it does without.
-const SLOTS: Duration = Duration::from_millis(50);
+/// How long a Pod waits for a gofer before it does without: no longer than the command takes on a
+/// busy node by which its container is made then.
+const SLOTS: Duration = Duration::from_secs(1);
 
 /// Whether a Pod has got a sandbox that was booted ahead.
 pub(crate) enum Adoption {
