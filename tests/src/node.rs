@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use kiln_images::Registry;
 use nix::sys::signal::Signal;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use self::config::PAUSE;
 pub use self::config::WARM;
@@ -36,7 +36,7 @@ use crate::{
     pod::{BUSYBOX, GUEST, PodBuilder},
     process::{self, Cmd, Daemon, Proc},
     spans::Spans,
-    tools,
+    tools, wait,
 };
 
 /// Directory of containerd's registry configuration, in the place.
@@ -103,6 +103,8 @@ pub struct Node {
     containerd: Mutex<Option<Daemon>>,
     cri: Cri,
     agent: Option<Agent>,
+    /// Whose turn it is to adopt.
+    turn: Mutex<()>,
     spans: Option<Spans>,
     next: AtomicU64,
     _registry: Registry,
@@ -133,6 +135,7 @@ impl Node {
         let spans = opts.spans.then(|| Spans::receive(place.netns()));
         let mut node = Self {
             agent: agent.transpose()?,
+            turn: Mutex::default(),
             place,
             containerd: Mutex::default(),
             cri,
@@ -368,6 +371,11 @@ impl Node {
         handler == WARM && self.agent.is_some()
     }
 
+    /// Waits until no other Pod is about to adopt, and keeps it so.
+    pub(crate) async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
     /// A command that runs in the node's network namespace.
     pub fn command(&self, program: &Path) -> Cmd {
         Cmd::new(program)
@@ -400,6 +408,23 @@ impl Node {
         let log = std::fs::read_to_string(self.place.log())?;
         let lines = log.lines().filter(|line| line.contains(words));
         Ok(lines.map(str::to_owned).collect())
+    }
+
+    /// Why the Pod `id` has started cold, by what its shim says, which may come late.
+    ///
+    /// # Errors
+    /// When it does not say it.
+    pub async fn why_cold(&self, id: &str) -> Result<String> {
+        let its = format!("id={id}");
+        let find = || {
+            let lines = self.log_lines("starts cold: ").ok()?;
+            let line = lines.iter().find(|line| line.contains(&its))?;
+            let why = line.split("starts cold: ").nth(1)?.split('"').next()?;
+            Some(why.to_owned())
+        };
+        let what = format!("a reason why {id} has started cold");
+        wait::until_true(&what, wait::SOON, || find().is_some()).await?;
+        find().context(what)
     }
 
     /// Waits until nothing on the node bears `id` any more.

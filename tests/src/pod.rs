@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     cri::v1,
     netns::Netns,
-    node::{Node, WARM, is_shim_of},
+    node::{Node, is_shim_of},
     process::{Proc, tail},
     wait,
 };
@@ -24,6 +24,9 @@ pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
 /// The image with the programs of crate `kiln-guest` beside busybox.
 pub const GUEST: &str = "docker.io/library/kiln-guest:latest";
 
+/// For how many Pods in a row the agent may be late.
+const TRIES: usize = 10;
+
 /// How long containers may take to do what tests ask of them.
 const ENDS: Duration = Duration::from_secs(60);
 
@@ -31,14 +34,12 @@ const ENDS: Duration = Duration::from_secs(60);
 const EXEC_SECONDS: i64 = 60;
 
 /// A Pod to be run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[must_use]
 pub struct PodBuilder<'a> {
     node: &'a Node,
     handler: String,
     config: v1::PodSandboxConfig,
-    /// Whether it may start cold where its handler adopts.
-    either: bool,
 }
 
 impl<'a> PodBuilder<'a> {
@@ -63,14 +64,7 @@ impl<'a> PodBuilder<'a> {
             node,
             handler: handler.to_owned(),
             config,
-            either: false,
         }
-    }
-
-    /// Does not care whether the Pod adopts a sandbox or starts cold.
-    pub fn cold_or_warm(mut self) -> Self {
-        self.either = true;
-        self
     }
 
     /// Changes anything of the configuration.
@@ -102,16 +96,49 @@ impl<'a> PodBuilder<'a> {
         })
     }
 
-    /// Runs the Pod's sandbox.
+    /// Runs the Pod's sandbox. One of [`WARM`](crate::node::WARM) adopts where the node has an
+    /// agent.
+    ///
+    /// Pods that are to adopt take turns: each finds a sandbox ready that no other is after. A busy
+    /// machine makes the agent late, and a Pod that has started cold for that is run again.
+    ///
+    /// # Errors
+    /// containerd's, and why a Pod that was to adopt has started cold.
+    pub async fn run(mut self) -> Result<Pod<'a>> {
+        let node = self.node;
+        if !node.is_warm(&self.handler) {
+            return self.run_cold_or_warm().await;
+        }
+        // Held while a Pod starts, which is what the others wait for.
+        let _turn = node.turn().await;
+        for _ in 0..TRIES {
+            node.agent()?.expect_some().await?;
+            let pod = self.clone().run_cold_or_warm().await?;
+            if pod.sandbox() != pod.id() {
+                return Ok(pod);
+            }
+            let why = node.why_cold(pod.id()).await?;
+            ensure!(
+                is_late(&why),
+                "Pod {} has started cold: {why}\n{}",
+                pod.id(),
+                node.log()
+            );
+            pod.remove().await?;
+            self.config.metadata.get_or_insert_default().attempt += 1;
+        }
+        bail!("the agent was late for {TRIES} Pods\n{}", node.log())
+    }
+
+    /// Runs the Pod's sandbox, whether it adopts or starts cold.
     ///
     /// # Errors
     /// containerd's.
-    pub async fn run(self) -> Result<Pod<'a>> {
+    pub async fn run_cold_or_warm(self) -> Result<Pod<'a>> {
         let Self {
             node,
             handler,
             config,
-            either,
         } = self;
         let log_dir = PathBuf::from(&config.log_directory);
         std::fs::create_dir_all(&log_dir).with_context(|| format!("make {}", log_dir.display()))?;
@@ -119,31 +146,21 @@ impl<'a> PodBuilder<'a> {
             config: Some(config.clone()),
             runtime_handler: handler.clone(),
         };
-        // A Pod with limits of its own has a shape that the agent may not know.
-        let linux = config.linux.clone().unwrap_or_default();
-        let usual = linux.resources.is_none() && linux.cgroup_parent == node.cgroup().parent();
-        let adopts = node.is_warm(&handler) && usual && !either;
-        if adopts {
-            node.agent()?.expect_some().await?;
-        }
         let answer = node.cri().runtime().run_pod_sandbox(request).await;
-        let id = answer
-            .with_context(|| format!("run a Pod of handler {handler}"))?
-            .into_inner()
-            .pod_sandbox_id;
-        ensure!(
-            !adopts || node.sandbox_of(&id)? != id,
-            "Pod {id} has started cold\n{}",
-            node.log()
-        );
+        let answer = answer.with_context(|| format!("run a Pod of handler {handler}"))?;
         Ok(Pod {
             node,
             handler,
             config,
-            id,
+            id: answer.into_inner().pod_sandbox_id,
             log_dir,
         })
     }
+}
+
+/// Whether a Pod has started cold only since its agent was late, by what the shim says.
+fn is_late(why: &str) -> bool {
+    why.starts_with("no answer within ") || why == "no warm sandbox: empty"
 }
 
 /// A running Pod. It stays when this is dropped; a suite removes what is left at its end.
@@ -764,40 +781,4 @@ impl<'p, 'n> Container<'p, 'n> {
             .context("remove the container")?;
         Ok(())
     }
-}
-
-/// How often a Pod that is to adopt may start cold, since the agent has not answered in time.
-const TRIES: usize = 5;
-
-/// Runs a Pod of a handler; see [`up_with`].
-///
-/// # Errors
-/// As [`up_with`].
-pub async fn up<'n>(node: &'n Node, handler: &str) -> Result<Pod<'n>> {
-    up_with(node, handler, |_| {}).await
-}
-
-/// Runs a Pod that is described further; one of [`WARM`] has adopted. A busy machine makes an agent
-/// late, and a Pod that starts cold is no failure of what is tested then.
-///
-/// # Errors
-/// containerd's, and when that has happened too often.
-pub async fn up_with<'n>(
-    node: &'n Node,
-    handler: &str,
-    describe: impl Fn(&mut v1::PodSandboxConfig),
-) -> Result<Pod<'n>> {
-    for _ in 0..TRIES {
-        if handler == WARM {
-            node.agent()?.expect_some().await?;
-        }
-        let pod = node.pod(handler).with(&describe).cold_or_warm().run();
-        let pod = pod.await?;
-        if (handler == WARM) == (pod.sandbox() != pod.id()) {
-            return Ok(pod);
-        }
-        ensure!(handler == WARM, "a Pod of {handler} has adopted");
-        pod.remove().await?;
-    }
-    bail!("{TRIES} Pods have started cold\n{}", node.log())
 }

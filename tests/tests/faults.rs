@@ -12,7 +12,7 @@ use kiln_tests::{
     agent::holding,
     cri::v1,
     node::{Node, NodeOpts, WARM},
-    pod::{self, Container, Pod},
+    pod::{Container, Pod},
     process::{Proc, signal_to},
     suite::Cases,
     wait,
@@ -118,27 +118,34 @@ fn main() -> ExitCode {
     cases.run(move || Node::start(opts()))
 }
 
-/// The process to be killed.
-fn find(pod: &Pod<'_>, container: Option<&Container<'_, '_>>, victim: Victim) -> Result<Proc> {
+/// The process to be killed. A Pod that has adopted has no gofer of its own where the agent was
+/// late with it; then it is that of its `first` container.
+fn find(
+    pod: &Pod<'_>,
+    first: &Container<'_, '_>,
+    container: Option<&Container<'_, '_>>,
+    victim: Victim,
+) -> Result<Proc> {
+    let gofer_of = |id: &str| {
+        let mut all = pod.node().processes().into_iter();
+        all.rfind(|p| p.argv.starts_with("runsc-gofer") && p.argv.contains(id))
+    };
     let found = match (victim, container) {
         (Victim::Shim, _) => Some(pod.shim()?),
-        (Victim::Sentry, _) => pod.runtime_processes("runsc-sandbox").pop(),
-        (Victim::PodGofer, _) => pod.runtime_processes("runsc-gofer").pop(),
-        (Victim::Gofer, Some(container)) => {
-            let mut all = pod.node().processes().into_iter();
-            all.rfind(|p| p.argv.starts_with("runsc-gofer") && p.argv.contains(container.id()))
-        }
+        (Victim::Sentry, _) => Some(pod.sentry()?),
+        (Victim::PodGofer, _) => gofer_of(&pod.sandbox()).or_else(|| gofer_of(first.id())),
+        (Victim::Gofer, Some(container)) => gofer_of(container.id()),
         (Victim::Gofer, None) => None,
     };
     found.with_context(|| format!("there is no {victim:?}"))
 }
 
 async fn kill(node: &Node, handler: &str, victim: Victim, step: Step) -> Result<()> {
-    let pod = pod::up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     // Another container, so that there is more than one to be cleaned up.
     let other = pod.idle().start().await?;
     if matches!(step, Step::PodRuns) {
-        find(&pod, None, victim)?.kill().await?;
+        find(&pod, &other, None, victim)?.kill().await?;
         return removed(node, handler, pod).await;
     }
     let container = pod
@@ -146,12 +153,12 @@ async fn kill(node: &Node, handler: &str, victim: Victim, step: Step) -> Result<
         .create()
         .await?;
     if matches!(step, Step::ContainerCreated) {
-        find(&pod, Some(&container), victim)?.kill().await?;
+        find(&pod, &other, Some(&container), victim)?.kill().await?;
         return removed(node, handler, pod).await;
     }
     container.start().await?;
     container.logged("ready").await?;
-    let target = find(&pod, Some(&container), victim)?;
+    let target = find(&pod, &other, Some(&container), victim)?;
     match step {
         Step::PodRuns | Step::ContainerCreated => {}
         Step::ContainerRuns => target.kill().await?,
@@ -201,7 +208,7 @@ async fn removed(node: &Node, handler: &str, pod: Pod<'_>) -> Result<()> {
     removed.await.with_context(|| format!("{last:?}"))?;
     node.expect_gone(pod.id()).await?;
     node.expect_gone(&sandbox).await?;
-    let next = pod::up(node, handler).await.context("the next Pod")?;
+    let next = node.pod(handler).run().await.context("the next Pod")?;
     let container = next
         .script("echo fine")
         .start()
@@ -267,7 +274,7 @@ impl Outage {
 }
 
 async fn pod_outlives_containerd(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
-    let pod = pod::up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = pod
         .script("i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.2; done")
         .start()
@@ -309,7 +316,7 @@ async fn pod_outlives_containerd(node: &Node, handler: &str, outage: &Outage) ->
 }
 
 async fn exit_is_known_later(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
-    let pod = pod::up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = pod
         .script("sleep 3; echo last words; exit 9")
         .start()
@@ -323,7 +330,7 @@ async fn exit_is_known_later(node: &Node, handler: &str, outage: &Outage) -> Res
 }
 
 async fn shim_dies(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
-    let pod = pod::up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = pod.idle().start().await?;
     let shim = pod.shim()?;
     outage.begins().await;
@@ -336,7 +343,7 @@ async fn shim_dies(node: &Node, handler: &str, outage: &Outage) -> Result<()> {
 
 /// containerd waits five seconds for a shim when it comes back, and then has it for dead.
 async fn a_shim_that_is_too_slow_for_containerd_ends(node: &Node) -> Result<()> {
-    let pod = pod::up(node, WARM).await?;
+    let pod = node.pod(WARM).run().await?;
     let container = pod.idle().start().await?;
     let shim = pod.shim()?;
     signal_to(shim.pid, Signal::SIGSTOP)?;

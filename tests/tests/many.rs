@@ -56,8 +56,7 @@ async fn up_and_down(node: &Node, handler: &str, count: usize) -> Result<usize> 
     let up = async |n: usize| {
         let pod = node
             .pod(handler)
-            .cold_or_warm()
-            .run()
+            .run_cold_or_warm()
             .await
             .with_context(|| format!("Pod {n}"))?;
         let container = pod

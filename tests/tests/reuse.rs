@@ -11,7 +11,6 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use kiln_tests::{
     agent::holding,
     node::{Node, NodeOpts, WARM},
-    pod::up,
     process::Proc,
     suite::{CASE, Cases},
     wait,
@@ -88,7 +87,7 @@ async fn w1_a_sandbox_serves_one_pod(node: &Node, count: usize) -> Result<()> {
 
 /// Runs a Pod that looks for tokens and leaves its own; returns its sandbox, boot and sentry.
 async fn serve(node: &Node, n: usize) -> Result<(String, String, (u32, Option<u64>))> {
-    let pod = up(node, WARM).await?;
+    let pod = node.pod(WARM).run().await?;
     let container = pod.idle().start().await?;
     let look = format!(
         "cat {} 2>/dev/null; ls -A /tmp /dev/shm /root /run; hostname; env; cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' ' '; cat /proc/net/unix",

@@ -95,7 +95,7 @@ pub(crate) async fn a_limit_of_the_pod_holds(node: &Node, handler: &str) -> Resu
         memory_limit_in_bytes: 128 * MIB,
         ..v1::LinuxContainerResources::default()
     };
-    let pod = node.pod(handler).limits(limits).run().await?;
+    let pod = node.pod(handler).limits(limits).run_cold_or_warm().await?;
     let idle = pod.idle().start().await?;
     let total = idle
         .sh("awk '/MemTotal/ { print $2 }' /proc/meminfo")

@@ -12,12 +12,11 @@ use crate::{
     HELD, WARM,
     attempts::{attacker, attempt, try_all, with_probe},
     posture::gofer,
-    up,
 };
 
 /// Two Pods, of one pool where there is one, differ in all that is random, and begin with nothing.
 pub(crate) async fn w2_two_sandboxes_share_nothing(node: &Node, handler: &str) -> Result<()> {
-    let pods = try_join_all([up(node, handler), up(node, handler)]).await?;
+    let pods = try_join_all([node.pod(handler).run(), node.pod(handler).run()]).await?;
     let mut random: Vec<Vec<String>> = Vec::new();
     for pod in &pods {
         let container = attacker(pod).await?;
@@ -74,7 +73,7 @@ pub(crate) async fn w3_what_is_the_pods_comes_with_the_pod(node: &Node) -> Resul
     let secret = node.unique("secret-of-a-pod");
     let volume = node.volume()?;
     fs::write(volume.join("token"), &secret)?;
-    let pod = up(node, WARM).await?;
+    let pod = node.pod(WARM).run().await?;
     let container = with_probe(pod.idle())?
         .mount_read_only(&volume, "/var/run/secrets")
         .env("SECRET", &secret)

@@ -17,7 +17,6 @@ use crate::{
     Neighbour, WARM,
     attempts::attacker,
     requests::{bundle, dial_as, run_as},
-    up, up_with,
 };
 
 /// Connections that say half a word and then nothing.
@@ -51,11 +50,11 @@ pub(crate) async fn a1_annotations_choose_nothing(node: &Node, handler: &str) ->
         ("io.kubernetes.cri.container-type", "container"),
         ("io.kubernetes.cri.sandbox-id", neighbour.pod.id()),
     ];
-    let pod = up_with(node, handler, |config| {
+    let pod = node.pod(handler).with(|config| {
         let pairs = chosen.map(|(key, value)| (key.to_owned(), value.to_owned()));
         config.annotations.extend(pairs);
     });
-    let pod = pod.await?;
+    let pod = pod.run().await?;
     let container = pod.idle().with(|c| {
         for (key, value) in chosen {
             c.annotations.insert(key.to_owned(), value.to_owned());
@@ -102,9 +101,8 @@ pub(crate) async fn a1_annotations_choose_nothing(node: &Node, handler: &str) ->
     // A checkpoint of the user's choice is not started from.
     let restored = node
         .pod(handler)
-        .cold_or_warm()
         .annotation("kiln.dev/restore-image", "/etc")
-        .run()
+        .run_cold_or_warm()
         .await;
     ensure!(restored.is_err(), "restored from /etc");
     neighbour.remove().await
@@ -159,7 +157,7 @@ pub(crate) async fn c2_the_agent_listens_to_root_only(node: &Node) -> Result<()>
         .and_then(|p| p.status("VmRSS"))
         .context("no VmRSS")?;
     ensure!(rss < AGENT_RSS, "{rss} KiB");
-    let pod = up(node, WARM).await?;
+    let pod = node.pod(WARM).run().await?;
     attacker(&pod).await?;
     drop(slow);
     pod.remove().await
@@ -176,7 +174,7 @@ pub(crate) async fn c3_who_takes_all_costs_no_pod(node: &Node) -> Result<()> {
         ensure!(taken.len() < 64, "there is no end");
     }
     ensure!(!taken.is_empty());
-    let pod = node.pod(WARM).cold_or_warm().run().await?;
+    let pod = node.pod(WARM).run_cold_or_warm().await?;
     ensure!(!taken.contains(&pod.sandbox()), "two have the same sandbox");
     attacker(&pod).await?;
     pod.remove().await?;

@@ -26,7 +26,6 @@ use crate::{
     HOSTILE,
     attempts::{PROBE, attacker, attempt, try_all, with_probe},
     posture::{digest, gofer},
-    up,
 };
 
 const MIB: u64 = 1 << 20;
@@ -37,7 +36,7 @@ const SECRET: &str = "of-the-host";
 /// Writing, deleting and replacing files leaves the layers below as they were, and where the root
 /// file system is read-only there is no writing at all.
 pub(crate) async fn s1_an_image_is_never_written_to(node: &Node, handler: &str) -> Result<()> {
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = attacker(&pod).await?;
     let layers = lower_layers(&gofer(&container)?)?;
     ensure!(!layers.is_empty(), "no layers");
@@ -104,7 +103,7 @@ fn fingerprint(dirs: &[PathBuf]) -> Result<BTreeMap<PathBuf, (u32, u32, u64)>> {
 
 /// What a Pod writes to its root file system is in the figures by which a kubelet evicts it.
 pub(crate) async fn s2_what_is_written_is_counted(node: &Node, handler: &str) -> Result<()> {
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = attacker(&pod).await?;
     let before = written(&container).await?;
     attempt(&container, &format!("fill /root/file {}", 64 * MIB))
@@ -154,7 +153,7 @@ pub(crate) async fn s3_a_volume_is_as_large_as_its_limit(node: &Node, handler: &
         MsFlags::empty(),
         Some("size=8m"),
     )?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = with_probe(pod.idle())?
         .mount(&memory, "/memory")
         .mount(&disk, "/disk");
@@ -238,7 +237,7 @@ pub(crate) async fn s5_a_mount_stays_inside(node: &Node, handler: &str) -> Resul
     let outside = Outside::new()?;
     let volume = node.volume()?;
     fs::write(volume.join("of-the-volume"), "x")?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     // Who is shown it sees it.
     let shown = with_probe(pod.idle())?.mount(Path::new(OUTSIDE), "/shown");
     let shown = attempt(&shown.start().await?, "read /shown/canary").await?;
@@ -304,7 +303,7 @@ pub(crate) async fn s5_a_mount_stays_inside_while_links_change(
     let (volume, inner) = (node.volume()?, node.volume()?);
     fs::write(inner.join("of-the-volume"), "x")?;
     fs::set_permissions(&volume, fs::Permissions::from_mode(0o777))?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let race = format!("/vol/place {OUTSIDE} 6000");
     let race: Vec<_> = [PROBE, "race"].into_iter().chain(race.split(' ')).collect();
     let racer = with_probe(pod.container(race))?
@@ -343,7 +342,7 @@ pub(crate) async fn s5_a_mount_stays_inside_while_links_change(
 /// its sandbox has crashed.
 pub(crate) async fn s8_secrets_stay_with_the_pod(node: &Node, handler: &str) -> Result<()> {
     let canary = node.unique("canary-of-a-secret");
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = pod.idle().env("SECRET", &canary).start().await?;
     container.sh("test -n \"$SECRET\"").await?;
     for process in Proc::all() {
@@ -418,7 +417,7 @@ fn files_with(dir: &Path, text: &str) -> Vec<(PathBuf, bool)> {
 pub(crate) async fn s9_nothing_is_left(node: &Node, handler: &str) -> Result<()> {
     for victim in [None, Some("runsc-sandbox"), Some("runsc-gofer")] {
         let volume = node.volume()?;
-        let pod = up(node, handler).await?;
+        let pod = node.pod(handler).run().await?;
         let container = with_probe(pod.idle())?
             .mount(&volume, "/volume")
             .start()

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use kiln_tests::{
     agent::holding,
     node::{Node, NodeOpts, WARM},
-    pod::{Container, Pod, up, up_with},
+    pod::{Container, Pod},
     suite::Cases,
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -134,7 +134,7 @@ struct Neighbour<'n> {
 
 impl<'n> Neighbour<'n> {
     async fn run(node: &'n Node, handler: &str) -> Result<Self> {
-        let pod = up(node, handler).await?;
+        let pod = node.pod(handler).run().await?;
         let container = pod.idle().start().await?;
         container.sh("echo mine > /tmp/mine").await?;
         let container = container.id().to_owned();

@@ -30,7 +30,6 @@ use crate::{
     Neighbour, WARM,
     attempts::{PROBE, attacker, attempt, reports, try_all, with_probe},
     posture::gofer,
-    up,
 };
 
 /// Sockets that are for packets of one's own making, or for machines.
@@ -50,7 +49,7 @@ const FORGERY: [&str; 9] = [
 pub(crate) async fn n1_packets_cannot_be_forged(node: &Node, handler: &str) -> Result<()> {
     let neighbour = Neighbour::run(node, handler).await?;
     let address = neighbour.pod.ip().await?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = attacker(&pod).await?;
     attempt(&container, "socket inet stream").await?.finds()?;
     for attempt in try_all(&container, &FORGERY).await? {
@@ -151,7 +150,7 @@ async fn gateway(pod: &Pod<'_>) -> Result<String> {
 pub(crate) async fn n2_metadata_is_out_of_reach(node: &Node, handler: &str) -> Result<()> {
     let neighbour = Neighbour::run(node, handler).await?;
     let server = Metadata::serve(node)?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = attacker(&pod).await?;
     let own = gateway(&pod).await?;
     let mut rules = Guard::of(pod.netns()?.as_fd())?;
@@ -213,7 +212,7 @@ pub(crate) async fn n2_what_the_node_allows_is_reached(_: &Node) -> Result<()> {
         })
         .await?;
         let server = Metadata::serve(&node)?;
-        let pod = up(&node, "gvisor").await?;
+        let pod = node.pod("gvisor").run().await?;
         let container = attacker(&pod).await?;
         for address in LINK_LOCAL {
             for words in server.words(address)? {
@@ -243,7 +242,7 @@ pub(crate) async fn n4_the_hosts_network_is_out_of_reach(node: &Node, handler: &
     let _of_the_node = node.netns().run(listen)?;
     let tcp = || Ok(TcpListener::bind("127.0.0.1:0")?);
     let (of_the_host, of_the_node) = (tcp()?, node.netns().run(tcp)?);
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = attacker(&pod).await?;
     let mut words = vec![
         format!("dial @{name}"),
@@ -277,7 +276,7 @@ pub(crate) async fn n4_the_hosts_network_is_out_of_reach(node: &Node, handler: &
 pub(crate) async fn n5_an_address_cannot_be_taken(node: &Node, handler: &str) -> Result<()> {
     let neighbour = Neighbour::run(node, handler).await?;
     let theirs = neighbour.pod.ip().await?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = attacker(&pod).await?;
     let words = [
         format!("address eth0 {theirs}"),
@@ -313,7 +312,7 @@ pub(crate) async fn n6_sockets_of_the_host_are_no_way_out(
     let path = volume.join("host");
     let listener = UnixListener::bind(&path)?;
     listener.set_nonblocking(true)?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = with_probe(pod.idle())?
         .mount(&volume, "/volume")
         .mount(&path, "/single")

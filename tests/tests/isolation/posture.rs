@@ -22,7 +22,6 @@ use kiln_tests::{
 use crate::{
     MARKER, Neighbour,
     attempts::{PROBE, attacker, attempt, reports, try_all, with_probe},
-    up,
 };
 
 /// Namespaces that are the sandbox's own.
@@ -58,7 +57,7 @@ const GOFER: Profile = Profile {
 /// Every thread of the sentry and of the processes that it runs the Pod's code in.
 pub(crate) async fn p3_the_sentry_has_what_it_needs(node: &Node, handler: &str) -> Result<()> {
     let neighbour = Neighbour::run(node, handler).await?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let _container = attacker(&pod).await?;
     let (ours, theirs) = (pod.sentry()?, neighbour.pod.sentry()?);
     holds(ours.pid, &SENTRY)?;
@@ -110,7 +109,7 @@ pub(crate) async fn p3_without_directfs_the_sentry_is_nobody(_: &Node) -> Result
 /// Every gofer sees the file systems of its container, and no network.
 pub(crate) async fn p4_a_gofer_has_what_it_needs(node: &Node, handler: &str) -> Result<()> {
     let volume = node.volume()?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = pod.idle().mount(&volume, "/volume").start().await?;
     let of_the_container = gofer(&container)?;
     let mut gofers = pod.runtime_processes("runsc-gofer");
@@ -156,7 +155,7 @@ pub(crate) async fn p4_a_gofer_has_what_it_needs(node: &Node, handler: &str) -> 
 /// Neither the sentry, nor a gofer, nor a program inside has an open file that it need not have;
 /// and a working directory cannot be one.
 pub(crate) async fn p5_no_open_file_gets_in(node: &Node, handler: &str) -> Result<()> {
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = attacker(&pod).await?;
     // Who starts the runtime has something to hand on.
     let agent = node.agent()?.pid().await.context("no agent")?;
@@ -276,7 +275,7 @@ pub(crate) async fn p6_the_runtime_cannot_be_overwritten(node: &Node, handler: &
             program.display()
         );
     }
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = attacker(&pod).await?;
     let words = [
         "write /probe overwritten",

@@ -26,7 +26,6 @@ use nix::sys::{
 use crate::{
     HOSTILE, Neighbour,
     attempts::{PROBE, attacker, attempt, try_all, with_probe},
-    up, up_with,
 };
 
 const MIB: i64 = 1 << 20;
@@ -39,7 +38,7 @@ const DEVICES: [&str; 14] = [
 
 /// Neither the kernel's version, log and command line, nor its memory.
 pub(crate) async fn p1_the_hosts_kernel_is_not_seen(node: &Node, handler: &str) -> Result<()> {
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = attacker(&pod).await?;
     let host = uname()?;
     let release = host.release().to_string_lossy();
@@ -117,7 +116,7 @@ pub(crate) async fn p1_the_hosts_kernel_is_not_seen(node: &Node, handler: &str) 
 /// Processes of the host and of other Pods can neither be seen nor signalled, traced or entered.
 pub(crate) async fn p2_the_hosts_processes_are_not_there(node: &Node, handler: &str) -> Result<()> {
     let neighbour = Neighbour::run(node, handler).await?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = attacker(&pod).await?;
     let mut targets = vec![
         std::process::id(),
@@ -159,11 +158,11 @@ pub(crate) async fn p7_a_fork_bomb_ends_its_own_pod(node: &Node, handler: &str) 
     let neighbour = Neighbour::run(node, handler).await?;
     let name = format!("bomb-{handler}");
     let parent = node.cgroup().pod_of_few(&name, LIMIT)?;
-    let pod = up_with(node, handler, |config| {
-        let linux = config.linux.get_or_insert_default();
-        linux.cgroup_parent.clone_from(&parent);
-    });
-    let pod = pod.await?;
+    let pod = node
+        .pod(handler)
+        .with(|config| config.linux.get_or_insert_default().cgroup_parent = parent)
+        .run()
+        .await?;
     // Some processes it may have.
     let few = with_probe(pod.container([PROBE, "fork", "3"]))?
         .start()
@@ -192,7 +191,7 @@ pub(crate) async fn p7_a_fork_bomb_ends_its_own_pod(node: &Node, handler: &str) 
 /// Memory without end, in a process or in a file system of the sandbox, kills the Pod and is told.
 pub(crate) async fn p8_a_memory_bomb_ends_its_own_pod(node: &Node, handler: &str) -> Result<()> {
     let neighbour = Neighbour::run(node, handler).await?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let size = (600 * MIB).to_string();
     let bomb = pod.container(["eat", &size]).image(GUEST).memory(96 * MIB);
     let bomb = bomb.start().await?;
@@ -205,7 +204,7 @@ pub(crate) async fn p8_a_memory_bomb_ends_its_own_pod(node: &Node, handler: &str
     pod.remove().await?;
 
     // Shared memory has the size that Kubernetes gives it, and is the Pod's to fill.
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = attacker(&pod).await?;
     let fill = attempt(&container, &format!("fill /dev/shm/bomb {}", 200 * MIB)).await?;
     fill.fails_with(&["ENOSPC"])?;
@@ -219,7 +218,7 @@ pub(crate) async fn p8_a_memory_bomb_ends_its_own_pod(node: &Node, handler: &str
 /// Four busy processes of a Pod with half a CPU use half a CPU, and another Pod gets answers.
 pub(crate) async fn p9_a_busy_pod_leaves_time_to_others(node: &Node, handler: &str) -> Result<()> {
     let neighbour = Neighbour::run(node, handler).await?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let busy = "for i in 1 2 3 4; do burn 60 & done; wait";
     let container = pod.script(busy).image(GUEST).cpu(500).start().await?;
     // What its start has used is not limited yet where the sandbox is.
@@ -249,7 +248,7 @@ pub(crate) async fn p10_nobody_becomes_more_than_they_are(
     let suid = volume.join("probe");
     fs::copy(tools::probe()?, &suid)?;
     fs::set_permissions(&suid, fs::Permissions::from_mode(0o4755))?;
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     for no_new_privs in [true, false] {
         let container = with_probe(pod.idle().image(HOSTILE))?
             .mount(&volume, "/volume")
@@ -322,7 +321,7 @@ pub(crate) async fn p11_there_are_no_devices_of_the_host(node: &Node, handler: &
             makedev(major, minor),
         )?;
     }
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = with_probe(pod.idle())?
         .mount(&volume, "/volume")
         .start()
@@ -367,11 +366,11 @@ pub(crate) async fn p11_there_are_no_devices_of_the_host(node: &Node, handler: &
 
 /// Such a container is not started, in whichever way the Pod's sandbox came to be.
 pub(crate) async fn p12_privileged_is_refused(node: &Node, handler: &str) -> Result<()> {
-    let pod = up_with(node, handler, |config| {
+    let pod = node.pod(handler).with(|config| {
         let linux = config.linux.get_or_insert_default();
         linux.security_context.get_or_insert_default().privileged = true;
     });
-    let pod = pod.await?;
+    let pod = pod.run().await?;
     pod.expect_privileged_refused().await?;
     pod.remove().await
 }

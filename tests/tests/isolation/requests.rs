@@ -25,8 +25,6 @@ use kiln_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::up;
-
 /// The bundle of a container or Pod.
 pub(crate) fn bundle(node: &Node, id: &str) -> PathBuf {
     let bundles = node
@@ -71,7 +69,7 @@ fn refused<T>(what: &str, answer: Result<T, ttrpc::Error>, words: &str) -> Resul
 
 /// Names that would be paths are refused before anything is looked for by them.
 pub(crate) async fn s6_an_id_is_no_path(node: &Node, handler: &str) -> Result<()> {
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = pod.idle().start().await?;
     let task = task(&pod).await?;
     let long = "x".repeat(300);
@@ -93,7 +91,7 @@ pub(crate) async fn s6_an_id_is_no_path(node: &Node, handler: &str) -> Result<()
 
 /// What is no FIFO of containerd's is neither opened nor run.
 pub(crate) async fn s7_streams_are_fifos(node: &Node, handler: &str) -> Result<()> {
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = pod.idle().start().await?;
     let task = task(&pod).await?;
     let dir = node.volume()?;
@@ -138,7 +136,7 @@ pub(crate) async fn s7_streams_are_fifos(node: &Node, handler: &str) -> Result<(
 
 /// What a spec asks for outside of the sandbox is refused, and the Pod is none the worse.
 pub(crate) async fn a2_a_spec_cannot_reach_out(node: &Node, handler: &str) -> Result<()> {
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let container = pod.idle().start().await?;
     let task = task(&pod).await?;
     let proof = node.dir().join(node.unique("a-hook-ran"));
@@ -217,7 +215,7 @@ fn member_of(sandbox: &str) -> Value {
 
 /// The socket is a file of root's that nobody else can connect to, and goes with the Pod.
 pub(crate) async fn c1_only_root_reaches_a_shim(node: &Node, handler: &str) -> Result<()> {
-    let pod = up(node, handler).await?;
+    let pod = node.pod(handler).run().await?;
     let socket = socket(&pod)?;
     let meta = fs::metadata(&socket)?;
     ensure!(

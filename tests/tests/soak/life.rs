@@ -59,7 +59,7 @@ pub(crate) async fn pods(run: &Run<'_>, mut dice: Dice) -> Result<()> {
 
 async fn pod(run: &Run<'_>, dice: &mut Dice, kind: Kind, handler: &str) -> Result<()> {
     let turn = run.containerd.read().await;
-    let pod = run.node.pod(handler).cold_or_warm().run().await?;
+    let pod = run.node.pod(handler).run_cold_or_warm().await?;
     let sandbox = pod.sandbox();
     if sandbox == *pod.id() {
         run.count("cold");

@@ -46,7 +46,7 @@ impl Sample {
 pub(crate) async fn watch(run: &Run<'_>) -> Result<String> {
     let pod = {
         let _turn = run.containerd.read().await;
-        run.node.pod("gvisor-warm").cold_or_warm().run().await?
+        run.node.pod("gvisor-warm").run_cold_or_warm().await?
     };
     if pod.sandbox() != pod.id() {
         run.adopts(&pod.sandbox())?;

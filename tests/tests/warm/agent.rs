@@ -84,7 +84,7 @@ pub(crate) async fn an_agent_that_is_killed_loses_nothing(node: &Node) -> Result
 pub(crate) async fn pods_start_without_an_agent(node: &Node) -> Result<()> {
     let agent = node.agent()?;
     agent.stop(Signal::SIGKILL).await?;
-    let pod = node.pod(HANDLER).cold_or_warm().run().await?;
+    let pod = node.pod(HANDLER).run_cold_or_warm().await?;
     ensure!(pod.sandbox() == pod.id());
     works(&pod).await?;
     pod.remove().await?;
@@ -98,7 +98,7 @@ pub(crate) async fn an_agent_that_hangs_costs_no_pod(node: &Node) -> Result<()> 
     agent.expect_ready(WARM).await?;
     let pid = agent.pid().await.context("no agent")?;
     signal_to(pid, Signal::SIGSTOP)?;
-    let pod = node.pod(HANDLER).cold_or_warm().run().await;
+    let pod = node.pod(HANDLER).run_cold_or_warm().await;
     signal_to(pid, Signal::SIGCONT)?;
     let pod = pod?;
     ensure!(pod.sandbox() == pod.id());
@@ -127,7 +127,7 @@ pub(crate) async fn an_agent_that_dies_after_its_answer_costs_no_pod(node: &Node
             }
             signal_to(pid, Signal::SIGKILL)
         };
-        let run = node.pod(HANDLER).cold_or_warm().run();
+        let run = node.pod(HANDLER).run_cold_or_warm();
         let (pod, killed) = tokio::join!(run, kill);
         killed?;
         let pod = pod?;
@@ -181,7 +181,7 @@ pub(crate) async fn a_dead_sandbox_that_is_handed_out_costs_no_pod(node: &Node) 
         signal_to(victim.pid, Signal::SIGKILL)?;
     }
     let pods = async {
-        let run = || node.pod(HANDLER).cold_or_warm().run();
+        let run = || node.pod(HANDLER).run_cold_or_warm();
         let pods = join_all((0..3).map(|_| run())).await;
         signal_to(pid, Signal::SIGCONT)?;
         pods.into_iter().collect::<Result<Vec<_>>>()
@@ -222,7 +222,7 @@ pub(crate) async fn a_shim_that_dies_while_it_adopts_leaves_nothing(node: &Node)
         };
         let before: Vec<_> = shims().collect();
         let connections = connected()?;
-        let run = node.pod(HANDLER).cold_or_warm().run();
+        let run = node.pod(HANDLER).run_cold_or_warm();
         let kill = async {
             let look = async || {
                 let is_connected = connected().is_ok_and(|now| now > connections);
@@ -239,7 +239,7 @@ pub(crate) async fn a_shim_that_dies_while_it_adopts_leaves_nothing(node: &Node)
     // A kubelet tries again too: containerd refuses while it is finding out what has died.
     let removed = async || node.remove_all_pods().await.ok();
     wait::until("removal of the Pods", SOON, removed).await?;
-    let pod = node.pod(HANDLER).cold_or_warm().run().await?;
+    let pod = node.pod(HANDLER).run_cold_or_warm().await?;
     works(&pod).await?;
     pod.remove().await?;
     let look = async || {
@@ -350,7 +350,7 @@ pub(crate) async fn adoptions_that_fail_are_given_up(node: &Node) -> Result<()> 
     }
     let failed = agent.report().await?.failed;
     for _ in 0..FAILURES {
-        let pod = node.pod(HANDLER).cold_or_warm().run().await?;
+        let pod = node.pod(HANDLER).run_cold_or_warm().await?;
         ensure!(pod.sandbox() == pod.id(), "adopted without a socket");
         works(&pod).await?;
         pod.remove().await?;
@@ -358,7 +358,7 @@ pub(crate) async fn adoptions_that_fail_are_given_up(node: &Node) -> Result<()> 
     ensure!(agent.report().await?.failed == failed + FAILURES as u64);
     // There are others by now, and they are not handed out.
     agent.expect_some().await?;
-    let pod = node.pod(HANDLER).cold_or_warm().run().await?;
+    let pod = node.pod(HANDLER).run_cold_or_warm().await?;
     ensure!(
         pod.sandbox() == pod.id(),
         "adopted after {FAILURES} failures"
@@ -425,7 +425,7 @@ async fn on_a_small_disk(node: &Node) -> Result<()> {
     })
     .await?;
     ensure!(agent.ready().await? == WARM - 1, "{}", agent.log());
-    let pod = node.pod(HANDLER).cold_or_warm().run().await?;
+    let pod = node.pod(HANDLER).run_cold_or_warm().await?;
     works(&pod).await?;
     pod.remove().await?;
     fs::remove_file(&filler)?;

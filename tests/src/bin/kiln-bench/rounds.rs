@@ -238,7 +238,7 @@ impl Bench {
         for _ in 0..PODS {
             let node = Arc::clone(&self.node);
             starting.spawn(async move {
-                let pod = node.pod(side.handler()).run().await?;
+                let pod = node.pod(side.handler()).run_cold_or_warm().await?;
                 let container = pod.script(IDLE).start().await?;
                 first_output(&container).await?;
                 anyhow::Ok(pod.id().to_owned())

@@ -65,8 +65,7 @@ impl Adoptions {
     pub(crate) async fn of(node: &Node) -> Result<Self> {
         let ran = node.log_lines("returns sandbox id")?;
         let adoptions = node.log_lines("msg=\"adopted warm-")?;
-        let reasons = node.log_lines("starts cold: ")?;
-        let (mut adopted, mut cold) = (0, BTreeMap::<String, Vec<String>>::new());
+        let (mut adopted, mut cold) = (0, BTreeMap::<_, Vec<_>>::new());
         for line in &ran {
             let id = line.rsplit("sandbox id").next().context("no id")?;
             let id = id.trim_matches(['\\', '"', ' ']);
@@ -75,12 +74,8 @@ impl Adoptions {
                 adopted += 1;
                 continue;
             }
-            let reason = reasons.iter().find(is_its);
-            let words =
-                reason.and_then(|line| line.split("starts cold: ").nth(1)?.split('"').next());
-            cold.entry(words.unwrap_or("not said").to_owned())
-                .or_default()
-                .push(line.clone());
+            let why = node.why_cold(id).await?;
+            cold.entry(why).or_default().push(line.clone());
         }
         Ok(Self {
             pods: ran.len(),
