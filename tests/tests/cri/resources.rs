@@ -125,7 +125,7 @@ pub(crate) async fn a_kubelets_limit_holds(node: &Node, handler: &str) -> Result
     let pod = node
         .pod(handler)
         .with(|c| c.linux.get_or_insert_default().cgroup_parent = parent)
-        .run()
+        .run_cold_or_warm()
         .await?;
     let container = pod
         .container(["eat", &(400 * MIB).to_string()])
