@@ -30,7 +30,7 @@ const MORE_FILES: usize = 24;
 const AT_A_TIME: usize = 3;
 
 /// How long one of them may take, the rest of the case aside.
-const EACH: Duration = Duration::from_secs(2);
+const EACH: Duration = Duration::from_secs(4);
 
 /// Where a Pod could leave something for the next one.
 const PLACES: [&str; 5] = [

@@ -17,18 +17,25 @@ use crate::{end, gone, sandbox};
 /// When to leave: before the runtime runs, while it does, and about when it is done.
 const MOMENTS: [u64; 4] = [2, 30, 120, 300];
 
-/// Makes a call on a connection of its own, and leaves after `moment` milliseconds.
+/// Makes a call on a connection of its own, and leaves `moment` milliseconds after the shim has read
+/// it, which is when it answers what is asked after it on that connection.
 async fn leave<T>(
     shim: &Shim,
     moment: u64,
     call: impl AsyncFnOnce(&TaskClient) -> T,
 ) -> Result<()> {
     let client = TaskClient::new(connect(shim.address()).await?);
-    // Whether it was in time is not the question.
-    tokio::time::timeout(Duration::from_millis(moment), call(&client))
-        .await
-        .ok();
-    drop(client);
+    let later = async {
+        let request = api::ConnectRequest::default();
+        // There is no such container, which is an answer too.
+        client.connect(ctx(), &request).await.ok();
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+    };
+    tokio::select! {
+        biased; // the call is sent first
+        _ = call(&client) => {} // whether it was left in time is not the question
+        () = later => {}
+    }
     Ok(())
 }
 
