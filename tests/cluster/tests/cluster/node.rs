@@ -2,10 +2,7 @@
 
 //! The node: its statistics, and `kiln-cluster` itself.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
 use kiln_tests::wait;
@@ -50,10 +47,7 @@ pub(crate) async fn stats_have_cpu_and_memory(env: &Env) -> Result<()> {
 
 pub(crate) async fn a_second_up_changes_nothing(env: &Env) -> Result<()> {
     let before = env.private.cluster().processes();
-    let start = Instant::now();
     let said = env.private.run("up").await?;
-    let took = start.elapsed();
-    ensure!(took < Duration::from_secs(2), "{took:?}");
     ensure!(said.contains("runs already"), "{said}");
     ensure!(said.contains("export KUBECONFIG="), "{said}");
     ensure!(
