@@ -133,7 +133,7 @@ pub(crate) async fn a_hundred_at_once_get_a_hundred(env: &Env) -> Result<()> {
     ns.pool("p", "t", POOL).await?;
     let names: Vec<String> = (0..CLAIMS).map(|n| format!("c{n}")).collect();
     try_join_all(names.iter().map(|name| ns.claim(name, "p"))).await?;
-    let sandboxes = try_join_all(names.iter().map(|name| ns.claimed(name))).await?;
+    let sandboxes = ns.all_claimed(&names).await?;
     let distinct: BTreeSet<_> = sandboxes.iter().filter_map(ResourceExt::uid).collect();
     same("Sandboxes", &distinct.len(), &CLAIMS)?;
     let warm = sandboxes.iter().filter(|s| launch(s) == "warm").count();

@@ -256,6 +256,16 @@ impl Namespace<'_> {
         self.get(&sandbox).await
     }
 
+    /// The Sandboxes of claims, waited for one after the other: the apiserver would be busy with
+    /// being asked else.
+    pub(crate) async fn all_claimed(&self, names: &[String]) -> Result<Vec<Sandbox>> {
+        let mut all = Vec::new();
+        for name in names {
+            all.push(self.claimed(name).await?);
+        }
+        Ok(all)
+    }
+
     /// Waits for a warning about an object.
     pub(crate) async fn until_warned(&self, object: &str, text: &str) -> Result<()> {
         let what = format!("a warning about {object}: {text}");

@@ -5,7 +5,6 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use futures_util::future::try_join_all;
 use kiln_cluster::controller::Controller;
 use kiln_crds::{Sandbox, SandboxClaim};
 use kube::ResourceExt;
@@ -20,7 +19,7 @@ const CLAIMS: usize = 30;
 /// Each claim has a Sandbox, no two the same one, and no Sandbox is without its claim or pool.
 async fn all_is_well(ns: &Namespace<'_>, replicas: usize) -> Result<()> {
     let names: Vec<String> = (0..CLAIMS).map(|n| format!("c{n}")).collect();
-    let sandboxes = try_join_all(names.iter().map(|name| ns.claimed(name))).await?;
+    let sandboxes = ns.all_claimed(&names).await?;
     let distinct: BTreeSet<_> = sandboxes.iter().filter_map(ResourceExt::uid).collect();
     same("Sandboxes of claims", &distinct.len(), &CLAIMS)?;
     ns.until_ready("p", i32::try_from(replicas)?).await?;
