@@ -66,6 +66,8 @@ struct State {
     pool: Pool,
     classes: Vec<Class>,
     active: Option<Active>,
+    /// Whether what an agent before this one has left was taken up.
+    recovered: bool,
     problem: String,
     guard: Guarding,
     /// Adoptions that failed since the last that did not.
@@ -140,6 +142,7 @@ impl Keeper {
             pool: Pool::new(config.limits),
             classes: config.class.clone(),
             active: None,
+            recovered: false,
             problem: "the runtime has not been tried yet".to_owned(),
             guard: Guarding::Unknown,
             failures: 0,
@@ -462,12 +465,12 @@ impl Keeper {
             return;
         }
         self.try_guard(&runtime).await;
-        let first = self.state().active.is_none();
         match self.take_up(runtime).await {
             Ok(active) => {
                 info!("sandboxes can be adopted, way: {:?}", active.way);
                 self.metrics.usable.set(1);
-                if first {
+                // Once only: after a runtime that did not work for a while, those are its own.
+                if !std::mem::replace(&mut self.state().recovered, true) {
                     self.recover(&active).await;
                 }
             }
@@ -574,24 +577,17 @@ impl Keeper {
     /// # Errors
     /// When the runtime cannot be used, or something stays.
     pub async fn drain(&self) -> anyhow::Result<()> {
-        let config = &self.config;
-        let (file, namespace) = (config.runtime_config.clone(), config.namespace.clone());
-        let runtime =
-            tokio::task::spawn_blocking(move || Runtime::look(&file, &namespace)).await??;
-        let booter = self.booter(&runtime);
+        let mut left = Vec::new();
         for place in Place::ALL {
             let store = self.store.clone();
-            let left = blocking("list sandboxes", move || store.list(place)).await?;
-            let booter = &booter;
-            let destroy = async |(id, _): (String, _)| match place {
-                Place::Doomed => booter.destroy(id).await,
-                _ => booter.doom(id, place).await,
-            };
-            stream::iter(left)
-                .for_each_concurrent(DRAINED, destroy)
-                .await;
+            let there = blocking("list sandboxes", move || store.list(place)).await?;
+            left.extend(there.into_iter().map(|(id, _)| (id, place)));
         }
-        let (state, cgroup) = (config.state.clone(), config.cgroup.clone());
+        // A node on which nothing was booted may have no runtime either.
+        if !left.is_empty() {
+            self.destroy_all(left).await?;
+        }
+        let (state, cgroup) = (self.config.state.clone(), self.config.cgroup.clone());
         let store = self.store.clone();
         blocking("remove the agent's directories", move || {
             use std::io::ErrorKind::{ReadOnlyFilesystem, ResourceBusy};
@@ -605,6 +601,22 @@ impl Keeper {
             }
         })
         .await?;
+        Ok(())
+    }
+
+    async fn destroy_all(&self, sandboxes: Vec<(String, Place)>) -> anyhow::Result<()> {
+        let config = &self.config;
+        let (file, namespace) = (config.runtime_config.clone(), config.namespace.clone());
+        let runtime =
+            tokio::task::spawn_blocking(move || Runtime::look(&file, &namespace)).await??;
+        let booter = &self.booter(&runtime);
+        let destroy = async |(id, place)| match place {
+            Place::Doomed => booter.destroy(id).await,
+            place => booter.doom(id, place).await,
+        };
+        stream::iter(sandboxes)
+            .for_each_concurrent(DRAINED, destroy)
+            .await;
         Ok(())
     }
 

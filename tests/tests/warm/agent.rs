@@ -4,6 +4,7 @@
 //! nothing is left.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     time::{Duration, Instant},
 };
@@ -333,6 +334,39 @@ pub(crate) async fn another_runtime_drains_the_pool(node: &Node) -> Result<()> {
             .then_some(())
     };
     wait::until("the first runtime's sandboxes", SOON, look).await
+}
+
+/// What is ready is still there, and counted once, after a time in which the node's configuration
+/// made no sense.
+pub(crate) async fn a_runtime_that_fails_for_a_while_keeps_the_pool(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let pids = || -> BTreeSet<_> { warm_sentries(node).iter().map(|p| p.pid).collect() };
+    let before = pids();
+    let config = node.dir().join("gvisor-warm.toml");
+    let text = fs::read_to_string(&config)?;
+    let has_problem = async |expected: bool| {
+        wait::until("the agent's word on it", SOON, async || {
+            let problem = agent.report().await.ok()?.problem;
+            (problem.is_empty() != expected).then_some(())
+        })
+        .await
+    };
+    for _ in 0..2 {
+        fs::write(&config, format!("{text}\n[broken"))?;
+        let noticed = has_problem(true).await;
+        fs::write(&config, &text)?;
+        noticed?;
+        has_problem(false).await?;
+    }
+    agent.expect_ready(WARM).await?;
+    ensure!(pids() == before, "{:?} instead of {before:?}", pids());
+    for _ in 0..WARM {
+        node.pod(HANDLER).run().await?.remove().await?;
+        agent.expect_ready(WARM).await?;
+    }
+    ensure!(warm_sentries(node).len() == before.len());
+    Ok(())
 }
 
 /// Sandboxes that cannot be adopted after all cost some Pods the try, and then no Pod anything: the

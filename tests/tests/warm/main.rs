@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         a_sandbox_that_dies_is_replaced, a_dead_sandbox_that_is_handed_out_costs_no_pod,
         what_is_handed_out_and_not_taken_is_destroyed, a_shim_that_dies_while_it_adopts_leaves_nothing,
         a_flood_of_requests_is_survived, another_runtime_drains_the_pool,
+        a_runtime_that_fails_for_a_while_keeps_the_pool,
         adoptions_that_fail_are_given_up, a_disk_that_is_full_is_survived,
     );
     alone!(isolation: no_sandbox_serves_twice, nothing_of_the_agent_is_inside);
