@@ -154,12 +154,8 @@ impl Presence {
     async fn remove(&self, keeper: &Keeper) {
         self.state.send_replace(State::Removing);
         info!("told to take away what was installed");
-        for _ in 0..DRAINS {
-            match keeper.drain().await {
-                Ok(()) => break,
-                Err(e) => info!("drain: {e:#}"),
-            }
-            sleep(Duration::from_secs(1)).await;
+        if !self.drain(keeper).await {
+            return;
         }
         loop {
             let state = match run_on_node("uninstall", &self.config).await {
@@ -178,6 +174,29 @@ impl Presence {
             tokio::select! {
                 () = sleep(LOOK) => {}
                 () = self.until_wanted_is(true) => return,
+            }
+        }
+    }
+
+    /// Destroys the sandboxes that are no Pods', without which nobody would know of them any more.
+    /// Returns whether that was done before all was wanted again.
+    async fn drain(&self, keeper: &Keeper) -> bool {
+        let mut tries = 0;
+        loop {
+            match keeper.drain().await {
+                Ok(()) => return true,
+                Err(e) => {
+                    info!("drain: {e:#}");
+                    tries += 1;
+                    if tries >= DRAINS {
+                        let why = format!("its warm sandboxes cannot be destroyed: {e:#}");
+                        self.state.send_replace(State::RemoveFailed(why));
+                    }
+                }
+            }
+            tokio::select! {
+                () = sleep(Duration::from_secs(1)) => {}
+                () = self.until_wanted_is(true) => return false,
             }
         }
     }
