@@ -127,6 +127,7 @@ impl Guard {
             return Ok(guard);
         }
         let mut batch = Batch::new(guard.sequence, &devices);
+        batch.no_tags();
         for ip in &policy.except {
             batch.to(*ip, *ip, Verdict::Accept);
         }

@@ -38,13 +38,16 @@ const ACCEPT: u32 = 1;
 const COUNTER_OBJECT: u32 = 1;
 /// `NFT_REG_1`, of 16 bytes.
 const REGISTER: u32 = 1;
-/// `NFT_PAYLOAD_LL_HEADER` and `NFT_PAYLOAD_NETWORK_HEADER`.
-const LINK_HEADER: u32 = 0;
-const NETWORK_HEADER: u32 = 1;
+/// `NFT_PAYLOAD_LL_HEADER`.
+const FRAME: u32 = 0;
 
-/// Where a frame says its type: what the other end goes by, while what the kernel notes with a
-/// packet is what the sender of a packet socket says.
+/// Where a frame says its type, and where what it carries begins: what the other end goes by,
+/// while what the kernel notes with a packet, where its network header is too, is what the sender
+/// of a packet socket says.
 const ETHERTYPE: u32 = 12;
+const NETWORK: u32 = 14;
+/// Types of frames with a tag before their own type (IEEE 802.1Q and 802.1ad).
+const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
 /// Where the destination is in a header, and where what neighbour discovery is known by is.
@@ -110,16 +113,16 @@ impl Attributes {
 
     /// Goes on only with frames of this type.
     fn of_type(&mut self, ethertype: [u8; 2]) -> &mut Self {
-        self.bytes_within(LINK_HEADER, ETHERTYPE, &ethertype, &ethertype)
+        self.bytes_within(ETHERTYPE, &ethertype, &ethertype)
     }
 
-    /// Goes on only where the bytes at `offset` of a header are from `first` to `last`.
-    fn bytes_within(&mut self, base: u32, offset: u32, first: &[u8], last: &[u8]) -> &mut Self {
+    /// Goes on only where the bytes at `offset` of the frame are from `first` to `last`.
+    fn bytes_within(&mut self, offset: u32, first: &[u8], last: &[u8]) -> &mut Self {
         let length = u32::try_from(first.len()).unwrap_or(u32::MAX);
         // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
         self.expression("payload", |e| {
             e.number(1, REGISTER)
-                .number(2, base)
+                .number(2, FRAME)
                 .number(3, offset)
                 .number(4, length);
         });
@@ -134,7 +137,7 @@ impl Attributes {
 
     /// The same of the network's header.
     fn network(&mut self, offset: u32, first: &[u8], last: &[u8]) -> &mut Self {
-        self.bytes_within(NETWORK_HEADER, offset, first, last)
+        self.bytes_within(NETWORK + offset, first, last)
     }
 
     fn verdict(&mut self, verdict: Verdict) -> &mut Self {
@@ -224,6 +227,14 @@ impl Batch {
                 .network(IPV6_PAYLOAD, &[133], &[136])
                 .verdict(Verdict::Accept);
         });
+    }
+
+    /// Drops frames with a tag, which hides what they carry: the other end takes off that of VLAN
+    /// 0 and goes on as if it had never been there (`skb_vlan_untag` of the kernel).
+    pub(super) fn no_tags(&mut self) {
+        for tag in TAGS {
+            self.rule(|rule| _ = rule.of_type(tag).verdict(Verdict::Drop));
+        }
     }
 
     fn rule(&mut self, fill: impl FnOnce(&mut Attributes)) {

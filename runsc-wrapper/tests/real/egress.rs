@@ -43,8 +43,8 @@ fn namespace() -> OwnedFd {
     std::thread::spawn(make).join().unwrap()
 }
 
-/// A packet socket of a link for frames of every type.
-fn packets(netns: &OwnedFd, link: &str) -> OwnedFd {
+/// A packet socket of a link for frames of every type, whose own it says are of type `protocol`.
+fn packets(netns: &OwnedFd, link: &str, protocol: i32) -> OwnedFd {
     let open = || {
         let fd = socket(
             AddressFamily::Packet,
@@ -55,7 +55,7 @@ fn packets(netns: &OwnedFd, link: &str) -> OwnedFd {
         // SAFETY: all zeroes is a value of this plain C struct.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        address.sll_protocol = (protocol as u16).to_be();
         address.sll_ifindex = nix::net::if_::if_nametoindex(link)?.cast_signed();
         let size = u32::try_from(size_of_val(&address)).unwrap();
         // SAFETY: the pointer is to a whole sockaddr_ll of that size.
@@ -102,7 +102,8 @@ struct Link {
 impl Link {
     fn new() -> Self {
         let netns = namespace();
-        let (sender, receiver) = (packets(&netns, "eth0"), packets(&netns, "peer"));
+        let [sender, receiver] =
+            ["eth0", "peer"].map(|link| packets(&netns, link, libc::ETH_P_ALL));
         Self {
             netns,
             sender,
@@ -112,8 +113,13 @@ impl Link {
 
     /// Whether a frame arrives.
     fn passes(&self, frame: &[u8]) -> bool {
+        self.passes_by(&self.sender, frame, frame)
+    }
+
+    /// Whether what `sender` sends arrives as `frame`.
+    fn passes_by(&self, sender: &OwnedFd, sent: &[u8], frame: &[u8]) -> bool {
         // A frame that is dropped at egress is an error of the sender's.
-        match send(self.sender.as_raw_fd(), frame, MsgFlags::empty()) {
+        match send(sender.as_raw_fd(), sent, MsgFlags::empty()) {
             Ok(_) | Err(Errno::ENOBUFS) => {}
             Err(e) => panic!("send: {e}"),
         }
@@ -173,6 +179,29 @@ fn frames_to_forbidden_addresses_are_dropped_and_counted() {
     assert!(!link.passes_to(FORBIDDEN[0]));
     let mut found = Guard::of(link.netns.as_fd()).unwrap();
     assert_eq!(found.dropped().unwrap(), FORBIDDEN.len() as u64 + 1);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_tag_or_a_wrong_word_on_the_type_hides_nothing() {
+    let link = Link::new();
+    let frame = frame("169.254.169.254".parse().unwrap(), 17, 64, b"hello");
+    let tagged = |tag: [u8; 2]| [&frame[..12], &tag, &[0, 0], &frame[12..]].concat();
+    let all = [
+        // Tags of VLAN 0, which the other end takes off.
+        (libc::ETH_P_ALL, tagged([0x81, 0x00])),
+        (libc::ETH_P_ALL, tagged([0x88, 0xa8])),
+        // The kernel then looks for the packet four bytes further on.
+        (libc::ETH_P_8021Q, frame.clone()),
+    ];
+    let passes = |(protocol, sent): &(i32, Vec<u8>)| {
+        let sender = packets(&link.netns, "eth0", *protocol);
+        link.passes_by(&sender, sent, &frame)
+    };
+    assert_eq!(all.each_ref().map(passes), [true; 3], "before");
+    let mut guard = Guard::set(link.netns.as_fd(), &LinkLocal::default()).unwrap();
+    assert_eq!(all.each_ref().map(passes), [false; 3]);
+    assert_eq!(guard.dropped().unwrap(), 3);
 }
 
 #[test]
