@@ -17,10 +17,14 @@ use std::{
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use serde::Deserialize;
 
 use crate::ContainerId;
@@ -30,6 +34,8 @@ const SIZE_LIMIT: u64 = 16 << 20;
 
 /// Pause between two looks at a lock that another command holds.
 const LOCK_POLL: Duration = Duration::from_millis(20);
+/// How long another command, such as a `list` that looks at every container, may hold it.
+const LOCK_TIME: Duration = Duration::from_secs(2);
 
 /// What is used of a container's state.
 #[derive(Debug, Clone, Deserialize)]
@@ -177,16 +183,15 @@ pub(crate) fn set_running(root: &Path, id: &ContainerId) -> io::Result<Option<i6
 /// Changes what is written of container `id`.
 ///
 /// # Errors
-/// When there is no state, it makes no sense, another command works on it, or it cannot be
-/// written.
+/// When there is no state, it makes no sense, another command works on it for seconds, or it cannot
+/// be written.
 fn edit<T>(
     root: &Path,
     id: &ContainerId,
     change: impl FnOnce(&mut serde_json::Value) -> io::Result<T>,
 ) -> io::Result<T> {
     let missing = || io::Error::from(io::ErrorKind::NotFound);
-    let lock = File::open(find(root, id, ".lock")?.ok_or_else(missing)?)?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
+    let _lock = lock(File::open(find(root, id, ".lock")?.ok_or_else(missing)?)?)?;
     let file = find(root, id, ".state")?.ok_or_else(missing)?;
     let strange = |e: &dyn std::fmt::Display| io::Error::other(format!("{}: {e}", file.display()));
     let mut state = serde_json::from_slice(&fs::read(&file)?).map_err(|e| strange(&e))?;
@@ -198,6 +203,20 @@ fn edit<T>(
     fs::write(&new, state.to_string())?;
     fs::rename(new, file)?;
     Ok(result)
+}
+
+/// Locks `file` as runsc's commands do. Blocks for [`LOCK_TIME`] at most.
+#[expect(clippy::disallowed_methods, reason = "for threads that may block")]
+fn lock(mut file: File) -> io::Result<Flock<File>> {
+    let until = Instant::now() + LOCK_TIME;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((again, Errno::EWOULDBLOCK)) if Instant::now() < until => file = again,
+            Err((_, e)) => return Err(e.into()),
+        }
+        thread::sleep(LOCK_POLL);
+    }
 }
 
 /// Removes the files of container `id`, as runsc does after it has destroyed it.
