@@ -12,7 +12,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     fs::{self, File},
-    io::Write as _,
+    io::{self, Write as _},
     net::IpAddr,
     os::{
         fd::{AsFd, OwnedFd},
@@ -27,7 +27,10 @@ use kiln_agent_api::{
     Agent, AgentError, RuntimeFile, Setup, Shape, api::Warm, naming_process, slots_socket,
 };
 use log::{debug, info, warn};
-use nix::ifaddrs::getifaddrs;
+use nix::{
+    ifaddrs::getifaddrs,
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+};
 use runsc_wrapper::{ContainerId, ExecOpts, RuntimeKind, Slots, StartWay, Stdio, in_netns};
 
 use crate::{
@@ -366,6 +369,11 @@ impl Handed {
 fn receive_slots(socket: &Path, id: &str) -> Result<Slots> {
     let ask = || {
         let stream = UnixStream::connect(socket)?;
+        let peer = getsockopt(&stream, PeerCredentials)?;
+        if peer.uid() != 0 {
+            let words = format!("its peer is uid {}, not root", peer.uid());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, words));
+        }
         stream.set_read_timeout(Some(SLOTS))?;
         stream.set_write_timeout(Some(SLOTS))?;
         (&stream).write_all(format!("{id}\n").as_bytes())?;

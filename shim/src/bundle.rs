@@ -9,8 +9,8 @@
 use std::{
     fs,
     io::Write as _,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Component, Path, PathBuf},
 };
 
 use runsc_wrapper::{ContainerId, RuntimeKind};
@@ -57,6 +57,26 @@ pub enum Network {
     Netns(PathBuf),
     /// A new and empty namespace that the runtime makes.
     New,
+}
+
+impl Network {
+    /// Refuses the host's own network under another name, such as a link to it. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for that. What is not there is for the runtime to refuse.
+    pub fn check(&self) -> Result<()> {
+        let Self::Netns(path) = self else {
+            return Ok(());
+        };
+        // A namespace is known by device and inode (namespaces(7)).
+        let file = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+        let host = file(Path::new("/proc/self/ns/net"));
+        if host.is_some() && file(path) == host {
+            let words = format!("{} is the host's network namespace", path.display());
+            return Err(Error::InvalidArgument(words));
+        }
+        Ok(())
+    }
 }
 
 /// An OCI spec.
@@ -430,9 +450,16 @@ fn namespace_allowed(kind: &str, path: &str, sandbox_pid: Option<u32>) -> bool {
     };
     if let Some(pid) = sandbox_pid {
         return path == format!("/proc/{pid}/ns/{file}")
-            || (kind == "network" && !path.starts_with("/proc/"));
+            || (kind == "network" && is_mounted_netns(Path::new(path)));
     }
-    kind == "network" && !path.starts_with("/proc/") && Path::new(path).is_absolute()
+    kind == "network" && is_mounted_netns(Path::new(path))
+}
+
+/// Whether `path` may be that of a network namespace which was mounted for a Pod, and not that of a
+/// process. Paths are compared by their parts: a text may begin with `//`.
+fn is_mounted_netns(path: &Path) -> bool {
+    let climbs = path.components().any(|part| part == Component::ParentDir);
+    path.is_absolute() && !climbs && !path.starts_with("/proc")
 }
 
 /// The lowest `oom_score_adj` that a child may be given, or `None` where any is fine
@@ -499,6 +526,14 @@ mod tests {
         let ns = |kind, path| json!({"linux": {"namespaces": [{"type": kind, "path": path}]}});
         refused(ns("pid", "/proc/1/ns/pid"), "not one of this Pod");
         refused(ns("network", "/proc/1/ns/net"), "not one of this Pod");
+        for path in [
+            "//proc/1/ns/net",
+            "/run/../proc/1/ns/net",
+            "/./proc/1/ns/net",
+            "proc/1/ns/net",
+        ] {
+            refused(ns("network", path), "not one of this Pod");
+        }
         refused(ns("mount", "/proc/7/ns/mount"), "not one of this Pod");
         let twice = json!([{"type": "network"}, {"type": "network"}]);
         refused(json!({"linux": {"namespaces": twice}}), "two namespaces");
@@ -508,6 +543,19 @@ mod tests {
             "privileged",
         );
         refused(json!({"linux": {}}), "hostNetwork");
+    }
+
+    #[test]
+    fn the_hosts_network_is_refused_by_any_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let [host, other] = ["host", "other"].map(|name| dir.path().join(name));
+        std::os::unix::fs::symlink("/proc/self/ns/net", &host).unwrap();
+        let e = Network::Netns(host).check().unwrap_err();
+        assert!(e.to_string().contains("the host's"), "{e}");
+        Network::Netns(other.clone()).check().unwrap();
+        fs::write(&other, "").unwrap();
+        Network::Netns(other).check().unwrap();
+        Network::Host.check().unwrap();
     }
 
     #[test]

@@ -126,10 +126,14 @@ impl Pod {
         spec: &Spec,
         options: Option<&Any>,
     ) -> Result<Sandbox> {
-        let options = options.cloned();
-        let mut config = blocking(move || NodeConfig::from_options(options.as_ref())).await?;
+        let (options, network) = (options.cloned(), spec.network());
+        let looked = network.clone();
+        let mut config = blocking(move || {
+            looked.check()?;
+            NodeConfig::from_options(options.as_ref())
+        })
+        .await?;
         spec.check(&config.policy, None)?;
-        let network = spec.network();
         if network == Network::Host && config.runtime.kind == RuntimeKind::Runsc {
             config
                 .runtime
