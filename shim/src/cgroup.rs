@@ -341,6 +341,9 @@ impl Cgroup {
         for hierarchy in self.hierarchies() {
             let mut dir = hierarchy.clone();
             for level in &self.path {
+                if self.version == Version::V2 {
+                    share_controllers(&dir);
+                }
                 dir.push(level);
                 match fs::create_dir(&dir) {
                     Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
@@ -467,6 +470,20 @@ impl Cgroup {
             // No such controller on this host: nothing can be limited with it.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done.map_err(Error::io("write", &path)),
+        }
+    }
+}
+
+/// Has a cgroup of v2 give its children the controllers that it has: without, they can neither be
+/// limited nor looked at (kernel doc `cgroup-v2`, "Enabling and Disabling"). runsc does the same
+/// where it makes a cgroup.
+fn share_controllers(dir: &Path) {
+    let names = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    for name in names.split_whitespace() {
+        let shared = fs::write(dir.join("cgroup.subtree_control"), format!("+{name}"));
+        // Some controllers cannot be shared out on some hosts, and are not missed there.
+        if let Err(e) = shared {
+            log::debug!("{}: {name}: {e}", dir.display());
         }
     }
 }
@@ -599,6 +616,25 @@ mod tests {
         );
         assert_eq!(huge.cpu_quota_us, None);
         assert_eq!(Limits::sum(&[huge, huge]).memory, Some(i64::MAX));
+    }
+
+    #[test]
+    fn a_new_cgroup_of_v2_has_the_controllers_of_its_parents() {
+        let mount = tempfile::tempdir().unwrap();
+        let parent = mount.path().join("k8s.io");
+        fs::create_dir(&parent).unwrap();
+        for dir in [mount.path(), &parent] {
+            fs::write(dir.join("cgroup.controllers"), "memory\n").unwrap();
+        }
+        Cgroup::new(mount.path(), "/k8s.io/abc")
+            .unwrap()
+            .make()
+            .unwrap();
+        for dir in [mount.path(), &parent] {
+            let shared = fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap();
+            assert_eq!(shared, "+memory");
+        }
+        assert!(!parent.join("abc/cgroup.subtree_control").exists());
     }
 
     #[test]
