@@ -19,9 +19,8 @@ use serde_json::json;
 use crate::env::{Env, Namespace};
 
 const POOL: usize = 20;
-/// Claims in all, unless `$KILN_CLAIMS` says how many. Each costs this one node a Pod: a hundred can take
-/// more than five minutes on two cores.
-const CLAIMS: usize = 40;
+/// Claims in all. Each costs this one node a Pod.
+const CLAIMS: usize = 100;
 /// Claims that are there at the same time.
 const CLIENTS: usize = 10;
 
@@ -54,10 +53,6 @@ spec: {replicas: 20, sandboxTemplateRef: {name: burst}}
 
 /// Each claim gets a Pod that no other has had, and in the end the pool is full again.
 pub(crate) async fn claims_outlast_controller_and_apiserver(env: &Env) -> Result<()> {
-    let claims = match std::env::var("KILN_CLAIMS") {
-        Ok(number) => number.parse().context("KILN_CLAIMS")?,
-        Err(_) => CLAIMS,
-    };
     let system = System::enable(&env.private, AGENT).await?;
     let ns = env.namespace().await?;
     ns.apply(MANIFESTS).await?;
@@ -75,9 +70,9 @@ pub(crate) async fn claims_outlast_controller_and_apiserver(env: &Env) -> Result
         .await?;
         system.with_another_controller(&env.private).await
     };
-    let (served, system) = tokio::try_join!(burst.live(claims), faults)?;
+    let (served, system) = tokio::try_join!(burst.live(), faults)?;
     let distinct: BTreeSet<_> = served.iter().collect();
-    ensure!(distinct.len() == claims, "{} Pods", distinct.len());
+    ensure!(distinct.len() == CLAIMS, "{} Pods", distinct.len());
     burst.expect_pods(POOL).await?;
     ns.until_field("sandboxwarmpool/burst", ready, |n| n == POOL.to_string())
         .await?;
@@ -105,8 +100,8 @@ impl Burst {
     }
 
     /// Has all claims served, a few at a time, and returns the uids of their Pods.
-    async fn live(&self, claims: usize) -> Result<Vec<String>> {
-        let lives = stream::iter(0..claims).map(|n| async move {
+    async fn live(&self) -> Result<Vec<String>> {
+        let lives = stream::iter(0..CLAIMS).map(|n| async move {
             let claim = format!("claim-{n}");
             self.life(&claim).await.context(claim)
         });
