@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
+use kiln_crds::keys;
 use kube::{ResourceExt, api::DynamicObject};
 use tokio::time::Instant;
 
@@ -20,14 +21,16 @@ use crate::{
 };
 
 /// Label of the Pods of Sandboxes.
-const OF_SANDBOXES: &str = kiln_crds::keys::SANDBOX_NAME_HASH;
+const OF_SANDBOXES: &str = keys::SANDBOX_NAME_HASH;
 
 /// Takes it away.
 ///
 /// # Errors
-/// When rights are missing, before anything was changed; when something does not go in time.
+/// When rights are missing or the agents are somebody else's, before anything was changed; when
+/// something does not go in time.
 pub(crate) async fn run(cluster: &Cluster, args: &Disable) -> Result<()> {
     cluster.require(rights(args.purge)).await?;
+    refuse_others_agents(cluster).await?;
     let until = Instant::now() + args.timeout;
     let mut gone = 0;
     if args.purge {
@@ -98,6 +101,32 @@ fn rights(purge: bool) -> BTreeSet<Right> {
     }
     rights.insert(Right::new("patch", &NODES, None));
     rights
+}
+
+/// Fails where the agents are somebody else's: they would stay, and install again what they were
+/// told to take away.
+async fn refuse_others_agents(cluster: &Cluster) -> Result<()> {
+    let kind = manifests::kind("DaemonSet");
+    for agents in cluster.list(kind, "").await? {
+        let (namespace, name) = (agents.namespace(), agents.name_any());
+        if namespace.as_deref() != Some(manifests::NAMESPACE) || name != manifests::AGENT {
+            continue;
+        }
+        if let Owner::Other(owner) = Owner::of(&agents.metadata) {
+            bail!(
+                "nothing was changed, because {} is there by {owner}: its agents would install \
+                 again what they have taken away. Tell them to take it away by\n  kubectl annotate \
+                 sandboxnode --all {}=true\nWhen condition {} of each SandboxNode has reason {}, \
+                 remove the objects by what has put them there, such as kubectl delete -k or helm \
+                 uninstall, and then by\n  kubectl delete sandboxnode --all",
+                title(kind, namespace.as_deref(), &name),
+                keys::REMOVE,
+                keys::INSTALLED,
+                keys::REMOVED,
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Fails where the definitions are somebody else's, and so, most likely, the objects.
