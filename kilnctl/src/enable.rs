@@ -160,7 +160,7 @@ fn refuse(manifests: &[Manifest], steps: &[Step], controllers: &[String]) -> Res
         bail!(
             "nothing was changed, because another controller of Agent Sandbox is on this \
              cluster:\n  {}\nTwo would work against each other. Remove it first (on GKE: gcloud \
-             container clusters update CLUSTER --no-enable-agent-sandbox).",
+             beta container clusters update CLUSTER --region REGION --no-enable-agent-sandbox).",
             controllers.join("\n  ")
         );
     }
@@ -177,8 +177,8 @@ fn refuse(manifests: &[Manifest], steps: &[Step], controllers: &[String]) -> Res
     }
     bail!(
         "nothing was changed, because Agent Sandbox was put on this cluster by somebody else:\n  \
-         {}\nRemove that first (on GKE: gcloud container clusters update CLUSTER \
-         --no-enable-agent-sandbox), or replace it by --take-over.",
+         {}\nRemove that first (on GKE: gcloud beta container clusters update CLUSTER --region \
+         REGION --no-enable-agent-sandbox), or replace it by --take-over.",
         theirs.join("\n  ")
     )
 }
