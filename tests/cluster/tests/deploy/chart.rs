@@ -71,6 +71,7 @@ pub(crate) async fn its_values_reach_the_objects(env: &Env) -> Result<()> {
         "controller.nodeSelector.pool=system",
         "controller.tolerations[0].key=system",
         "controller.resources.limits.memory=1Gi",
+        "router.nodeSelector.pool=edge",
         "agent.nodeSelector.pool=sandboxes",
         "agent.tolerations[0].key=more",
         "agent.config=total = 9",
@@ -88,6 +89,7 @@ pub(crate) async fn its_values_reach_the_objects(env: &Env) -> Result<()> {
         found.with_context(|| format!("no {path} in {object}"))
     };
     let controller = "Deployment/agent-sandbox-controller";
+    let router = "Deployment/sandbox-router-deployment";
     let agent = "DaemonSet/kiln-node-agent";
     let spec = "/spec/template/spec";
     for (title, path, expected) in [
@@ -104,6 +106,12 @@ pub(crate) async fn its_values_reach_the_objects(env: &Env) -> Result<()> {
             controller,
             "/containers/0/resources",
             json!({"limits": {"memory": "1Gi"}}),
+        ),
+        (router, "/nodeSelector", json!({"pool": "edge"})),
+        (
+            router,
+            "/containers/0/resources/limits/memory",
+            json!("256Mi"),
         ),
         (
             agent,
