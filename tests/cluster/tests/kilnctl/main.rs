@@ -53,6 +53,7 @@ fn main() -> ExitCode {
         taken_away::a_node_whose_agent_is_silent_is_named,
         taken_away::purged_is_everything,
         taken_away::somebody_elses_objects_are_not_purged,
+        taken_away::somebody_elses_agents_are_in_the_way,
         manifests::all_are_accepted_as_they_are,
         manifests::kustomize_has_the_same_objects,
         node::preflight_says_what_is_missing,

@@ -180,3 +180,29 @@ pub(crate) async fn somebody_elses_objects_are_not_purged(env: &Env) -> Result<(
         .await?;
     env.purge().await
 }
+
+pub(crate) async fn somebody_elses_agents_are_in_the_way(env: &Env) -> Result<()> {
+    env.does("enable --wait=false").await?;
+    let label = "app.kubernetes.io/managed-by";
+    let agents = "daemonset/kiln-node-agent";
+    env.plane
+        .kubectl(&["label", "-n", NAMESPACE, agents, &format!("{label}-")])
+        .await?;
+    for words in ["disable", "disable --purge"] {
+        env.refuses(
+            words,
+            &[
+                "nothing was changed",
+                "DaemonSet agent-sandbox-system/kiln-node-agent",
+                "kiln.dev/remove=true",
+            ],
+        )
+        .await?;
+    }
+    ensure!(env.is_there("runtimeclass gvisor").await?, "it is gone");
+    let ours = format!("{label}=kilnctl");
+    env.plane
+        .kubectl(&["label", "-n", NAMESPACE, agents, &ours])
+        .await?;
+    env.purge().await
+}
