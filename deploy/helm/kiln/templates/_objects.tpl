@@ -46,7 +46,7 @@
 {{- $_ := set $object.metadata "labels" $labels }}
 {{- if eq $object.kind "Deployment" }}
   {{- $part := ternary "router" "controller" (eq $object.metadata.name "sandbox-router-deployment") }}
-  {{- include "kiln.workload" (dict "object" $object "part" (get $values $part | default dict) "values" $values) }}
+  {{- include "kiln.workload" (dict "object" $object "part" (index $values $part | default dict) "values" $values) }}
 {{- else if eq $object.kind "DaemonSet" }}
   {{- include "kiln.workload" (dict "object" $object "part" $values.agent "values" $values) }}
 {{- else if and (eq $object.kind "ConfigMap") (eq $object.metadata.name "kiln-node-agent") $values.agent.config }}

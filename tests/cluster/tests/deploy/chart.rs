@@ -146,7 +146,10 @@ pub(crate) async fn its_values_reach_the_objects(env: &Env) -> Result<()> {
         "PodMonitor/kiln-node-agent",
         "/spec/podMetricsEndpoints/0/port",
     )?;
-    at("PodMonitor/sandbox-router", "/spec/podMetricsEndpoints/0/port")?;
+    at(
+        "PodMonitor/sandbox-router",
+        "/spec/podMetricsEndpoints/0/port",
+    )?;
     let alerts = at("PrometheusRule/kiln", "/spec/groups/0/rules/0/alert")?;
     ensure!(alerts.is_string(), "{alerts}");
     Ok(())
