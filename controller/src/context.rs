@@ -96,7 +96,8 @@ pub(crate) struct Context {
     pub(crate) started: Instant,
     /// Sandboxes, by uid, that a claim is adopting right now.
     reserved: Mutex<HashSet<String>>,
-    /// Sandboxes whose adoption by a claim, by uid, got no answer: it may have come to pass.
+    /// Sandboxes whose adoption or making for a claim, by uid, got no answer: it may have come to
+    /// pass.
     unanswered: Mutex<HashMap<String, Key>>,
     /// When a claim, or a Sandbox that is not ready yet, was seen first, by uid.
     seen: Mutex<HashMap<String, Instant>>,

@@ -111,3 +111,26 @@ pub(crate) fn is_not_found(e: &kube::Error) -> bool {
 pub(crate) fn is_conflict(e: &kube::Error) -> bool {
     code(e) == Some(409)
 }
+
+/// Whether nobody knows if a request has come to pass: there was no answer, or one that an
+/// apiserver also gives when it has not heard from etcd in time.
+pub(crate) fn is_unanswered(e: &kube::Error) -> bool {
+    code(e).is_none_or(|code| code >= 500)
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn a_request_that_timed_out_in_the_apiserver_has_no_answer() {
+        let answer = |code| kube::Error::Api(Status::failure("", "").with_code(code).boxed());
+        for (code, expected) in [(409, false), (429, false), (500, true), (504, true)] {
+            assert_eq!(is_unanswered(&answer(code)), expected, "{code}");
+        }
+        let lost = kube::Error::ReadEvents(std::io::ErrorKind::UnexpectedEof.into());
+        assert!(is_unanswered(&lost));
+    }
+}

@@ -286,7 +286,19 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sand
                 None => Err(e.into()),
             }
         }
-        Err(e) => Err(e.into()),
+        Err(e) => {
+            note_unanswered(context, claim, Key::of(&sandbox), &e);
+            Err(e.into())
+        }
+    }
+}
+
+/// Has a claim's next look begin with what the apiserver knows of a Sandbox, if that may have
+/// become the claim's in spite of the error: else it could get a second one.
+fn note_unanswered(context: &Context, claim: &SandboxClaim, sandbox: Key, e: &kube::Error) {
+    if error::is_unanswered(e) {
+        let uid = claim.uid().unwrap_or_default();
+        context.unanswered().insert(uid, sandbox);
     }
 }
 
@@ -370,33 +382,35 @@ async fn adopt(
         };
         let patch = build::adoption(&sandbox, claim, source.template.as_deref())?;
         let key = Key::of(&*sandbox);
-        match context.patch::<Sandbox>(&key, &patch).await {
-            Ok(adopted) => {
-                let pool = owner::controller(&*sandbox).map_or("", |pool| &pool.name);
-                context.metrics.obtained(claim, &adopted, pool);
-                node::claimed(context, source.template_key(claim));
-                // The watch brings nothing new of it: the cache has it already.
-                if let Some(pool) = owner::controller(&*sandbox) {
-                    let key = Key::new(&key.namespace, &pool.name);
-                    context.queue.add_after(Work::new(Class::Pool, key), GATHER);
-                }
-                return Ok(Some(adopted));
+        let adopted = match context.patch::<Sandbox>(&key, &patch).await {
+            Ok(adopted) => adopted,
+            Err(e) if error::is_not_found(&e) => {
+                context.sandboxes.remove(&sandbox);
+                continue;
             }
-            Err(e) if error::is_not_found(&e) => context.sandboxes.remove(&sandbox),
-            Err(e) if error::is_conflict(&e) => {
-                if context.fetch::<Sandbox>(&key).await?.is_none() {
+            Err(e) if error::is_conflict(&e) => match context.fetch::<Sandbox>(&key).await? {
+                // The request was sent twice on its way, and the first had come to pass.
+                Some(found) if is_made_for(&found, claim) => found,
+                Some(_) => continue,
+                None => {
                     context.sandboxes.remove(&sandbox);
+                    continue;
                 }
-            }
+            },
             Err(e) => {
-                if error::code(&e).is_none() {
-                    context
-                        .unanswered()
-                        .insert(claim.uid().unwrap_or_default(), key);
-                }
+                note_unanswered(context, claim, key, &e);
                 return Err(e.into());
             }
+        };
+        let pool = owner::controller(&*sandbox).map_or("", |pool| &pool.name);
+        context.metrics.obtained(claim, &adopted, pool);
+        node::claimed(context, source.template_key(claim));
+        // The watch brings nothing new of it: the cache has it already.
+        if let Some(pool) = owner::controller(&*sandbox) {
+            let key = Key::new(&key.namespace, &pool.name);
+            context.queue.add_after(Work::new(Class::Pool, key), GATHER);
         }
+        return Ok(Some(adopted));
     }
     Err(Error::AdoptionConflict)
 }
