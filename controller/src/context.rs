@@ -240,11 +240,26 @@ impl Context {
 
     /// Deletes this very object, not another of its name. That it is gone is as good.
     pub(crate) async fn delete<K: Kind>(&self, object: &K, params: DeleteParams) -> Result<()> {
-        let _writing = self.metrics.write::<K>("DELETE", "");
-        let params = params.preconditions(Preconditions {
+        let only = Preconditions {
             uid: object.uid(),
             resource_version: None,
-        });
+        };
+        self.delete_if(object, params.preconditions(only)).await
+    }
+
+    /// Deletes an object if it is still as it is known here. If it is not, the watch brings what it
+    /// is now.
+    pub(crate) async fn delete_unchanged<K: Kind>(&self, object: &K) -> Result<()> {
+        let only = Preconditions {
+            uid: object.uid(),
+            resource_version: object.resource_version(),
+        };
+        let params = DeleteParams::default().preconditions(only);
+        self.delete_if(object, params).await
+    }
+
+    async fn delete_if<K: Kind>(&self, object: &K, params: DeleteParams) -> Result<()> {
+        let _writing = self.metrics.write::<K>("DELETE", "");
         let api = self.api::<K>(&object.namespace().unwrap_or_default());
         match api.delete(&object.name_any(), &params).await {
             Err(e) if error::is_not_found(&e) || error::is_conflict(&e) => Ok(()),

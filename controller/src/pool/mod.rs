@@ -21,7 +21,7 @@ use kiln_crds::{
     Sandbox, SandboxSpec, SandboxTemplate, SandboxTemplateSpec, SandboxWarmPool,
     SandboxWarmPoolStatus, UpdateStrategyType, keys,
 };
-use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
+use kube::{Resource, ResourceExt, runtime::events::EventType};
 use serde_json::json;
 
 use crate::{
@@ -89,16 +89,21 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     }
     let mut is_taken = false;
     for name in &plan.delete {
-        let Some(sandbox) = context.sandboxes.get(&Key::new(&key.namespace, name)) else {
+        let key = Key::new(&key.namespace, name);
+        let Some(known) = context.sandboxes.get(&key) else {
             continue;
         };
         // Held meanwhile, so that no claim takes it.
-        let Some(_reservation) = context.reserve(&sandbox) else {
+        let Some(_reservation) = context.reserve(&known) else {
             is_taken = true;
             continue;
         };
-        if owner::controls(&*pool, &*sandbox) {
-            context.delete(&*sandbox, DeleteParams::default()).await?;
+        // One may have got it just before.
+        let now = context.sandboxes.get(&key);
+        if let Some(sandbox) = now.filter(|now| now.uid() == known.uid())
+            && owner::controls(&*pool, &*sandbox)
+        {
+            context.delete_unchanged(&*sandbox).await?;
         }
     }
     let mut left = 0;
