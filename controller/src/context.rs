@@ -33,7 +33,7 @@ use serde_json::Value;
 
 use crate::{
     cache::{Cache, Key},
-    error::{self, Error, Result},
+    error::{self, Result},
     metrics::Metrics,
     node::{Arrivals, Pulses},
     owner,
@@ -219,22 +219,20 @@ impl Context {
         }
     }
 
-    /// Makes an object what `object` says, also where others have changed it.
-    pub(crate) async fn apply<K: Kind>(&self, object: &K) -> Result<Arc<K>> {
+    /// Has an object that is there say all that `object` says, with its uid; `false` where it has
+    /// gone. What others have added stays.
+    pub(crate) async fn apply_existing<K: Kind>(&self, object: &K) -> Result<bool> {
         let _writing = self.metrics.write::<K>("PATCH", "");
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let api = self.api::<K>(&object.namespace().unwrap_or_default());
         let name = object.name_any();
-        let new = api.patch(&name, &params, &Patch::Apply(object)).await?;
-        Ok(self.keep(new))
-    }
-
-    /// Makes an object that is there what `object` says, with its uid; `false` where it has gone.
-    pub(crate) async fn apply_existing<K: Kind>(&self, object: &K) -> Result<bool> {
-        match self.apply(object).await {
-            Ok(_) => Ok(true),
-            Err(Error::Api(e)) if error::is_conflict(&e) || error::is_not_found(&e) => Ok(false),
-            Err(e) => Err(e),
+        match api.patch(&name, &params, &Patch::Apply(object)).await {
+            Ok(new) => {
+                self.keep(new);
+                Ok(true)
+            }
+            Err(e) if error::is_conflict(&e) || error::is_not_found(&e) => Ok(false),
+            Err(e) => Err(e.into()),
         }
     }
 

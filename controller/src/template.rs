@@ -16,13 +16,13 @@ use k8s_openapi::{
 };
 use kiln_crds::{NetworkPolicyManagement, SandboxTemplate, SandboxTemplateSpec, keys};
 use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     cache::Key,
     context::Context,
     error::{Error, Result},
-    owner,
+    owner, patch,
     queue::Outcome,
 };
 
@@ -76,10 +76,29 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         );
         return Err(e);
     }
-    if found.is_none_or(|found| found.spec != wanted.spec) {
-        context.apply(&wanted).await?;
+    match found {
+        None => drop(context.create(&wanted).await?),
+        Some(found) => {
+            if let Some(patch) = correction(&found, &wanted)? {
+                context.patch::<NetworkPolicy>(&policy_key, &patch).await?;
+            }
+        }
     }
     Ok(Outcome::Done)
+}
+
+/// The patch that makes a policy what it should be. It takes away what others have added, which an
+/// apply would leave: a rule too many opens what the policy is there to close.
+fn correction(found: &NetworkPolicy, wanted: &NetworkPolicy) -> Result<Option<Value>> {
+    let old = serde_json::to_value(&found.spec)?;
+    let new = serde_json::to_value(&wanted.spec)?;
+    let of_this_state = |spec: Value| {
+        json!({
+            "metadata": {"uid": found.uid(), "resourceVersion": found.resource_version()},
+            "spec": spec,
+        })
+    };
+    Ok(patch::diff(&old, &new).map(of_this_state))
 }
 
 async fn label(context: &Context, template: &SandboxTemplate) -> Result<()> {
@@ -172,8 +191,6 @@ pub(crate) fn secure(pod: &mut PodSpec, template: &SandboxTemplateSpec, dns_serv
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
 
     fn template(spec: &Value) -> SandboxTemplate {
@@ -215,6 +232,24 @@ mod tests {
             .unwrap();
         assert!(spec.ingress.is_none() && spec.egress.is_none());
         assert_eq!(spec.policy_types.unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_others_have_added_to_a_policy_goes() {
+        let wanted = policy(&template(&json!({"networkPolicy": {"ingress": [{}]}})));
+        let mut found = wanted.clone();
+        found.metadata.uid = Some("p".to_owned());
+        found.metadata.resource_version = Some("9".to_owned());
+        assert_eq!(correction(&found, &wanted).unwrap(), None);
+        let spec = found.spec.as_mut().unwrap();
+        spec.egress = Some(vec![NetworkPolicyEgressRule::default()]);
+        assert_eq!(
+            correction(&found, &wanted).unwrap(),
+            Some(json!({
+                "metadata": {"uid": "p", "resourceVersion": "9"},
+                "spec": {"egress": null},
+            }))
+        );
     }
 
     #[test]

@@ -290,6 +290,13 @@ pub(crate) async fn a_template_has_its_network_policy(env: &Env) -> Result<()> {
         (spec.egress.is_none() && spec.ingress.as_ref()?[0].ports.is_some()).then_some(())
     })
     .await?;
+    // What somebody adds by hand goes, where nothing else is said either.
+    ns.patch::<NetworkPolicy>(name, json!({"spec": {"egress": [{}]}}))
+        .await?;
+    ns.until(name, "no rule of others", |p: &NetworkPolicy| {
+        p.spec.as_ref()?.egress.is_none().then_some(())
+    })
+    .await?;
     let unmanaged = json!({"spec": {"networkPolicyManagement": "Unmanaged"}});
     ns.patch::<SandboxTemplate>("t", unmanaged).await?;
     ns.until_gone::<NetworkPolicy>(name).await
