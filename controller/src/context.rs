@@ -7,7 +7,7 @@ use std::{
     fmt::Debug,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::{
@@ -42,6 +42,8 @@ use crate::{
 
 /// Name under which the controller's changes appear in `managedFields`.
 pub(crate) const FIELD_MANAGER: &str = "kiln-controller";
+/// How long the apiserver may take for an answer: what takes longer fails, and is tried again.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What an operator has chosen.
 #[derive(Debug, Clone)]
@@ -58,11 +60,11 @@ pub(crate) struct Options {
     /// Most Sandboxes of a pool that are made at the same time.
     pub(crate) pool_batch: usize,
     /// How long a Sandbox of a pool may take to become ready before it is replaced.
-    pub(crate) pool_grace: std::time::Duration,
+    pub(crate) pool_grace: Duration,
     /// How long it may take until a pool's status says that there are fewer ready.
-    pub(crate) pool_status_delay: std::time::Duration,
+    pub(crate) pool_status_delay: Duration,
     /// How long a node's word counts.
-    pub(crate) node_heartbeat_timeout: std::time::Duration,
+    pub(crate) node_heartbeat_timeout: Duration,
 }
 
 /// Which claims get annotations with the times of their life.
@@ -166,7 +168,7 @@ impl Context {
     }
 
     pub(crate) async fn fetch<K: Kind>(&self, key: &Key) -> Result<Option<Arc<K>>> {
-        match self.api::<K>(&key.namespace).get(&key.name).await {
+        match answer(self.api::<K>(&key.namespace).get(&key.name)).await {
             Ok(object) => Ok(Some(self.keep(object))),
             Err(e) if error::is_not_found(&e) => Ok(None),
             Err(e) => Err(e.into()),
@@ -180,7 +182,7 @@ impl Context {
             ..PostParams::default()
         };
         let api = self.api::<K>(&object.namespace().unwrap_or_default());
-        Ok(self.keep(api.create(&params, object).await?))
+        Ok(self.keep(answer(api.create(&params, object)).await?))
     }
 
     pub(crate) async fn patch<K: Kind>(&self, key: &Key, patch: &Value) -> kube::Result<Arc<K>> {
@@ -190,7 +192,8 @@ impl Context {
             ..PatchParams::default()
         };
         let api = self.api::<K>(&key.namespace);
-        let new = api.patch(&key.name, &params, &Patch::Merge(patch)).await?;
+        let patch = Patch::Merge(patch);
+        let new = answer(api.patch(&key.name, &params, &patch)).await?;
         Ok(self.keep(new))
     }
 
@@ -203,10 +206,8 @@ impl Context {
             ..PatchParams::default()
         };
         let api = self.api::<K>(&key.namespace);
-        match api
-            .patch_status(&key.name, &params, &Patch::Merge(patch))
-            .await
-        {
+        let patch = Patch::Merge(patch);
+        match answer(api.patch_status(&key.name, &params, &patch)).await {
             Ok(new) => {
                 let known = K::cache(self).get(key);
                 if known.is_some_and(|known| is_same_but_status(known.meta(), new.meta())) {
@@ -226,7 +227,7 @@ impl Context {
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let api = self.api::<K>(&object.namespace().unwrap_or_default());
         let name = object.name_any();
-        match api.patch(&name, &params, &Patch::Apply(object)).await {
+        match answer(api.patch(&name, &params, &Patch::Apply(object))).await {
             Ok(new) => {
                 self.keep(new);
                 Ok(true)
@@ -259,7 +260,7 @@ impl Context {
     async fn delete_if<K: Kind>(&self, object: &K, params: DeleteParams) -> Result<()> {
         let _writing = self.metrics.write::<K>("DELETE", "");
         let api = self.api::<K>(&object.namespace().unwrap_or_default());
-        match api.delete(&object.name_any(), &params).await {
+        match answer(api.delete(&object.name_any(), &params)).await {
             Err(e) if error::is_not_found(&e) || error::is_conflict(&e) => Ok(()),
             Err(e) => Err(e.into()),
             Ok(_) => Ok(()),
@@ -309,7 +310,7 @@ impl Context {
     fn publish(self: &Arc<Self>, event: Event, reference: ObjectReference) {
         let context = Arc::clone(self);
         tokio::spawn(async move {
-            if let Err(e) = context.recorder.publish(&event, &reference).await {
+            if let Err(e) = answer(context.recorder.publish(&event, &reference)).await {
                 tracing::debug!("event {}: {e}", event.reason);
             }
         });
@@ -397,6 +398,15 @@ impl Context {
     pub(crate) fn forget_claim(&self, claim: &SandboxClaim) {
         self.forget(claim);
         self.unanswered().remove(&claim.uid().unwrap_or_default());
+    }
+}
+
+/// Waits for an answer, though not for ever: without one, nobody knows whether the request has come
+/// to pass.
+async fn answer<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    match tokio::time::timeout(PATIENCE, request).await {
+        Ok(answer) => answer,
+        Err(late) => Err(kube::Error::Service(late.into())),
     }
 }
 
@@ -577,6 +587,12 @@ pub(crate) fn template_of(sandbox: &Sandbox) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_apiserver_that_says_nothing_is_not_waited_for() {
+        let silence = answer(std::future::pending::<kube::Result<()>>()).await;
+        assert!(silence.is_err_and(|e| error::is_unanswered(&e)));
+    }
 
     #[test]
     fn what_others_change_is_told_from_a_status() {
