@@ -31,7 +31,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use kube::Client;
+use kube::{Client, Config};
 use kube_lease_manager::{DurationSeconds, LeaseManagerBuilder};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -51,6 +51,8 @@ const LEASE: &str = "agent-sandbox-controller";
 /// Seconds for which a Lease holds, and before its end at which it is renewed.
 const LEASE_SECONDS: DurationSeconds = 15;
 const RENEW_BEFORE: DurationSeconds = 5;
+/// After this time without a word an apiserver has gone; longer than any watch ([`watch`]).
+const SILENCE: Duration = Duration::from_secs(90);
 /// How long work that has begun may go on after the process was told to end.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -82,7 +84,7 @@ fn start_logging(as_json: bool) {
 }
 
 async fn run(args: &Args) -> anyhow::Result<()> {
-    let client = Client::try_default().await.context("find the apiserver")?;
+    let client = client().await.context("find the apiserver")?;
     let options = args.options().context("flags")?;
     let context = Arc::new(Context::new(
         client.clone(),
@@ -110,6 +112,17 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     lead(args, client, &context, &stop).await?;
     info!("ended");
     Ok(())
+}
+
+/// A client of the apiserver.
+async fn client() -> anyhow::Result<Client> {
+    let mut config = Config::infer().await?;
+    config.read_timeout = Some(SILENCE);
+    // An idle connection is silent as well: it counts from the request that uses it.
+    config.reset_reader_on_write = true;
+    // The queue tries again, with pauses of its own, and sees what an apiserver is too busy for.
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
 }
 
 /// Cancelled by SIGTERM and SIGINT.

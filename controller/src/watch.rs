@@ -36,6 +36,11 @@ use crate::{
 /// How long changes of a pool's Sandboxes are gathered before the pool is looked at.
 pub(crate) const GATHER: Duration = Duration::from_millis(20);
 
+/// Seconds after which a watch begins anew where it was. Of a kind of which nothing ever changes an
+/// apiserver sends nothing, not even bookmarks: only its end tells such a watch from one whose
+/// apiserver has gone without a word, and until then nothing new is seen.
+const LENGTH: u32 = 60;
+
 /// How many watches have brought their first list.
 #[derive(Default)]
 pub(crate) struct Synced {
@@ -65,8 +70,8 @@ impl Synced {
 
 /// Starts all watches; without `extensions` those of Sandboxes alone.
 pub(crate) fn start(context: &Arc<Context>, synced: &Arc<Synced>, extensions: bool) {
-    let ours = watcher::Config::default().labels(keys::SANDBOX_NAME_HASH);
-    let all = watcher::Config::default;
+    let all = || watcher::Config::default().timeout(LENGTH);
+    let ours = all().labels(keys::SANDBOX_NAME_HASH);
     spawn::<Sandbox>(context, synced, all(), sandbox_changed);
     spawn::<Pod>(context, synced, ours.clone(), pod_changed);
     spawn::<Service>(context, synced, ours.clone(), child_changed);
