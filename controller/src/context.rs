@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Name under which the controller's changes appear in `managedFields`.
-pub(crate) const FIELD_MANAGER: &str = "kiln-controller";
+const FIELD_MANAGER: &str = "kiln-controller";
 /// How long the apiserver may take for an answer: what takes longer fails, and is tried again.
 const PATIENCE: Duration = Duration::from_secs(30);
 

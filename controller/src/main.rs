@@ -14,6 +14,7 @@ mod condition;
 mod context;
 mod error;
 mod http;
+mod lease;
 mod metrics;
 mod node;
 mod owner;
@@ -32,25 +33,20 @@ use std::{
 
 use anyhow::Context as _;
 use kube::{Client, Config};
-use kube_lease_manager::{DurationSeconds, LeaseManagerBuilder};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
     args::Args,
-    context::{Context, FIELD_MANAGER},
+    context::Context,
     http::Probes,
+    lease::Candidate,
     metrics::Metrics,
     queue::{Class, Outcome, Work},
     watch::Synced,
 };
 
-/// Name of the Lease.
-const LEASE: &str = "agent-sandbox-controller";
-/// Seconds for which a Lease holds, and before its end at which it is renewed.
-const LEASE_SECONDS: DurationSeconds = 15;
-const RENEW_BEFORE: DurationSeconds = 5;
 /// After this time without a word an apiserver has gone; longer than any watch ([`watch`]).
 const SILENCE: Duration = Duration::from_secs(90);
 /// How long work that has begun may go on after the process was told to end.
@@ -151,32 +147,24 @@ async fn lead(
     if !args.leader_elect {
         return dispatch(context, stop.cancelled()).await;
     }
-    let manager = LeaseManagerBuilder::new(client, LEASE)
-        .with_namespace(&args.leader_election_namespace)
-        .with_field_manager(FIELD_MANAGER)
-        .with_duration(LEASE_SECONDS)
-        .with_grace(RENEW_BEFORE)
-        .build()
+    let mut candidate = Candidate::new(client, &args.leader_election_namespace)
         .await
         .context("set up the Lease")?;
-    let (mut is_leader, lease) = manager.watch().await;
     tokio::select! {
-        won = is_leader.wait_for(|leads| *leads) => drop(won.context("wait for the Lease")?),
+        won = candidate.won() => won.context("wait for the Lease")?,
         () = stop.cancelled() => return Ok(()),
     }
     info!("leading");
     let over = async {
         tokio::select! {
-            // The channel ends with its task: then nobody renews the Lease.
-            _ = is_leader.wait_for(|leads| !*leads) => {}
+            () = candidate.lost() => {}
             () = stop.cancelled() => {}
         }
     };
     dispatch(context, over).await?;
-    anyhow::ensure!(stop.is_cancelled(), "another controller leads now");
-    // Without anybody who listens the Lease is given up, and the next one need not wait for it.
-    drop(is_leader);
-    tokio::time::timeout(FAREWELL, lease).await.ok();
+    anyhow::ensure!(stop.is_cancelled(), "another controller may lead now");
+    // What was begun has ended: the next one need not wait for the Lease's end.
+    tokio::time::timeout(FAREWELL, candidate.leave()).await.ok();
     Ok(())
 }
 
