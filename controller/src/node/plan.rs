@@ -33,22 +33,30 @@ impl Arrivals {
         let slots = self.0.entry(template).or_default();
         match slots.back_mut() {
             Some((last, count)) if *last == slot => *count += 1,
-            _ => slots.push_back((slot, 1)),
+            _ => {
+                slots.push_back((slot, 1));
+                // Where there are no nodes nobody asks for bursts.
+                self.forget(slot);
+            }
         }
     }
 
     /// The most claims in a slot, by template; what is too long ago is forgotten.
     pub(crate) fn bursts(&mut self, now: Duration) -> BTreeMap<Key, usize> {
-        let current = slot(now);
-        self.0.retain(|_, slots| {
-            slots.retain(|(slot, _)| slot + SLOTS > current);
-            !slots.is_empty()
-        });
+        self.forget(slot(now));
         let largest = |slots: &VecDeque<(u64, usize)>| slots.iter().map(|(_, n)| *n).max();
         self.0
             .iter()
             .map(|(template, slots)| (template.clone(), largest(slots).unwrap_or_default()))
             .collect()
+    }
+
+    /// Forgets what was too long before the slot `current`.
+    fn forget(&mut self, current: u64) {
+        self.0.retain(|_, slots| {
+            slots.retain(|(slot, _)| slot + SLOTS > current);
+            !slots.is_empty()
+        });
     }
 }
 
@@ -171,6 +179,18 @@ mod tests {
         assert_eq!(burst(600), Some(5));
         assert_eq!(burst(610), Some(3));
         assert_eq!(burst(620), None);
+    }
+
+    #[test]
+    fn claims_of_long_ago_are_forgotten_where_nobody_asks_for_bursts() {
+        let mut arrivals = Arrivals::default();
+        for n in 0..200 {
+            let now = SLOT * n;
+            arrivals.note(Key::new("ns", "always"), now);
+            arrivals.note(Key::new("ns", &n.to_string()), now);
+        }
+        assert_eq!(arrivals.0[&Key::new("ns", "always")].len(), 60);
+        assert_eq!(arrivals.0.len(), 60 + 1);
     }
 
     #[test]
