@@ -386,11 +386,12 @@ impl Metrics {
 
     /// All metrics as text.
     pub(crate) fn text(&self, context: &Context) -> std::result::Result<String, std::fmt::Error> {
+        // Held from here, so that nobody counts into what another has counted.
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         self.queue
             .set(i64::try_from(context.queue.len()).unwrap_or(i64::MAX));
         self.count_sandboxes(context);
         let mut text = String::new();
-        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         encode(&mut text, &registry)?;
         Ok(text)
     }
