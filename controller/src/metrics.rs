@@ -108,6 +108,8 @@ struct Template {
 /// Template of a Sandbox that names none.
 const NO_TEMPLATE: &str = "__unknown__";
 const POOL: &str = "SandboxWarmPool";
+/// What [`state`] tells apart.
+const STATES: [&str; 4] = ["ready", "pending", "succeeded", "failed"];
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
@@ -399,6 +401,9 @@ impl Metrics {
     fn count_sandboxes(&self, context: &Context) {
         self.sandboxes.clear();
         self.pool_sizes.clear();
+        for pool in context.pools.all() {
+            self.count_none(&pool);
+        }
         for sandbox in context.sandboxes.all() {
             let conditions: &[Condition] = sandbox.status.as_ref().map_or(&[], |s| &s.conditions);
             let owned_by = owned_by(&sandbox);
@@ -424,6 +429,19 @@ impl Metrics {
                 created_by: created_by(&*sandbox),
             };
             self.sandboxes.get_or_create(&labels).inc();
+        }
+    }
+
+    /// Gives a pool its series, which it would not have without Sandboxes, when an alert needs them.
+    fn count_none(&self, pool: &SandboxWarmPool) {
+        for sandbox_status in STATES {
+            let labels = PoolSize {
+                namespace: pool.namespace().unwrap_or_default(),
+                warmpool_name: pool.name_any(),
+                sandbox_template: pool.spec.sandbox_template_ref.name.clone(),
+                sandbox_status,
+            };
+            self.pool_sizes.get_or_create(&labels).set(0);
         }
     }
 }
@@ -546,6 +564,20 @@ mod tests {
             assert!(text.contains(&line), "{line}\n{text}");
         }
         assert!(!text.contains("agent_sandbox_claim_startup_latency_ms_bucket"));
+    }
+
+    #[test]
+    fn a_pool_without_sandboxes_is_seen() {
+        let metrics = Metrics::new();
+        let pool = json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
+            "metadata": {"name": "p", "namespace": "ns"},
+            "spec": {"sandboxTemplateRef": {"name": "t"}},
+        });
+        metrics.count_none(&serde_json::from_value(pool).unwrap());
+        let line = "agent_sandbox_warmpool_size{namespace=\"ns\",warmpool_name=\"p\",sandbox_template=\"t\",sandbox_status=\"ready\"} 0";
+        let text = text(&metrics);
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]
