@@ -57,7 +57,8 @@ struct Inner<K> {
     found_by: HashMap<String, BTreeSet<Key>>,
     /// While a list is under way: what it has brought, and what was written meanwhile.
     listed: Option<HashSet<Key>>,
-    gone: HashSet<String>,
+    /// What was deleted, by uid, with the resource version of that.
+    gone: HashMap<String, u64>,
     gone_order: VecDeque<String>,
 }
 
@@ -68,7 +69,7 @@ impl<K: ResourceExt> Cache<K> {
                 objects: HashMap::new(),
                 found_by: HashMap::new(),
                 listed: None,
-                gone: HashSet::new(),
+                gone: HashMap::new(),
                 gone_order: VecDeque::new(),
             }),
             index,
@@ -104,7 +105,8 @@ impl<K: ResourceExt> Cache<K> {
             listed.insert(key.clone());
         }
         let old = inner.objects.get(&key).cloned();
-        if object.uid().is_some_and(|uid| inner.gone.contains(&uid)) {
+        let last = object.uid().and_then(|uid| inner.gone.get(&uid).copied());
+        if last.is_some_and(|last| version(&object).is_none_or(|version| version <= last)) {
             return old;
         }
         if old.as_deref().is_some_and(|old| is_newer(old, &object)) {
@@ -120,12 +122,14 @@ impl<K: ResourceExt> Cache<K> {
         old
     }
 
-    /// Takes out what was deleted.
+    /// Takes out what was deleted, or what a watch no longer shows: that may come back, when it has
+    /// its label again.
     pub(crate) fn remove(&self, object: &K) {
         let key = Key::of(object);
         let mut inner = self.write();
         if let Some(uid) = object.uid() {
-            inner.remember_gone(uid);
+            // What has no number never comes back.
+            inner.remember_gone(uid, version(object).unwrap_or(u64::MAX));
         }
         let same = inner
             .objects
@@ -187,10 +191,13 @@ impl<K> Inner<K> {
         }
     }
 
-    fn remember_gone(&mut self, uid: String) {
-        if self.gone.insert(uid.clone()) {
-            self.gone_order.push_back(uid);
+    fn remember_gone(&mut self, uid: String, version: u64) {
+        if let Some(last) = self.gone.get_mut(&uid) {
+            *last = version.max(*last);
+            return;
         }
+        self.gone.insert(uid.clone(), version);
+        self.gone_order.push_back(uid);
         if self.gone_order.len() > REMEMBERED
             && let Some(oldest) = self.gone_order.pop_front()
         {
@@ -199,11 +206,15 @@ impl<K> Inner<K> {
     }
 }
 
-/// Whether `known` is a later state of the same object than `other`. Resource versions of one
-/// kind are numbers that grow (Kubernetes API concepts, "Resource versions", since 1.35).
+/// Whether `known` is a later state of the same object than `other`.
 fn is_newer<K: ResourceExt>(known: &K, other: &K) -> bool {
-    let version = |o: &K| o.resource_version().and_then(|v| v.parse::<u64>().ok());
     known.uid() == other.uid() && version(known) > version(other)
+}
+
+/// Resource versions of one kind are numbers that grow (Kubernetes API concepts, "Resource
+/// versions", since 1.35).
+fn version<K: ResourceExt>(object: &K) -> Option<u64> {
+    object.resource_version()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -249,6 +260,19 @@ mod tests {
         // A late deletion of an object does not take the next of its name away.
         cache.put(pod("a", "2", 12, "x"));
         cache.remove(&pod("a", "1", 11, "x"));
+        assert_eq!(cache.find("x").len(), 1);
+    }
+
+    #[test]
+    fn what_a_watch_no_longer_showed_comes_back_with_a_later_state() {
+        let cache = cache();
+        cache.put(pod("a", "1", 10, "x"));
+        cache.remove(&pod("a", "1", 11, "x"));
+        // Found out once more, by an older state.
+        cache.remove(&pod("a", "1", 10, "x"));
+        cache.put(pod("a", "1", 11, "x"));
+        assert!(cache.find("x").is_empty());
+        cache.put(pod("a", "1", 12, "x"));
         assert_eq!(cache.find("x").len(), 1);
     }
 
