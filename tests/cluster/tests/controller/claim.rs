@@ -291,7 +291,12 @@ pub(crate) async fn one_ends_as_its_policy_has_it(env: &Env) -> Result<()> {
     ns.until("retain", "no Sandbox", |c: &SandboxClaim| {
         c.status.as_ref()?.sandbox.is_none().then_some(())
     })
-    .await
+    .await?;
+    // With a time that is yet to come it has one again.
+    let later = json!({"spec": {"lifecycle": {"shutdownTime": "2100-01-01T00:00:00Z"}}});
+    ns.patch::<SandboxClaim>("retain", later).await?;
+    ns.claimed("retain").await?;
+    Ok(())
 }
 
 pub(crate) async fn a_finished_one_goes_after_its_time(env: &Env) -> Result<()> {
