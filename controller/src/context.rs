@@ -569,11 +569,19 @@ pub(crate) fn pool_word(namespace: &str, name: &str) -> String {
 
 fn claim_words(claim: &SandboxClaim) -> Vec<String> {
     let namespace = claim.namespace().unwrap_or_default();
-    let pool = claim.spec.warm_pool_ref.iter();
+    let pool = claim.spec.warm_pool_ref.as_ref().map(|r| r.name.as_str());
     let template = claim.spec.sandbox_template_ref.iter();
-    pool.map(|r| pool_word(&namespace, &r.name))
+    pool.into_iter()
+        .chain(named_pool(claim))
+        .map(|name| pool_word(&namespace, name))
         .chain(template.map(|r| template_word(&namespace, &r.name)))
         .collect()
+}
+
+/// The one pool of its template that a claim takes a Sandbox from, where it says which.
+fn named_pool(claim: &SandboxClaim) -> Option<&str> {
+    let word = claim.spec.warmpool.as_deref();
+    word.filter(|word| !matches!(*word, "" | "none" | "default"))
 }
 
 /// Name of the template that a Sandbox was made from.
@@ -592,6 +600,28 @@ mod tests {
     async fn an_apiserver_that_says_nothing_is_not_waited_for() {
         let silence = answer(std::future::pending::<kube::Result<()>>()).await;
         assert!(silence.is_err_and(|e| error::is_unanswered(&e)));
+    }
+
+    #[test]
+    fn claims_are_found_by_what_they_may_wait_for() {
+        let words = |spec: Value| {
+            let claim = serde_json::json!({
+                "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim",
+                "metadata": {"name": "c", "namespace": "ns"}, "spec": spec,
+            });
+            claim_words(&serde_json::from_value(claim).unwrap())
+        };
+        let reference = serde_json::json!({"warmPoolRef": {"name": "p"}});
+        assert_eq!(words(reference), ["pool/ns/p"]);
+        for (warmpool, expected) in [
+            ("p", vec!["pool/ns/p", "template/ns/t"]),
+            ("none", vec!["template/ns/t"]),
+            ("default", vec!["template/ns/t"]),
+        ] {
+            let reference = serde_json::json!({"name": "t"});
+            let spec = serde_json::json!({"sandboxTemplateRef": reference, "warmpool": warmpool});
+            assert_eq!(words(spec), expected, "{warmpool}");
+        }
     }
 
     #[test]

@@ -241,21 +241,20 @@ fn pool_changed(context: &Context, new: &SandboxWarmPool, old: Option<&SandboxWa
     context.add(Class::Pool, Key::of(new));
     node::look(context);
     let namespace = new.namespace().unwrap_or_default();
-    if old.is_none() {
+    let template = |pool: &SandboxWarmPool| pool.spec.sandbox_template_ref.name.clone();
+    if old.is_none_or(|old| template(old) != template(new)) {
         wake_claims(context, &pool_word(&namespace, &new.name_any()));
     }
 }
 
-fn template_changed(context: &Context, new: &SandboxTemplate, old: Option<&SandboxTemplate>) {
+fn template_changed(context: &Context, new: &SandboxTemplate, _old: Option<&SandboxTemplate>) {
     let namespace = new.namespace().unwrap_or_default();
     context.add(Class::Template, Key::of(new));
     node::look(context);
     let word = template_word(&namespace, &new.name_any());
     for pool in context.pools.find(&word) {
         context.add(Class::Pool, Key::of(&*pool));
-        if old.is_none() {
-            wake_claims(context, &pool_word(&namespace, &pool.name_any()));
-        }
+        wake_claims(context, &pool_word(&namespace, &pool.name_any()));
     }
     wake_claims(context, &word);
 }
