@@ -162,13 +162,13 @@ impl Args {
 /// Where to serve, if at all.
 pub(crate) type Address = Option<SocketAddr>;
 
-/// An address as Go writes it: `:8080` is any address of the machine.
+/// An address as Go writes it: `:8080` is any address of the machine, be it IPv6 or IPv4.
 fn address(text: &str) -> Result<AddressArg, String> {
     if matches!(text, "0" | "") {
         return Ok(None);
     }
     let whole = match text.strip_prefix(':') {
-        Some(port) => format!("0.0.0.0:{port}"),
+        Some(port) => format!("[::]:{port}"),
         None => text.to_owned(),
     };
     whole.parse().map(Some).map_err(|e| format!("{text}: {e}"))
@@ -264,7 +264,7 @@ mod tests {
             ["--kube-api-qps=-1", "--webhook-port", "--enable-pprof"]
         );
         assert_eq!(args.options().unwrap().pool_grace, Duration::from_secs(90));
-        assert_eq!(args.metrics_bind_address, "0.0.0.0:9090".parse().ok());
+        assert_eq!(args.metrics_bind_address, "[::]:9090".parse().ok());
         assert_eq!(args.health_probe_bind_address, None);
     }
 

@@ -2,7 +2,13 @@
 
 //! `/healthz`, `/readyz` and `/metrics`.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{Request, Response, StatusCode, body::Bytes, server::conn::http1, service::service_fn};
@@ -24,8 +30,8 @@ pub(crate) struct Probes {
 
 impl Probes {
     /// Serves on `address` until the process ends.
-    pub(crate) async fn serve(self, address: SocketAddr) -> std::io::Result<()> {
-        let listener = TcpListener::bind(address).await?;
+    pub(crate) async fn serve(self, address: SocketAddr) -> io::Result<()> {
+        let listener = bind(address).await?;
         tokio::spawn(async move {
             loop {
                 match listener.accept().await {
@@ -71,5 +77,16 @@ impl Probes {
         let mut response = Response::new(Full::from(text));
         *response.status_mut() = status;
         response
+    }
+}
+
+/// Listens on an address. Any address of IPv6 takes in IPv4 as well, and is any of IPv4 where the
+/// machine has no IPv6.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(e) if address.ip() == Ipv6Addr::UNSPECIFIED && e.kind() != io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
     }
 }

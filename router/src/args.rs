@@ -165,10 +165,10 @@ impl Args {
     }
 }
 
-/// An address as Go writes it: `:8080` is any address of the machine.
+/// An address as Go writes it: `:8080` is any address of the machine, be it IPv6 or IPv4.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let whole = match text.strip_prefix(':') {
-        Some(port) => format!("0.0.0.0:{port}"),
+        Some(port) => format!("[::]:{port}"),
         None => text.to_owned(),
     };
     whole.parse().map_err(|e| format!("{text}: {e}"))
@@ -251,6 +251,6 @@ mod tests {
         for bad in ["0", "-1", "soon", "nan", "-1s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
-        assert_eq!(address(":80"), Ok("0.0.0.0:80".parse().unwrap()));
+        assert_eq!(address(":80"), Ok("[::]:80".parse().unwrap()));
     }
 }

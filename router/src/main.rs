@@ -4,7 +4,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::{env, net::SocketAddr, sync::Arc};
+use std::{
+    env, io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use caps::CapSet;
@@ -103,10 +107,21 @@ async fn run(args: &Args) -> Result<()> {
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let listener = TcpListener::bind(address).await;
+    let listener = bind(address).await;
     let listener = listener.with_context(|| format!("listen on {address}"))?;
     info!("listens on {}", listener.local_addr()?);
     Ok(listener)
+}
+
+/// Listens on an address. Any address of IPv6 takes in IPv4 as well, and is any of IPv4 where the
+/// machine has no IPv6.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(e) if address.ip() == Ipv6Addr::UNSPECIFIED && e.kind() != io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    }
 }
 
 /// Cancelled by SIGTERM and SIGINT.

@@ -69,7 +69,9 @@ where
                 accepted = accept(&listener) => accepted,
                 () = stop.cancelled() => return,
             };
-            let connection = connection(stream, from.ip(), stop.clone(), answer.clone());
+            // A listener of IPv6 writes IPv4 in its own way, which sandboxes need not read.
+            let from = from.ip().to_canonical();
+            let connection = connection(stream, from, stop.clone(), answer.clone());
             tracker.spawn(async move {
                 connection.await;
                 drop(place);
