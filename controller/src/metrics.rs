@@ -401,7 +401,8 @@ impl Metrics {
     fn count_sandboxes(&self, context: &Context) {
         self.sandboxes.clear();
         self.pool_sizes.clear();
-        for pool in context.pools.all() {
+        let pools = context.pools.all().into_iter();
+        for pool in pools.filter(|pool| pool.spec.replicas != Some(0)) {
             self.count_none(&pool);
         }
         for sandbox in context.sandboxes.all() {
