@@ -448,11 +448,8 @@ fn namespace_allowed(kind: &str, path: &str, sandbox_pid: Option<u32>) -> bool {
         "mount" => return false,
         kind => kind,
     };
-    if let Some(pid) = sandbox_pid {
-        return path == format!("/proc/{pid}/ns/{file}")
-            || (kind == "network" && is_mounted_netns(Path::new(path)));
-    }
-    kind == "network" && is_mounted_netns(Path::new(path))
+    let is_own = sandbox_pid.is_some_and(|pid| path == format!("/proc/{pid}/ns/{file}"));
+    is_own || (kind == "network" && is_mounted_netns(Path::new(path)))
 }
 
 /// Whether `path` may be that of a network namespace which was mounted for a Pod, and not that of a
