@@ -579,7 +579,7 @@ fn claim_words(claim: &SandboxClaim) -> Vec<String> {
 }
 
 /// The one pool of its template that a claim takes a Sandbox from, where it says which.
-fn named_pool(claim: &SandboxClaim) -> Option<&str> {
+pub(crate) fn named_pool(claim: &SandboxClaim) -> Option<&str> {
     let word = claim.spec.warmpool.as_deref();
     word.filter(|word| !matches!(*word, "" | "none" | "default"))
 }

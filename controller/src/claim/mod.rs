@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::{
     cache::Key,
     condition::{self, FINISHED, READY},
-    context::{ClaimAnnotations, Context, template_of, template_word},
+    context::{ClaimAnnotations, Context, named_pool, template_of, template_word},
     error::{self, Error, Result},
     metrics::Startup,
     node, owner, patch, pool,
@@ -331,12 +331,10 @@ impl Source {
                 }
                 (None, Some(reference)) => {
                     let template = reference.name.clone();
-                    let pools = match claim.spec.warmpool.as_deref() {
-                        Some("none") => Vec::new(),
-                        None | Some("" | "default") => {
-                            context.pools.find(&template_word(&namespace, &template))
-                        }
+                    let pools = match named_pool(claim) {
                         Some(name) => vec![of_template(pool(name)?, &template)?],
+                        None if claim.spec.warmpool.as_deref() == Some("none") => Vec::new(),
+                        None => context.pools.find(&template_word(&namespace, &template)),
                     };
                     (pools, template)
                 }
