@@ -29,7 +29,7 @@ use nix::{
 };
 use serde::Deserialize;
 
-use crate::network::in_netns;
+use crate::{interrupt::uninterrupted, network::in_netns};
 use nft::{Batch, Verdict};
 
 /// Why packets of a network namespace are not guarded, or not counted.
@@ -197,7 +197,7 @@ impl Guard {
         const HEADER: usize = 16;
         const NETFILTER: usize = 4;
         loop {
-            let (bytes, _) = self.socket.recv_from_full()?;
+            let (bytes, _) = uninterrupted(|| self.socket.recv_from_full())?;
             let mut rest = bytes.as_slice();
             while let Some((header, _)) = rest.split_at_checked(HEADER) {
                 let length = number(&header[..4]) as usize;

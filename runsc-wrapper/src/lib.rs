@@ -23,6 +23,7 @@ mod exec;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod id;
+mod interrupt;
 mod network;
 pub mod reap;
 mod runc;

@@ -16,6 +16,7 @@ use nix::{
 };
 
 use super::Slots;
+use crate::interrupt::uninterrupted;
 
 impl Slots {
     /// Sends it over `to`, in one message. Blocks.
@@ -26,14 +27,16 @@ impl Slots {
         let all = [&self.process].into_iter().chain(&self.connections);
         let raw: Vec<RawFd> = all.map(AsRawFd::as_raw_fd).collect();
         let pid = self.pid.to_le_bytes();
-        sendmsg::<UnixAddr>(
-            to.as_raw_fd(),
-            &[IoSlice::new(&pid)],
-            &[ControlMessage::ScmRights(&raw)],
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )?;
-        Ok(())
+        uninterrupted(|| {
+            sendmsg::<UnixAddr>(
+                to.as_raw_fd(),
+                &[IoSlice::new(&pid)],
+                &[ControlMessage::ScmRights(&raw)],
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            )?;
+            Ok(())
+        })
     }
 
     /// Receives one over `from`, from somebody who is trusted. Blocks.
@@ -41,6 +44,10 @@ impl Slots {
     /// # Errors
     /// What the kernel says, and when something else comes or nothing.
     pub fn receive(from: &UnixStream) -> io::Result<Self> {
+        uninterrupted(|| Self::receive_once(from))
+    }
+
+    fn receive_once(from: &UnixStream) -> io::Result<Self> {
         let mut pid = [0; 4];
         let mut buffer = [IoSliceMut::new(&mut pid)];
         let mut space = cmsg_space!([RawFd; Slots::COUNT + 1]);
@@ -71,20 +78,30 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io::Write as _};
+    use std::{
+        fs::File, io::Write as _, os::unix::thread::JoinHandleExt as _, thread, time::Duration,
+    };
+
+    use nix::sys::{
+        pthread::pthread_kill,
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    };
 
     use super::*;
 
-    #[test]
-    fn a_gofer_is_received_as_it_was_sent_or_not_at_all() {
+    fn slots() -> Slots {
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
-        let slots = Slots {
+        Slots {
             pid: 70_000,
             process: null(),
             connections: (0..Slots::COUNT).map(|_| null()).collect(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_gofer_is_received_as_it_was_sent_or_not_at_all() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        slots.send(&ours).unwrap();
+        slots().send(&ours).unwrap();
         let received = Slots::receive(&theirs).unwrap();
         assert_eq!(received.pid(), 70_000);
         assert_eq!(received.connections.len(), Slots::COUNT);
@@ -92,5 +109,29 @@ mod tests {
         assert!(Slots::receive(&theirs).is_err());
         drop(ours);
         assert!(Slots::receive(&theirs).is_err());
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a thread of its own may sleep")]
+    fn signals_do_not_end_the_wait() {
+        extern "C" fn nothing(_: i32) {}
+        let action = SigAction::new(
+            SigHandler::Handler(nothing),
+            SaFlags::SA_RESTART,
+            SigSet::empty(),
+        );
+        // SAFETY: the handler does nothing.
+        unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let receiver = thread::spawn(move || Slots::receive(&theirs));
+        for _ in 0..10 {
+            thread::sleep(Duration::from_millis(5));
+            pthread_kill(receiver.as_pthread_t(), Signal::SIGUSR1).unwrap();
+        }
+        slots().send(&ours).unwrap();
+        assert_eq!(receiver.join().unwrap().unwrap().pid(), 70_000);
     }
 }

@@ -127,7 +127,8 @@ impl Link {
         loop {
             match recv(self.receiver.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
                 Ok(length) if buffer[..length] == *frame => return true,
-                Ok(_) => {} // the kernel's own neighbour discovery
+                Ok(_) => {}             // the kernel's own neighbour discovery
+                Err(Errno::EINTR) => {} // a child of another test has ended
                 Err(Errno::EAGAIN) => return false,
                 Err(e) => panic!("receive: {e}"),
             }
