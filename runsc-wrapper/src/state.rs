@@ -297,6 +297,25 @@ pub(crate) fn remove_filestore(dir: &Path, sandbox: &str) -> io::Result<()> {
     }
 }
 
+/// The containers of `sandbox` that runsc knows, but for its root container.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub(crate) fn members_of(root: &Path, sandbox: &str) -> io::Result<Vec<ContainerId>> {
+    let ending = format!("_sandbox:{sandbox}.state");
+    let mut members = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let name = entry?.file_name();
+        let container = name.to_str().and_then(|name| name.strip_suffix(&ending));
+        members.extend(
+            container
+                .filter(|id| *id != sandbox)
+                .and_then(|id| id.parse().ok()),
+        );
+    }
+    Ok(members)
+}
+
 /// Removes what is left of containers of `sandbox` that are gone: locks, which a command on a
 /// container makes anew that another one deletes at the same time, and states that somebody who
 /// was killed has half written.
@@ -531,6 +550,9 @@ mod tests {
             names.sort();
             names
         };
+        fs::write(dir.path().join("d_sandbox:c.state"), "").unwrap();
+        assert_eq!(members_of(dir.path(), "c").unwrap(), [id("d")]);
+        fs::remove_file(dir.path().join("d_sandbox:c.state")).unwrap();
         let whole = ["c_sandbox:c.lock", "c_sandbox:c.state", "runsc-c.sock"];
         assert_eq!(left()[0], "b_sandbox:a.lock");
         assert_eq!(left()[1..], whole);

@@ -495,6 +495,11 @@ impl Runtime for Runsc {
             Ok(()) | Err(RuntimeError::NotFound { .. }) => {}
             // runsc goes on after errors, and has forgotten the container all the same.
             Err(e) if gone => log::warn!("{e}"),
+            // Nothing of it lives without its sentry; files are all that is left.
+            Err(e) if force && container.as_ref().is_some_and(|c| c.sandbox.has_ended()) => {
+                log::warn!("{e}");
+                state::remove(self.root(), id).map_err(unreadable_root)?;
+            }
             Err(e) => return Err(e),
         }
         self.known().remove(id);
@@ -503,6 +508,7 @@ impl Runtime for Runsc {
             state::remove_filestore(&container.rootfs, sandbox)
                 .map_err(|e| cli::io_error(&format!("remove the filestore of {id}"), e))?;
             if sandbox == id.as_str() {
+                self.delete_members(sandbox).await?;
                 state::remove_leftovers(self.root(), sandbox).map_err(unreadable_root)?;
             }
         }
@@ -657,6 +663,16 @@ impl Runtime for Runsc {
 }
 
 impl Runsc {
+    /// Deletes the containers of a sandbox that is gone: those whose own delete did not come to
+    /// its end, say, on a node that was too busy for the command.
+    async fn delete_members(&self, sandbox: &str) -> Result<()> {
+        for member in state::members_of(self.root(), sandbox).map_err(unreadable_root)? {
+            log::info!("{member} goes with its sandbox {sandbox}");
+            self.delete(&member, true).await?;
+        }
+        Ok(())
+    }
+
     /// Brings a container into a state that `runsc delete` gets through without waiting.
     async fn prepare_delete(&self, container: &Container, force: bool) {
         let sandbox = &container.sandbox;

@@ -5,11 +5,12 @@
 
 use std::{
     fs,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use nix::fcntl::{FcntlArg, FdFlag};
-use runsc_wrapper::{KillTarget, RuntimeError, Status, Stdio};
+use runsc_wrapper::{KillTarget, Runsc, Runtime, RuntimeError, Status, Stdio};
 
 use crate::{
     for_flavors,
@@ -20,6 +21,7 @@ for_flavors! { [Runsc RunscCli Runsc2024]:
     a_killed_sandbox_takes_everything_with_it
     the_end_of_the_root_container_is_the_end_of_all
     a_create_that_takes_too_long_leaves_nothing
+    a_delete_that_takes_too_long_is_finished_with_the_sandbox
     a_prefix_of_an_id_is_nobody
     a_sandbox_inherits_nothing
     a_stopped_sentry_is_not_waited_for_for_ever
@@ -125,14 +127,12 @@ async fn a_create_that_takes_too_long_leaves_nothing(world: World) {
     for deadline in (30..=150).step_by(10).map(Duration::from_millis) {
         let mut config = world.config.clone();
         config.deadlines.create = deadline;
-        let runtime = runsc_wrapper::Runsc::new(config);
+        let runtime = Runsc::new(config);
         let bundle = world.bundle("pod", "pod", &["/bin/sleep", "1000"]);
         let opts = world.create_opts("pod", "pod", bundle, Stdio::default());
-        match runsc_wrapper::Runtime::create(&runtime, &opts).await {
+        match runtime.create(&opts).await {
             Err(RuntimeError::Timeout { .. }) => {}
-            Ok(_) => runsc_wrapper::Runtime::delete(&runtime, &opts.id, true)
-                .await
-                .unwrap(),
+            Ok(_) => runtime.delete(&opts.id, true).await.unwrap(),
             Err(e) => panic!("{e}"),
         }
         let root = fs::read_dir(&world.config.root)
@@ -144,6 +144,22 @@ async fn a_create_that_takes_too_long_leaves_nothing(world: World) {
     // And the name can be used.
     let _root = world.run("pod", "pod", &["/bin/sleep", "1000"]).await;
     world.delete_all().await;
+}
+
+async fn a_delete_that_takes_too_long_is_finished_with_the_sandbox(world: World) {
+    let mut config = world.config.clone();
+    config.deadlines.delete = Duration::from_millis(1);
+    let hasty: Arc<dyn Runtime> = Arc::new(Runsc::new(config));
+    // The second time, the commands get to their ends again.
+    for last in [&hasty, &world.runtime] {
+        let pod = world.run("pod", "pod", &["/bin/sleep", "1000"]).await;
+        let app = world.run("app", "pod", &["/bin/sleep", "1000"]).await;
+        let error = hasty.delete(&app.id, true).await.unwrap_err();
+        assert!(matches!(error, RuntimeError::Timeout { .. }), "{error:?}");
+        last.delete(&pod.id, true).await.unwrap();
+        world.assert_nothing_left().await;
+        last.delete(&app.id, true).await.unwrap();
+    }
 }
 
 async fn a_prefix_of_an_id_is_nobody(world: World) {
