@@ -172,11 +172,13 @@ impl Pod {
             .ok_or_else(|| Error::InvalidArgument(format!("signal {signal} does not exist")))?;
         let exec = exec_of(&container, exec_id)?;
         let process = exec.as_ref().map_or(&container.init, |e| &e.process);
-        let target = match &exec {
-            Some(exec) => KillTarget::Process(exec.process.pid()),
-            None if all => KillTarget::All,
-            None => KillTarget::Init,
-        };
+        if process.state() == State::Created {
+            // A start that is under way would go on after the process was said to have ended.
+            let _order = process.lifecycle.lock().await;
+            if process.state() == State::Created {
+                return self.discard(&container, process, signal).await;
+            }
+        }
         match process.state() {
             State::Stopped(_) => {
                 // containerd takes this for "already ended".
@@ -185,10 +187,14 @@ impl Pod {
                     id: process.id.to_string(),
                 });
             }
-            State::Created => return self.discard(&container, process, signal).await,
             State::Paused if signal == libc::SIGKILL => self.resume(id).await?,
-            State::Running | State::Paused => {}
+            State::Created | State::Running | State::Paused => {}
         }
+        let target = match &exec {
+            Some(exec) => KillTarget::Process(exec.process.pid()),
+            None if all => KillTarget::All,
+            None => KillTarget::Init,
+        };
         match sandbox
             .runtime
             .kill(&container.runtime_id, target, signal)

@@ -22,8 +22,9 @@ pub(crate) struct Process {
     pub(crate) id: ContainerId,
     /// The stdio that containerd asked for.
     pub(crate) io_spec: IoSpec,
-    /// Orders create, start and delete, and holds what start gives to the runtime. State, wait
-    /// and kill do not take it. It is held while the runtime works, which is its purpose.
+    /// Orders create, start and delete, and holds what start gives to the runtime. State and wait
+    /// do not take it, and kill only where the process has not started. It is held while the
+    /// runtime works, which is its purpose.
     pub(crate) lifecycle: AsyncMutex<Stdio>,
     state: watch::Sender<State>,
     pid: AtomicU32,

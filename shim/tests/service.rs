@@ -495,6 +495,31 @@ async fn a_container_that_never_ran_can_be_killed_and_deleted() {
 }
 
 #[tokio::test]
+async fn a_kill_waits_for_the_start_that_is_under_way() {
+    let shim = Shim::new().await;
+    shim.up("c1").await;
+    shim.create("c2").await.unwrap();
+    shim.exec("c1", "e1").await.unwrap();
+    for (id, exec_id, op) in [("c2", "", "start"), ("c1", "e1", "exec")] {
+        let held = shim.runtime.hold(op);
+        let kill = async {
+            until(|| shim.runtime.ops(id).last() == Some(&op)).await;
+            let kill = shim.kill(id, exec_id, 9);
+            tokio::pin!(kill);
+            let early = tokio::time::timeout(Duration::from_millis(100), &mut kill).await;
+            assert!(early.is_err(), "{early:?}");
+            drop(held);
+            kill.await
+        };
+        let (started, killed) = tokio::join!(shim.start(id, exec_id), kill);
+        started.unwrap();
+        killed.unwrap();
+        assert_eq!(shim.wait(id, exec_id).await, 137);
+        assert_eq!(shim.runtime.ops(id).last(), Some(&"kill"));
+    }
+}
+
+#[tokio::test]
 async fn a_lost_sandbox_ends_every_container_in_it() {
     let shim = Shim::new().await;
     shim.up("c1").await;
