@@ -25,8 +25,10 @@ use tracing::warn;
 
 use crate::error;
 
-/// Name of the Lease.
-const NAME: &str = "agent-sandbox-controller";
+/// Name of the Lease: that of upstream's controller, `LeaderElectionID` of its
+/// `cmd/agent-sandbox-controller/manageroptions.go`. So the two never lead at the same time in the
+/// namespace that both are installed in.
+const NAME: &str = "a3317529.agent-sandbox.x-k8s.io";
 /// Seconds for which it holds, and before its end at which it is renewed: early enough to try more
 /// than once.
 const SECONDS: DurationSeconds = 15;

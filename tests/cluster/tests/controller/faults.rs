@@ -2,12 +2,23 @@
 
 //! The controller and the apiserver die and come back.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
 use kiln_cluster::controller::Controller;
 use kiln_crds::{Sandbox, SandboxClaim};
-use kube::ResourceExt;
+use kube::{
+    Api, ResourceExt,
+    api::{ObjectMeta, PostParams},
+};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -15,6 +26,9 @@ use crate::env::{Env, Namespace, controller_of, same};
 
 /// Claims that come while things fail.
 const CLAIMS: usize = 30;
+
+/// How long upstream's controller leads that has gone without giving its Lease up.
+const UPSTREAM_LEADS: Duration = Duration::from_secs(3);
 
 /// Each claim has a Sandbox, no two the same one, and no Sandbox is without its claim or pool.
 async fn all_is_well(ns: &Namespace<'_>, replicas: usize) -> Result<()> {
@@ -84,6 +98,30 @@ pub(crate) async fn an_apiserver_that_restarts_is_waited_for(env: &Env) -> Resul
     all_is_well(&ns, 10).await
 }
 
+/// Has upstream's controller lead for a while, as it writes that (client-go
+/// `tools/leaderelection/resourcelock/leaselock.go`). Returns since when.
+async fn lease_of_upstream(env: &Env) -> Result<Instant> {
+    let now = MicroTime(Timestamp::now());
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some("a3317529.agent-sandbox.x-k8s.io".to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some("agent-sandbox-controller-0_upstream".to_owned()),
+            lease_duration_seconds: Some(i32::try_from(UPSTREAM_LEADS.as_secs())?),
+            acquire_time: Some(now.clone()),
+            renew_time: Some(now),
+            lease_transitions: Some(1),
+            ..LeaseSpec::default()
+        }),
+    };
+    let since = Instant::now();
+    let leases: Api<Lease> = Api::namespaced(env.plane.client(), "default");
+    leases.create(&PostParams::default(), &lease).await?;
+    Ok(since)
+}
+
 pub(crate) async fn two_controllers_take_turns(env: &Env) -> Result<()> {
     let mut held = env.controller.lock().await;
     let alone = held.take().context("no controller")?;
@@ -93,11 +131,17 @@ pub(crate) async fn two_controllers_take_turns(env: &Env) -> Result<()> {
         "a controller that is told to end ends well"
     );
     let elect = ["--leader-elect=true", "--leader-election-namespace=default"];
+    let upstream = lease_of_upstream(env).await?;
     let first = Controller::start(&env.plane, &elect).await?;
     let ns = env.namespace().await?;
     ns.sandbox("one", json!({})).await?;
     ns.until_condition::<Sandbox>("one", "Ready", "True")
         .await?;
+    let waited = upstream.elapsed();
+    ensure!(
+        waited > UPSTREAM_LEADS,
+        "led beside upstream's, after {waited:?}"
+    );
     let second = Controller::start(&env.plane, &elect).await?;
     ns.sandbox("two", json!({})).await?;
     ns.until_condition::<Sandbox>("two", "Ready", "True")
