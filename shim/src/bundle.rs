@@ -285,9 +285,14 @@ impl Spec {
         Ok(())
     }
 
-    /// Whether every device of the host is allowed, which is how CRI writes `privileged`
-    /// (containerd `internal/cri/server/container_create.go`, `WithAllDevicesAllowed`).
+    /// Whether it is what CRI makes of `privileged` (containerd
+    /// `internal/cri/server/container_create.go`, `WithAllDevicesAllowed`, which
+    /// `privileged_without_host_devices` leaves out, and `WithWriteableSysfs`).
     fn privileged(&self) -> bool {
+        self.has_all_devices() || self.has_writable_sysfs()
+    }
+
+    fn has_all_devices(&self) -> bool {
         let rules = self
             .0
             .pointer("/linux/resources/devices")
@@ -299,6 +304,14 @@ impl Spec {
                 && unset("type")
                 && unset("major")
                 && unset("minor")
+        })
+    }
+
+    fn has_writable_sysfs(&self) -> bool {
+        let mounts = self.0.get("mounts").and_then(Value::as_array);
+        mounts.into_iter().flatten().any(|mount| {
+            let options = mount["options"].as_array();
+            mount["type"] == "sysfs" && !options.into_iter().flatten().any(|option| option == "ro")
         })
     }
 
@@ -539,6 +552,8 @@ mod tests {
             json!({"linux": {"resources": {"devices": devices}}}),
             "privileged",
         );
+        let sysfs = json!([{"type": "sysfs", "destination": "/sys", "options": ["nosuid", "rw"]}]);
+        refused(json!({"mounts": sysfs}), "privileged");
         refused(json!({"linux": {}}), "hostNetwork");
     }
 
