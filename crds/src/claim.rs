@@ -60,7 +60,11 @@ pub struct SandboxWarmPoolRef {
 #[serde(rename_all = "camelCase")]
 pub struct Lifecycle {
     /// When the claim ends. The Sandbox does not learn of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "crate::lenient::time",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub shutdown_time: Option<Time>,
     /// Seconds for which a claim stays after its Sandbox has finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -33,7 +33,11 @@ pub struct SandboxSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<bool>,
     /// When the Sandbox ends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "crate::lenient::time",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub shutdown_time: Option<Time>,
     /// What happens to the Sandbox itself when it ends; its Pod and Service go in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]

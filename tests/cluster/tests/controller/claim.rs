@@ -293,7 +293,7 @@ pub(crate) async fn one_ends_as_its_policy_has_it(env: &Env) -> Result<()> {
     })
     .await?;
     // With a time that is yet to come it has one again.
-    let later = json!({"spec": {"lifecycle": {"shutdownTime": "2100-01-01T00:00:00Z"}}});
+    let later = json!({"spec": {"lifecycle": {"shutdownTime": "9999-12-31T23:59:59Z"}}});
     ns.patch::<SandboxClaim>("retain", later).await?;
     ns.claimed("retain").await?;
     Ok(())

@@ -3,6 +3,7 @@
 //! Sandboxes.
 
 use anyhow::{Context, Result, ensure};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kiln_cluster::standin::FATE;
 use kiln_crds::{Sandbox, keys};
@@ -228,16 +229,17 @@ pub(crate) async fn a_strangers_pod_is_left_alone(env: &Env) -> Result<()> {
 
 pub(crate) async fn one_ends_at_its_time(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
-    let soon = (std::time::SystemTime::now() + std::time::Duration::from_secs(4))
-        .duration_since(std::time::UNIX_EPOCH)?;
-    let soon = rfc3339(soon.as_secs());
-    let ends = json!({"service": true, "shutdownTime": soon});
-    ns.sandbox("stays", ends.clone()).await?;
-    let mut goes = ends;
+    let never = json!({"service": true, "shutdownTime": "9999-12-31T23:59:59Z"});
+    ns.sandbox("stays", never.clone()).await?;
+    let mut goes = never;
     goes["shutdownPolicy"] = json!("Delete");
     ns.sandbox("goes", goes).await?;
-    ns.until_condition::<Sandbox>("stays", "Ready", "True")
-        .await?;
+    for name in ["stays", "goes"] {
+        ns.until_condition::<Sandbox>(name, "Ready", "True").await?;
+        let soon = Timestamp::now() + SignedDuration::from_secs(2);
+        ns.patch::<Sandbox>(name, json!({"spec": {"shutdownTime": soon.to_string()}}))
+            .await?;
+    }
     let stays: Sandbox = ns
         .until_condition(
             "stays",
@@ -250,12 +252,6 @@ pub(crate) async fn one_ends_at_its_time(env: &Env) -> Result<()> {
     ns.until_gone::<Service>("stays").await?;
     ns.until_gone::<Sandbox>("goes").await?;
     ns.until_gone::<Pod>("goes").await
-}
-
-/// Seconds since 1970 as the API writes a time.
-fn rfc3339(seconds: u64) -> String {
-    let time = k8s_openapi::jiff::Timestamp::from_second(i64::try_from(seconds).unwrap()).unwrap();
-    time.to_string()
 }
 
 pub(crate) async fn one_that_is_retained_keeps_that_it_has_finished(env: &Env) -> Result<()> {
