@@ -15,7 +15,7 @@
 //! platform = "systrap"
 //! overlay2 = "root:memory,size=1g"
 //! debug = true
-//! debug-log = "/var/log/runsc/%ID%/"   # %ID% is the container's id
+//! debug-log = "/run/kiln-agent/debug/%ID%/"   # %ID% is the container's id
 //!
 //! [kiln]
 //! runtime = "runsc"                    # or "runc", for tests only: no sandbox

@@ -66,9 +66,10 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         .as_deref()
         .map(|t| Source::new(&pool, t, &context.options))
         .transpose()?;
-    if let Some(source) = &source {
-        adopt(context, &pool, source).await?;
-    }
+    let to_come = match &source {
+        Some(source) => adopt(context, &pool, source).await?,
+        None => 0,
+    };
     let members = members(context, &pool, source.as_ref());
     let strategy = pool
         .spec
@@ -108,7 +109,8 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     }
     let mut left = 0;
     if let Some(source) = &source {
-        match make(context, &pool, source, plan.make).await {
+        let missing = plan.make.saturating_sub(to_come);
+        match make(context, &pool, source, missing).await {
             Ok(held_back) => left = held_back,
             Err(e) => failure = Some(e),
         }
@@ -144,8 +146,10 @@ fn members(context: &Context, pool: &SandboxWarmPool, source: Option<&Source>) -
 
 /// Takes in Sandboxes that say that they are the pool's and that nobody owns: a pool that was
 /// deleted without them and made again gets them back. Only what the pool would make itself, to the
-/// last annotation, is given to claims in its name.
-async fn adopt(context: &Context, pool: &SandboxWarmPool, source: &Source) -> Result<()> {
+/// last annotation, is given to claims in its name. Returns how many have changed meanwhile: the
+/// watch brings what they are now, and has the pool looked at again.
+async fn adopt(context: &Context, pool: &SandboxWarmPool, source: &Source) -> Result<usize> {
+    let mut changed = 0;
     let namespace = pool.namespace().unwrap_or_default();
     let word = member_word(&namespace, &keys::name_hash(&pool.name_any()));
     for orphan in context.sandboxes.find(&word) {
@@ -161,13 +165,13 @@ async fn adopt(context: &Context, pool: &SandboxWarmPool, source: &Source) -> Re
             "ownerReferences": owners,
         }});
         match context.patch::<Sandbox>(&Key::of(&*orphan), &patch).await {
-            // Its next state comes with the watch, if there is one.
-            Err(e) if error::is_not_found(&e) || error::is_conflict(&e) => {}
-            Err(e) => return Err(e.into()),
             Ok(_) => {}
+            Err(e) if error::is_not_found(&e) => {}
+            Err(e) if error::is_conflict(&e) => changed += 1,
+            Err(e) => return Err(e.into()),
         }
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// Makes `count` Sandboxes: first one, then twice as many each time, so that what cannot work

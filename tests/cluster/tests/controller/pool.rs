@@ -110,6 +110,9 @@ pub(crate) async fn one_takes_in_what_a_former_pool_has_left(env: &Env) -> Resul
     let marked = json!({"podTemplate": {"metadata": {"annotations": {"opt": "in"}}}});
     stray("stray-mark", marked).await?;
     let twin = stray("twin", json!({})).await?;
+    // Whoever has seen so much of it has also seen that the others are nobody's.
+    ns.until_condition::<Sandbox>("twin", "Ready", "True")
+        .await?;
     ns.pool("p", "t", 4).await?;
     let mut wanted = left;
     wanted.extend(twin.uid());
