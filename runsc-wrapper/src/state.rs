@@ -303,17 +303,11 @@ pub(crate) fn remove_filestore(dir: &Path, sandbox: &str) -> io::Result<()> {
 /// When the directory cannot be read.
 pub(crate) fn members_of(root: &Path, sandbox: &str) -> io::Result<Vec<ContainerId>> {
     let ending = format!("_sandbox:{sandbox}.state");
-    let mut members = Vec::new();
-    for entry in fs::read_dir(root)? {
-        let name = entry?.file_name();
-        let container = name.to_str().and_then(|name| name.strip_suffix(&ending));
-        members.extend(
-            container
-                .filter(|id| *id != sandbox)
-                .and_then(|id| id.parse().ok()),
-        );
-    }
-    Ok(members)
+    let containers = names(root)?.into_iter().filter_map(|name| {
+        let id = name.strip_suffix(&ending).filter(|id| *id != sandbox)?;
+        id.parse().ok()
+    });
+    Ok(containers.collect())
 }
 
 /// Removes what is left of containers of `sandbox` that are gone: locks, which a command on a
@@ -323,17 +317,15 @@ pub(crate) fn members_of(root: &Path, sandbox: &str) -> io::Result<Vec<Container
 /// # Errors
 /// The first file that cannot be removed.
 pub(crate) fn remove_leftovers(root: &Path, sandbox: &str) -> io::Result<()> {
-    for entry in fs::read_dir(root)? {
-        let path = entry?.path();
-        let name = path.to_str().unwrap_or_default();
+    let ending = format!("_sandbox:{sandbox}");
+    for name in names(root)? {
         let kinds = [".lock", ".state.new"];
         let container = kinds.iter().find_map(|kind| name.strip_suffix(kind));
         let is_left = container.is_some_and(|container| {
-            container.ends_with(&format!("_sandbox:{sandbox}"))
-                && !Path::new(&format!("{container}.state")).exists()
+            container.ends_with(&ending) && !root.join(format!("{container}.state")).exists()
         });
         if is_left {
-            remove_if_there(&path)?;
+            remove_if_there(&root.join(name))?;
         }
     }
     Ok(())
@@ -365,18 +357,20 @@ fn is_locked(root: &Path, id: &ContainerId) -> io::Result<bool> {
 /// The file of container `id` with the given ending, in whichever sandbox it is.
 fn find(root: &Path, id: &ContainerId, ending: &str) -> io::Result<Option<PathBuf>> {
     let start = format!("{id}_sandbox:");
+    let is_it = |name: &String| name.starts_with(&start) && name.ends_with(ending);
+    let name = names(root)?.into_iter().find(is_it);
+    Ok(name.map(|name| root.join(name)))
+}
+
+/// The names of the files in `root`, none where there is no such directory yet.
+fn names(root: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(root) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    for entry in entries {
-        let name = entry?.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(&start) && name.ends_with(ending) {
-            return Ok(Some(root.join(&*name)));
-        }
-    }
-    Ok(None)
+    entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect()
 }
 
 #[cfg(test)]

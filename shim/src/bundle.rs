@@ -287,9 +287,11 @@ impl Spec {
 
     /// Whether it is what CRI makes of `privileged` (containerd
     /// `internal/cri/server/container_create.go`, `WithAllDevicesAllowed`, which
-    /// `privileged_without_host_devices` leaves out, and `WithWriteableSysfs`).
+    /// `privileged_without_host_devices` leaves out, and `WithWriteableSysfs`). The sandbox of a
+    /// Pod has a sysfs that can be written where any of its containers is privileged
+    /// (`internal/cri/server/podsandbox/sandbox_run.go`), and runs nothing but a pause.
     fn privileged(&self) -> bool {
-        self.has_all_devices() || self.has_writable_sysfs()
+        self.has_all_devices() || (self.has_writable_sysfs() && !self.is_pod())
     }
 
     fn has_all_devices(&self) -> bool {
@@ -554,6 +556,9 @@ mod tests {
         );
         let sysfs = json!([{"type": "sysfs", "destination": "/sys", "options": ["nosuid", "rw"]}]);
         refused(json!({"mounts": sysfs}), "privileged");
+        let network = json!([{"type": "network", "path": "/var/run/netns/cni-1"}]);
+        let pause = json!({"annotations": {CONTAINER_TYPE: "sandbox"}, "mounts": sysfs, "linux": {"namespaces": network}});
+        spec(pause).check(&Policy::default(), None).unwrap();
         refused(json!({"linux": {}}), "hostNetwork");
     }
 

@@ -176,6 +176,8 @@ impl Pod {
             // A start that is under way would go on after the process was said to have ended.
             let _order = process.lifecycle.lock().await;
             if process.state() == State::Created {
+                // One that was deleted meanwhile has had its last event.
+                exec_of(&*self.container(id)?, exec_id)?;
                 return self.discard(&container, process, signal).await;
             }
         }

@@ -40,7 +40,8 @@ use plan::{Member, batches, plan};
 const NODES_DELAY: Duration = Duration::from_secs(5);
 /// When to look again at a pool whose Sandboxes wait for claims to pass.
 const HOLD_BACK: Duration = Duration::from_millis(100);
-/// When to look again at a Sandbox that was to go, and that a claim was about to take.
+/// When to look again at a Sandbox that was to go and that a claim was about to take, or that was
+/// to be taken in and that somebody else has changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Letters and digits of names that Kubernetes makes up itself (`apimachinery`'s `util/rand`): no
@@ -121,7 +122,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     if failure.is_some_and(|e| !e.is_final()) {
         return Ok(Outcome::Failed);
     }
-    let look = is_taken.then_some(LOOK_AGAIN);
+    let look = (is_taken || to_come > 0).then_some(LOOK_AGAIN);
     let held_back = (left > 0).then_some(HOLD_BACK);
     let again = [wait, plan.again, look, held_back];
     let again = again.into_iter().flatten().min();
@@ -147,7 +148,7 @@ fn members(context: &Context, pool: &SandboxWarmPool, source: Option<&Source>) -
 /// Takes in Sandboxes that say that they are the pool's and that nobody owns: a pool that was
 /// deleted without them and made again gets them back. Only what the pool would make itself, to the
 /// last annotation, is given to claims in its name. Returns how many have changed meanwhile: the
-/// watch brings what they are now, and has the pool looked at again.
+/// watch brings what they are now.
 async fn adopt(context: &Context, pool: &SandboxWarmPool, source: &Source) -> Result<usize> {
     let mut changed = 0;
     let namespace = pool.namespace().unwrap_or_default();

@@ -472,7 +472,8 @@ impl Runtime for Runsc {
         }
         if !self.exists(id)? {
             self.known().remove(id);
-            return state::remove_remains(self.root(), id).map_err(unreadable_root);
+            state::remove_remains(self.root(), id).map_err(unreadable_root)?;
+            return self.delete_members(id.as_str()).await;
         }
         let container = self.container("delete", id).ok();
         let deleted = match &container {
@@ -509,7 +510,6 @@ impl Runtime for Runsc {
                 .map_err(|e| cli::io_error(&format!("remove the filestore of {id}"), e))?;
             if sandbox == id.as_str() {
                 self.delete_members(sandbox).await?;
-                state::remove_leftovers(self.root(), sandbox).map_err(unreadable_root)?;
             }
         }
         Ok(())
@@ -663,14 +663,17 @@ impl Runtime for Runsc {
 }
 
 impl Runsc {
-    /// Deletes the containers of a sandbox that is gone: those whose own delete did not come to
-    /// its end, say, on a node that was too busy for the command.
+    /// Deletes what is left of the containers of a sandbox that is gone: their own delete did not
+    /// come to its end, say, on a node that was too busy for the command. Everything is tried, and
+    /// the first error returned.
     async fn delete_members(&self, sandbox: &str) -> Result<()> {
+        let mut result = Ok(());
         for member in state::members_of(self.root(), sandbox).map_err(unreadable_root)? {
             log::info!("{member} goes with its sandbox {sandbox}");
-            self.delete(&member, true).await?;
+            result = result.and(self.delete(&member, true).await);
         }
-        Ok(())
+        let left = state::remove_leftovers(self.root(), sandbox).map_err(unreadable_root);
+        result.and(left)
     }
 
     /// Brings a container into a state that `runsc delete` gets through without waiting.

@@ -160,6 +160,18 @@ async fn a_delete_that_takes_too_long_is_finished_with_the_sandbox(world: World)
         world.assert_nothing_left().await;
         last.delete(&app.id, true).await.unwrap();
     }
+    // Or with the next delete of it, where that was cut short itself.
+    let pod = world.run("pod", "pod", &["/bin/sleep", "1000"]).await;
+    world.run("app", "pod", &["/bin/sleep", "1000"]).await;
+    world
+        .runtime
+        .kill(&pod.id, KillTarget::Init, libc::SIGKILL)
+        .await
+        .unwrap();
+    end_of(pod.exit).await;
+    fs::remove_file(world.config.root.join("pod_sandbox:pod.state")).unwrap();
+    world.another().delete(&pod.id, true).await.unwrap();
+    world.assert_nothing_left().await;
 }
 
 async fn a_prefix_of_an_id_is_nobody(world: World) {

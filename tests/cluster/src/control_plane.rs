@@ -32,7 +32,10 @@ use nix::mount::MsFlags;
 use serde_json::json;
 use tokio::sync::Mutex;
 
-use crate::pki::{Pki, Subject};
+use crate::{
+    account,
+    pki::{Pki, Subject},
+};
 
 /// How long the apiserver may take to serve: it migrates nothing, but machines are slow.
 const STARTS: Duration = Duration::from_secs(60);
@@ -119,6 +122,20 @@ impl ControlPlane {
     #[must_use]
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// A kubeconfig with the rights of the controller's ServiceAccount, which is made if need be.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub async fn account(&self) -> Result<PathBuf> {
+        let rights = account::rights();
+        let apply = ["apply", "--server-side", "--force-conflicts"];
+        let rights = rights.iter().map(String::as_str);
+        self.kubectl(&apply.into_iter().chain(rights).collect::<Vec<_>>())
+            .await?;
+        let kubectl = async |args: &[&str]| self.kubectl(args).await;
+        account::kubeconfig(kubectl, self.dir(), account::CONTROLLER, &[]).await
     }
 
     /// Its directory.

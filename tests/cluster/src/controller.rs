@@ -27,15 +27,16 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Starts the controller of this workspace, `$KILN_CONTROLLER` if that is set, with `flags`.
+    /// Starts the controller of this workspace with `flags`, as its ServiceAccount.
     ///
     /// # Errors
     /// When it does not become ready.
     pub async fn start(plane: &ControlPlane, flags: &[&str]) -> Result<Self> {
-        Self::start_program(plane, &program()?, flags).await
+        let flags = [&["--leader-elect=false"], flags].concat();
+        Self::start_as(&plane.account().await?, plane.place(), &flags).await
     }
 
-    /// Starts another program with the flags of upstream's controller.
+    /// Starts a program with the flags of upstream's controller, with all rights.
     ///
     /// # Errors
     /// When it does not become ready.
@@ -138,7 +139,10 @@ impl Controller {
 }
 
 /// The program: `$KILN_CONTROLLER`, else the workspace's, which lies beside the tests'.
-fn program() -> Result<PathBuf> {
+///
+/// # Errors
+/// When it was not built.
+pub fn program() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("KILN_CONTROLLER") {
         return Ok(path.into());
     }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod cluster;
 pub mod control_plane;
 pub mod controller;

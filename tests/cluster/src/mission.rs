@@ -15,10 +15,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{
-    cluster::Private,
-    system::{System, deploy},
-};
+use crate::{account::deploy, cluster::Private, system::System};
 
 /// What the agent holds for the Pods of these manifests: those of the template have a limit of
 /// memory, which their sandboxes show with the overhead of their class; the other has none.

@@ -5,24 +5,16 @@
 //!
 //! Controller and agent run as processes beside the cluster, so that a test can kill them.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use kiln_tests::agent::Agent;
-use serde_json::{Value, json};
 
-use crate::{cluster::Private, controller::Controller};
-
-/// Where the controller's objects are.
-pub const NAMESPACE: &str = "agent-sandbox-system";
-
-/// ServiceAccounts of controller and agent.
-const CONTROLLER: &str = "agent-sandbox-controller";
-const AGENT: &str = "kiln-node-agent";
+use crate::{
+    account::{self, AGENT, CONTROLLER, NAMESPACE, deploy},
+    cluster::Private,
+    controller::Controller,
+};
 
 /// What runs of it.
 pub struct System {
@@ -38,10 +30,7 @@ impl System {
     /// # Errors
     /// When something cannot be applied or does not become ready.
     pub async fn enable(cluster: &Private, agent: &str) -> Result<Self> {
-        let deploy = deploy();
-        let crds = deploy.join("crds").display().to_string();
-        let [namespace, rbac] =
-            ["namespace", "rbac"].map(|file| format!("{}/base/{file}.yaml", deploy.display()));
+        let crds = deploy().join("crds").display().to_string();
         // Larger than the annotation of a client-side apply may be.
         apply(cluster, &["--server-side", "-f", &crds]).await?;
         let established = [
@@ -52,7 +41,8 @@ impl System {
             &crds,
         ];
         cluster.kubectl(established)?.run().await?;
-        apply(cluster, &["-f", &namespace, "-f", &rbac]).await?;
+        let rights = account::rights();
+        apply(cluster, &rights.each_ref().map(String::as_str)).await?;
         let controller = start_controller(cluster).await?;
         let account = kubeconfig_of(cluster, AGENT, &bound_to(cluster)).await?;
         let agent = cluster.run_agent(agent, &account).await?;
@@ -96,12 +86,6 @@ pub async fn start_controller(cluster: &Private) -> Result<Controller> {
     Controller::start_as(&kubeconfig, cluster.place(), &flags).await
 }
 
-/// The directory of the manifests.
-#[must_use]
-pub fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy")
-}
-
 async fn apply(cluster: &Private, args: &[&str]) -> Result<()> {
     let args = ["apply"].iter().chain(args).copied();
     cluster.kubectl(args)?.run().await?;
@@ -117,24 +101,7 @@ fn bound_to(cluster: &Private) -> [String; 2] {
     ]
 }
 
-/// The administrator's kubeconfig with the credentials of a ServiceAccount in it. `more` is said
-/// of its token.
 async fn kubeconfig_of(cluster: &Private, account: &str, more: &[String]) -> Result<PathBuf> {
-    let token = ["-n", NAMESPACE, "create", "token", account, "--duration=2h"];
-    let more = more.iter().map(String::as_str);
-    let token = cluster
-        .kubectl(token.into_iter().chain(more))?
-        .run()
-        .await?;
-    let config = ["config", "view", "--raw", "-ojson"];
-    let config = cluster.kubectl(config)?.run().await?;
-    let mut config: Value = serde_json::from_str(&config)?;
-    let user = config
-        .pointer_mut("/users/0/user")
-        .context("a kubeconfig without a user")?;
-    *user = json!({"token": token.trim()});
-    let path = cluster.dir().join(format!("{account}.conf"));
-    fs::write(&path, config.to_string())?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-    Ok(path)
+    let kubectl = async |args: &[&str]| cluster.kubectl(args.iter().copied())?.run().await;
+    account::kubeconfig(kubectl, cluster.dir(), account, more).await
 }

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fs};
 
-use kiln_cluster::system::deploy;
+use kiln_cluster::account::deploy;
 use serde_json::Value;
 
 /// Sources of metrics, and what their names begin with.

@@ -20,7 +20,11 @@ use std::{
 use anyhow::{Context, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kiln_cluster::{control_plane::ControlPlane, controller::Controller, standin::Standin};
+use kiln_cluster::{
+    control_plane::ControlPlane,
+    controller::{self, Controller},
+    standin::Standin,
+};
 use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool};
 use kiln_tests::{
     bench::{file, median, ms, progress, save},
@@ -74,7 +78,7 @@ async fn measure(program: Option<&Path>) -> Result<Figures> {
             plane.kubectl(&words).await?;
             Controller::start_program(&plane, program, &[]).await?
         }
-        None => Controller::start(&plane, &[]).await?,
+        None => Controller::start_program(&plane, &controller::program()?, &[]).await?,
     };
     let figures = measure_one(&plane, &controller).await;
     let figures = figures.with_context(|| controller.log())?;

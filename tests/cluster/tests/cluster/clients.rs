@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use kiln_cluster::system::{NAMESPACE, System, deploy};
+use kiln_cluster::{
+    account::{NAMESPACE, deploy},
+    system::System,
+};
 use kiln_tests::{process::Cmd, tools, wait};
 use serde_json::{Value, json};
 

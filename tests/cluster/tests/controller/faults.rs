@@ -13,7 +13,7 @@ use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
-use kiln_cluster::controller::Controller;
+use kiln_cluster::{account, controller::Controller};
 use kiln_crds::{Sandbox, SandboxClaim};
 use kube::{
     Api, ResourceExt,
@@ -117,7 +117,7 @@ async fn lease_of_upstream(env: &Env) -> Result<Instant> {
         }),
     };
     let since = Instant::now();
-    let leases: Api<Lease> = Api::namespaced(env.plane.client(), "default");
+    let leases: Api<Lease> = Api::namespaced(env.plane.client(), account::NAMESPACE);
     leases.create(&PostParams::default(), &lease).await?;
     Ok(since)
 }
@@ -130,7 +130,10 @@ pub(crate) async fn two_controllers_take_turns(env: &Env) -> Result<()> {
         alone.ended().await?.success(),
         "a controller that is told to end ends well"
     );
-    let elect = ["--leader-elect=true", "--leader-election-namespace=default"];
+    let elect = [
+        "--leader-elect=true",
+        "--leader-election-namespace=agent-sandbox-system",
+    ];
     let upstream = lease_of_upstream(env).await?;
     let first = Controller::start(&env.plane, &elect).await?;
     let ns = env.namespace().await?;

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{admissionregistration::v1::ValidatingAdmissionPolicy, core::v1::Pod};
-use kiln_cluster::system::deploy;
+use kiln_cluster::account::deploy;
 use kiln_tests::wait;
 use kube::{
     Api,

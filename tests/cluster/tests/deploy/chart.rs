@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use kiln_cluster::system::deploy;
+use kiln_cluster::account::deploy;
 use kiln_tests::{process::Cmd, tools};
 use serde_json::{Value, json};
 

@@ -8,7 +8,7 @@ use k8s_openapi::{
     api::{core::v1::Pod, node::v1::RuntimeClass},
     apimachinery::pkg::api::resource::Quantity,
 };
-use kiln_cluster::system::deploy;
+use kiln_cluster::account::deploy;
 use kube::{
     Api,
     api::{ListParams, Patch, PatchParams},

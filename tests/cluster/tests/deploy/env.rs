@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kiln_cluster::{
-    control_plane::ControlPlane, controller::Controller, standin::Standin, system::deploy,
+    account::deploy, control_plane::ControlPlane, controller::Controller, standin::Standin,
 };
 use kiln_tests::{suite::Fixture, wait};
 use kube::{Api, api::PostParams};

@@ -15,7 +15,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::APIResourceList,
 };
-use kiln_cluster::system::deploy;
+use kiln_cluster::account::deploy;
 use kiln_crds::SandboxNode;
 use kiln_tests::wait;
 use kube::{

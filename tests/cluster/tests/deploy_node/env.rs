@@ -12,9 +12,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use kiln_cluster::{
+    account::{NAMESPACE, deploy},
     cluster::Private,
     mission::AGENT,
-    system::{NAMESPACE, deploy},
 };
 use kiln_images::release::release;
 use kiln_tests::{

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
-use kiln_cluster::{control_plane::ControlPlane, standin::Standin, system::deploy};
+use kiln_cluster::{account::deploy, control_plane::ControlPlane, standin::Standin};
 use kiln_tests::{
     process::{Cmd, Output},
     suite::Fixture,

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use kiln_cluster::system::deploy;
+use kiln_cluster::account::deploy;
 use serde_json::Value;
 
 use crate::env::{Env, NAMESPACE};

@@ -5,7 +5,7 @@
 use std::{env::join_paths, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use kiln_cluster::system::deploy;
+use kiln_cluster::account::deploy;
 use kiln_tests::{
     process::{Cmd, Output},
     tools,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use kiln_cluster::{control_plane::free_ports, system::deploy};
+use kiln_cluster::{account::deploy, control_plane::free_ports};
 use serde_json::{Value, json};
 
 use crate::env::{Env, fails};
