@@ -135,6 +135,12 @@ impl<'a> Lines<'a> {
     }
 
     pub(super) fn kubelet(&self) -> Program {
+        // Which a node's agent sets elsewhere, when the node has the handler.
+        let label = if self.parts.handler {
+            "kiln.dev/gvisor=ready"
+        } else {
+            ""
+        };
         let args = [
             ("config", self.at("etc/kubelet.json")),
             ("kubeconfig", self.pki("kubelet.conf")),
@@ -142,6 +148,7 @@ impl<'a> Lines<'a> {
             ("cert-dir", self.at("kubelet/pki")),
             ("hostname-override", NODE.to_owned()),
             ("node-ip", self.network.node.to_string()),
+            ("node-labels", label.to_owned()),
         ];
         self.kubernetes("kubelet", args)
     }
