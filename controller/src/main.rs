@@ -17,6 +17,7 @@ mod http;
 mod lease;
 mod metrics;
 mod node;
+mod obstacle;
 mod owner;
 mod patch;
 mod pool;

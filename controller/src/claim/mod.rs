@@ -27,7 +27,9 @@ use crate::{
     context::{ClaimAnnotations, Context, named_pool, template_of, template_word},
     error::{self, Error, Result},
     metrics::Startup,
-    node, owner, patch, pool,
+    node,
+    obstacle::Obstacle,
+    owner, patch, pool,
     queue::{Class, Outcome, Work},
     watch::GATHER,
 };
@@ -58,6 +60,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     write_status(context, &claim, &new).await?;
     if let Ok(sandbox) = &found {
         record(context, &claim, sandbox, &new);
+        tell_obstacle(context, &claim, sandbox);
     }
     if let Err(e) = found {
         tell_failure(context, &claim, &e);
@@ -99,6 +102,20 @@ fn tell_failure(context: &Arc<Context>, claim: &SandboxClaim, error: &Error) {
     let text = error.to_string();
     if old.is_none_or(|old| !old.message.ends_with(&text)) {
         context.tell(claim, EventType::Warning, "SandboxNotProvided", text);
+    }
+}
+
+/// Tells what keeps the Sandbox of a claim from being ready, where the claim does not say it yet.
+fn tell_obstacle(context: &Arc<Context>, claim: &SandboxClaim, sandbox: &Sandbox) {
+    let conditions = sandbox.status.as_ref().map_or(&[][..], |s| &s.conditions);
+    let Some(obstacle) = Obstacle::of(conditions) else {
+        return;
+    };
+    let said = claim.status.as_ref().map_or(&[][..], |s| &s.conditions);
+    let said = condition::find(said, READY);
+    if said.is_none_or(|said| !said.message.contains(obstacle.message)) {
+        let message = obstacle.message.to_owned();
+        context.tell(claim, EventType::Warning, obstacle.reason, message);
     }
 }
 

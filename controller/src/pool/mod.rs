@@ -361,8 +361,9 @@ async fn write_status(
     context.pending_statuses().remove(&key);
     let ready = |conditions: &[Condition]| condition::find(conditions, READY).cloned();
     let old = pool.status.as_ref().and_then(|s| ready(&s.conditions));
-    if let Some(new) = ready(&new.conditions)
-        && (failure.is_some() || new.reason == "Unschedulable")
+    let is_obstructed = members.iter().any(|m| m.obstacle.is_some());
+    if let Some(new) = ready(&new.conditions).filter(|ready| ready.status == "False")
+        && (failure.is_some() || is_obstructed)
         && old.is_none_or(|old| old.reason != new.reason || old.message != new.message)
     {
         let reason = if failure.is_some() {
@@ -413,8 +414,8 @@ fn status(
     let ready = members.iter().filter(|m| m.is_ready).count();
     let desired = desired(pool);
     let generation = pool.metadata.generation;
-    let unschedulable = members.iter().find_map(|m| m.unschedulable.as_deref());
-    let (is, reason, message) = match (failure, unschedulable) {
+    let obstacle = members.iter().find_map(|m| m.obstacle.as_ref());
+    let (is, reason, message) = match (failure, obstacle) {
         (Some(e @ Error::TemplateNotFound(_)), _) => (Is::False, "TemplateNotFound", e.to_string()),
         (Some(e), _) => (Is::False, "SandboxCreateFailed", e.to_string()),
         (None, _) if ready >= desired => (
@@ -422,7 +423,7 @@ fn status(
             "PoolReady",
             format!("{ready} of {desired} Sandboxes are ready"),
         ),
-        (None, Some(why)) => (Is::False, "Unschedulable", why.to_owned()),
+        (None, Some((reason, message))) => (Is::False, reason.as_str(), message.clone()),
         (None, None) => (
             Is::False,
             "Warming",
@@ -549,7 +550,7 @@ mod tests {
             is_ready,
             is_stale: false,
             is_over: false,
-            unschedulable: why.map(str::to_owned),
+            obstacle: why.map(|why| ("Unschedulable".to_owned(), why.to_owned())),
         };
         let missing = Error::TemplateNotFound("t".to_owned());
         let cases = [

@@ -9,7 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kiln_crds::Sandbox;
 use kube::{Resource, ResourceExt};
 
-use crate::condition::{self, FINISHED, POD_SCHEDULED, READY};
+use crate::{
+    condition::{self, FINISHED, READY},
+    obstacle::Obstacle,
+};
 
 /// Least age at which a Sandbox that has come to its end is replaced: one that ends at once must
 /// not make the pool spin.
@@ -25,24 +28,27 @@ pub(crate) struct Member {
     pub(crate) is_stale: bool,
     /// Its Pod has ended.
     pub(crate) is_over: bool,
-    /// Why no node takes its Pod.
-    pub(crate) unschedulable: Option<String>,
+    /// The reason and the message of what keeps it from being ready.
+    pub(crate) obstacle: Option<(String, String)>,
 }
 
 impl Member {
     pub(crate) fn of(sandbox: &Sandbox, is_stale: bool, now: Timestamp) -> Self {
         let conditions: &[Condition] = sandbox.status.as_ref().map_or(&[], |s| &s.conditions);
-        let scheduled = condition::find(conditions, POD_SCHEDULED);
-        let unschedulable =
-            scheduled.filter(|c| c.status == "False" && c.reason == "Unschedulable");
         Self {
             name: sandbox.name_any(),
             age: age(sandbox, now),
             is_ready: condition::is_true(conditions, READY),
             is_stale,
             is_over: condition::is_true(conditions, FINISHED),
-            unschedulable: unschedulable.map(|c| c.message.clone()),
+            obstacle: Obstacle::of(conditions).map(|o| (o.reason.to_owned(), o.message.to_owned())),
         }
+    }
+
+    /// Whether no node takes its Pod.
+    fn is_unschedulable(&self) -> bool {
+        let obstacle = self.obstacle.as_ref();
+        obstacle.is_some_and(|(reason, _)| reason == Obstacle::UNSCHEDULABLE)
     }
 }
 
@@ -85,7 +91,7 @@ pub(crate) fn plan(
     for member in members {
         let limit = if member.is_over {
             Some(LEAST_LIFE)
-        } else if member.is_ready || member.unschedulable.is_some() {
+        } else if member.is_ready || member.is_unschedulable() {
             None
         } else {
             Some(grace)
@@ -123,7 +129,7 @@ mod tests {
             is_ready: true,
             is_stale: false,
             is_over: false,
-            unschedulable: None,
+            obstacle: None,
         }
     }
 
@@ -189,7 +195,7 @@ mod tests {
             ["slow"]
         );
         let homeless = Member {
-            unschedulable: Some("no room".into()),
+            obstacle: Some(("Unschedulable".into(), "no room".into())),
             ..slow
         };
         assert_eq!(plan(1, &[homeless], false, true, GRACE), Plan::default());
@@ -229,7 +235,7 @@ mod tests {
             is_ready: *ready && !over,
             is_stale: *stale,
             is_over: *over,
-            unschedulable: homeless.then(|| "no room".to_owned()),
+            obstacle: homeless.then(|| ("Unschedulable".to_owned(), "no room".to_owned())),
         };
         all.iter().enumerate().map(member).collect()
     }

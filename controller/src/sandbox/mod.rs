@@ -13,7 +13,7 @@ use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Pod, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kiln_crds::{Sandbox, ShutdownPolicy, VolumeClaimTemplate, keys};
+use kiln_crds::{Sandbox, SandboxWarmPool, ShutdownPolicy, VolumeClaimTemplate, keys};
 use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
 use serde_json::json;
 
@@ -23,6 +23,7 @@ use crate::{
     context::{Context, Kind},
     error::{self, Error, Result},
     node,
+    obstacle::Obstacle,
     owner::{self, Ownership},
     patch,
     pool::plan::age,
@@ -66,7 +67,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     {
         return Ok(Outcome::Again(FIRST_STATUS));
     }
-    tell_what_is_wrong(context, &sandbox, &new, &children.errors);
+    tell_what_is_wrong(context, &sandbox, &new);
     write_status(context, &sandbox, &new).await?;
     if children.errors.iter().any(|e| !e.is_final()) {
         return Ok(Outcome::Failed);
@@ -81,25 +82,23 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         .map_or(Outcome::Done, Outcome::Again))
 }
 
-/// Events come with the change of the condition, not with each try.
-fn tell_what_is_wrong(
-    context: &Arc<Context>,
-    sandbox: &Sandbox,
-    new: &kiln_crds::SandboxStatus,
-    errors: &[Error],
-) {
-    let Some(ready) = condition::find(&new.conditions, condition::READY) else {
+/// Events come with the change of the condition, not with each try. Of what a pool waits for, the
+/// pool tells.
+fn tell_what_is_wrong(context: &Arc<Context>, sandbox: &Sandbox, new: &kiln_crds::SandboxStatus) {
+    let is_pools = owner::controller(sandbox).is_some_and(owner::is_kind::<SandboxWarmPool>);
+    let old = sandbox.status.as_ref().map_or(&[][..], |s| &s.conditions);
+    let Some(now) = Obstacle::of(&new.conditions) else {
         return;
     };
-    let old = sandbox.status.as_ref();
-    let old = old.and_then(|s| condition::find(&s.conditions, condition::READY));
-    if !errors.is_empty() && old.is_none_or(|old| old.message != ready.message) {
-        context.tell(
-            sandbox,
-            EventType::Warning,
-            &ready.reason,
-            ready.message.clone(),
-        );
+    let is_news = match Obstacle::of(old) {
+        // The others' words change with each try of somebody else.
+        Some(old) if now.is_refusal() => old.message != now.message,
+        Some(old) => old.reason != now.reason,
+        None => true,
+    };
+    if is_news && (now.is_refusal() || !is_pools) {
+        let message = now.message.to_owned();
+        context.tell(sandbox, EventType::Warning, now.reason, message);
     }
 }
 

@@ -9,7 +9,11 @@ use k8s_openapi::api::{
 };
 use kiln_cluster::standin::FATE;
 use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool, keys};
-use kube::ResourceExt;
+use kiln_tests::wait;
+use kube::{
+    ResourceExt,
+    api::{Patch, PatchParams},
+};
 use serde_json::json;
 
 use crate::env::{Env, controller_of, line, same};
@@ -241,6 +245,44 @@ pub(crate) async fn a_claim_without_a_node_is_explained(env: &Env) -> Result<()>
     ns.until_condition::<SandboxClaim>("c", "Ready", is).await?;
     let is = "False Unschedulable: 0/4 nodes are available";
     ns.until_condition::<Sandbox>("c", "PodScheduled", is)
+        .await?;
+    // Claim and Sandbox have the same name.
+    for kind in ["SandboxClaim", "Sandbox"] {
+        ns.until_told(kind, "c", "0/4 nodes are available").await?;
+    }
+    Ok(())
+}
+
+/// An image that is not there, say, as a kubelet tells of it.
+pub(crate) async fn a_container_that_does_not_start_is_explained(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let stays = json!({"podTemplate": {"metadata": {"annotations": {FATE: "pending"}}}});
+    ns.template("t", stays).await?;
+    let pool = json!({"spec": {"replicas": 1, "sandboxTemplateRef": {"name": "t"}}});
+    ns.make::<SandboxWarmPool>("p", pool).await?;
+    ns.claim_with("c", json!({"sandboxTemplateRef": {"name": "t"}}))
+        .await?;
+    let pods = wait::until("two Pods", wait::SOON, async || {
+        ns.list::<Pod>().await.ok().filter(|pods| pods.len() == 2)
+    });
+    let waiting = json!({"reason": "ErrImagePull", "message": "no such image"});
+    let status = json!({"status": {"containerStatuses": [{
+        "name": "main", "image": "gone", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"waiting": waiting},
+    }]}});
+    for pod in pods.await? {
+        let params = PatchParams::default();
+        let status = Patch::Merge(&status);
+        ns.api::<Pod>()
+            .patch_status(&pod.name_any(), &params, &status)
+            .await?;
+    }
+    let why = "container main is waiting: ErrImagePull: no such image";
+    for (kind, name) in [("SandboxClaim", "c"), ("SandboxWarmPool", "p")] {
+        ns.until_told(kind, name, why).await?;
+    }
+    let is = format!("False ContainerWaiting: {why}");
+    ns.until_condition::<SandboxWarmPool>("p", "Ready", &is)
         .await?;
     Ok(())
 }

@@ -268,12 +268,19 @@ impl Namespace<'_> {
 
     /// Waits for a warning about an object.
     pub(crate) async fn until_warned(&self, object: &str, text: &str) -> Result<()> {
-        let what = format!("a warning about {object}: {text}");
+        self.until_told("", object, text).await
+    }
+
+    /// Waits for a warning about an object of `kind`, empty for any.
+    pub(crate) async fn until_told(&self, kind: &str, object: &str, text: &str) -> Result<()> {
+        let what = format!("a warning about {kind} {object}: {text}");
         let api = self.api::<Event>();
         wait::until(&what, wait::SOON, async || {
             let events = api.list(&ListParams::default()).await.ok()?;
             events.items.into_iter().find_map(|e| {
-                let about = e.involved_object.name.as_deref() == Some(object);
+                let is_kind = |found: &str| kind.is_empty() || found == kind;
+                let about = e.involved_object.name.as_deref() == Some(object)
+                    && e.involved_object.kind.as_deref().is_some_and(is_kind);
                 let says = e.message.as_deref().is_some_and(|m| m.contains(text));
                 (about && says && e.type_.as_deref() == Some("Warning")).then_some(())
             })

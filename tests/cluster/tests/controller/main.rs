@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         bad::an_edited_owner_brings_nobody_anothers,
         bad::an_owner_reference_alone_gives_nothing,
         bad::a_claim_without_a_node_is_explained,
+        bad::a_container_that_does_not_start_is_explained,
         bad::objects_may_be_large,
     );
     cases!(
