@@ -19,6 +19,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
+/// Flags of the controller: nodes that cases speak for report once and stay.
+pub(crate) const FLAGS: [&str; 1] = ["--node-heartbeat-timeout=5m"];
+
 pub(crate) struct Env {
     pub(crate) plane: ControlPlane,
     pub(crate) controller: Mutex<Option<Controller>>,
@@ -51,7 +54,7 @@ impl Env {
     pub(crate) async fn start() -> Result<Self> {
         let plane = ControlPlane::start().await?;
         let standin = Standin::start(plane.client());
-        let controller = Controller::start(&plane, &[]).await?;
+        let controller = Controller::start(&plane, &FLAGS).await?;
         Ok(Self {
             plane,
             controller: Mutex::new(Some(controller)),

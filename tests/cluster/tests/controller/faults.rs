@@ -22,7 +22,7 @@ use kube::{
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::env::{Env, Namespace, controller_of, same};
+use crate::env::{Env, FLAGS, Namespace, controller_of, same};
 
 /// Claims that come while things fail.
 const CLAIMS: usize = 30;
@@ -78,7 +78,7 @@ pub(crate) async fn a_controller_that_is_killed_loses_and_doubles_nothing(env: &
             let old = held.take().context("no controller")?;
             old.signal(Signal::SIGKILL)?;
             old.ended().await?;
-            *held = Some(Controller::start(&env.plane, &[]).await?);
+            *held = Some(Controller::start(&env.plane, &FLAGS).await?);
         }
         Ok::<_, anyhow::Error>(())
     };
@@ -157,6 +157,6 @@ pub(crate) async fn two_controllers_take_turns(env: &Env) -> Result<()> {
         .await?;
     ensure!(second.log().contains("leading"));
     drop(second);
-    *held = Some(Controller::start(&env.plane, &[]).await?);
+    *held = Some(Controller::start(&env.plane, &FLAGS).await?);
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! What nodes hold ready below the Pods. The cases speak for the agents of nodes.
 
 use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{core::v1::Pod, node::v1::RuntimeClass};
 use kiln_crds::{NodeClassStatus, NodeTotal, Sandbox, SandboxNode, SandboxWarmPool};
@@ -148,12 +149,9 @@ pub(crate) async fn nodes_are_asked_for_what_pools_and_claims_need(env: &Env) ->
     let before = fleet.nodes.get(&first).await?.metadata.generation;
     let start = std::time::Instant::now();
     // All at once: claims that come slowly are no burst.
-    for n in 0..5 {
-        ns.claim(&format!("c{n}"), "p").await?;
-    }
-    for n in 0..5 {
-        ns.claimed(&format!("c{n}")).await?;
-    }
+    let names: Vec<String> = (0..5).map(|n| format!("c{n}")).collect();
+    try_join_all(names.iter().map(|name| ns.claim(name, "p"))).await?;
+    ns.all_claimed(&names).await?;
     fleet.until_wishes(&[2, 3]).await?;
     let writes = fleet
         .nodes

@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::{sync::Mutex, time::sleep};
 
-use crate::env::{Env, Kind, Namespace};
+use crate::env::{Env, FLAGS, Kind, Namespace};
 
 /// Lives of objects at a time.
 const WORKERS: u64 = 3;
@@ -210,7 +210,7 @@ async fn trouble(run: &Run<'_>, mut dice: Dice) -> Result<String> {
         let old = held.take().context("no controller")?;
         old.signal(*ends.draw(&mut dice))?;
         old.ended().await?;
-        *held = Some(Controller::start(&run.ns.env.plane, &[]).await?);
+        *held = Some(Controller::start(&run.ns.env.plane, &FLAGS).await?);
     }
     let controller = held.as_ref().context("no controller")?;
     let mut samples = Vec::new();
