@@ -20,7 +20,7 @@ use kiln_crds::{Sandbox, SandboxClaim, SandboxNode, SandboxTemplate, SandboxWarm
 use kube::{
     Api, ResourceExt,
     core::DeserializeGuard,
-    runtime::{WatchStreamExt, watcher},
+    runtime::{WatchStreamExt, utils::Backoff, watcher},
 };
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -40,6 +40,28 @@ pub(crate) const GATHER: Duration = Duration::from_millis(20);
 /// apiserver sends nothing, not even bookmarks: only its end tells such a watch from one whose
 /// apiserver has gone without a word, and until then nothing new is seen.
 const LENGTH: u32 = 60;
+
+/// Longest pause of a watch that fails: for so long the controller may be blind after the
+/// apiserver has come back. It has few watches, so that an apiserver in trouble is no worse off.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a watch pauses after each of its failures.
+#[derive(Default)]
+struct Pauses(watcher::DefaultBackoff);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause.min(LONGEST_PAUSE))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
 
 /// How many watches have brought their first list.
 #[derive(Default)]
@@ -114,7 +136,7 @@ async fn follow<K: Kind>(
     // One object that cannot be read must not hide all others: a schema need not be as strict as
     // a type in all things.
     let api: Api<DeserializeGuard<K>> = Api::all(context.client.clone());
-    let mut events = pin!(watcher(api, config).default_backoff());
+    let mut events = pin!(watcher(api, config).backoff(Pauses::default()));
     let mut is_first = true;
     while let Some(event) = events.next().await {
         match event {
@@ -275,5 +297,19 @@ fn wake_claims(context: &Context, word: &str) {
         if !conditions.is_some_and(|all| condition::is_true(all, READY)) {
             context.add(Class::Claim, Key::of(&*claim));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_though_not_for_ever() {
+        let mut pauses = Pauses::default();
+        let first = pauses.next().unwrap();
+        assert!(first < LONGEST_PAUSE, "{first:?}");
+        assert!(pauses.by_ref().take(20).all(|pause| pause <= LONGEST_PAUSE));
+        assert_eq!(pauses.next(), Some(LONGEST_PAUSE));
     }
 }
