@@ -19,7 +19,7 @@ use kube::{
     runtime::watcher,
 };
 use serde_json::json;
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::{
@@ -88,7 +88,11 @@ impl Reporter {
                     is_installed: false,
                     ..
                 }
-                | State::Removing => Some(json!(null)),
+                // Each of them: the first may be over before the last label is written.
+                | State::Removing
+                | State::InUse(_)
+                | State::Removed(_)
+                | State::RemoveFailed(_) => Some(json!(null)),
                 // It is as it was, or nobody's to say.
                 _ => None,
             };
@@ -137,6 +141,8 @@ impl Reporter {
         }
         info!("SandboxNode {} is there", self.node);
         let mut ticks = interval(PAUSE);
+        // After a slow write the next must not follow at once.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last: Option<(SandboxNodeStatus, Instant)> = None;
         loop {
             ticks.tick().await;
