@@ -63,8 +63,9 @@ use crate::control_plane;
 /// Longest path of a cluster's directory: sockets in it end at 107 bytes, with a container's id.
 const LONGEST: usize = 36;
 
-/// How long the apiserver of a running cluster may take to answer.
-const ANSWERS: Duration = Duration::from_secs(2);
+/// How long the apiserver of a running cluster may take to answer: one that is slow is not to be
+/// taken away.
+const ANSWERS: Duration = Duration::from_secs(30);
 
 /// What goes into a cluster that is not in the cache of third-party programs.
 #[derive(Debug, Clone)]

@@ -5,16 +5,22 @@
 //!
 //! Controller and agent run as processes beside the cluster, so that a test can kill them.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
-use kiln_tests::agent::Agent;
+use kiln_tests::{agent::Agent, wait};
 
 use crate::{
     account::{self, AGENT, CONTROLLER, NAMESPACE, deploy},
     cluster::Private,
     controller::Controller,
 };
+
+/// Pause between two tries to start a controller.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// What runs of it.
 pub struct System {
@@ -56,8 +62,17 @@ impl System {
     pub async fn with_another_controller(self, cluster: &Private) -> Result<Self> {
         self.controller.signal(nix::sys::signal::Signal::SIGKILL)?;
         self.controller.ended().await?;
+        let start = Instant::now();
+        let controller = loop {
+            match start_controller(cluster).await {
+                Ok(controller) => break controller,
+                Err(e) if start.elapsed() > wait::SOON => return Err(e),
+                // An apiserver that has just come back may not answer everything yet.
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        };
         Ok(Self {
-            controller: start_controller(cluster).await?,
+            controller,
             agent: self.agent,
         })
     }

@@ -16,16 +16,13 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::env::{Env, Namespace};
+use crate::env::{Env, Namespace, PATIENCE};
 
 const POOL: usize = 20;
 /// Claims in all. Each costs this one node a Pod.
 const CLAIMS: usize = 100;
 /// Claims that are there at the same time.
 const CLIENTS: usize = 10;
-
-/// How long one thing may take where every claim costs a Pod of this one node.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 /// An agent that holds a few of the sandboxes that these Pods ask for.
 const AGENT: &str = "overhead = 50331648\n[limits]\nboots = 1\n\
@@ -64,7 +61,7 @@ pub(crate) async fn claims_outlast_controller_and_apiserver(env: &Env) -> Result
         tokio::time::sleep(Duration::from_secs(1)).await;
         let system = system.with_another_controller(&env.private).await?;
         env.private.cluster().restart("kube-apiserver").await?;
-        wait::until("the apiserver", wait::SOON, async || {
+        wait::until("the apiserver", PATIENCE, async || {
             burst.pods.list(&ListParams::default()).await.ok().map(drop)
         })
         .await?;

@@ -16,7 +16,7 @@ VERSION = importlib.metadata.version("k8s-agent-sandbox")
 # What claims named before there was v1beta1.
 NAMES_TEMPLATE = VERSION.startswith("0.4.")
 STREAMS = not VERSION.startswith("0.")
-PATIENCE = 60
+PATIENCE = 240
 
 
 def expect(is_so, what):

@@ -32,7 +32,7 @@ const TEMPLATE: &str = "python-template";
 const PORT: u16 = 8080;
 
 /// How long one life may take.
-const LIFE: Duration = Duration::from_secs(120);
+const LIFE: Duration = Duration::from_secs(600);
 
 /// Label of every sandbox's Pod.
 const SANDBOX: &str = "agents.x-k8s.io/sandbox-name-hash";
@@ -98,6 +98,11 @@ pub(crate) async fn upstreams_work_unmodified(env: &Env) -> Result<()> {
 
 /// Has a client of `version` make, use and end a sandbox in `namespace`.
 async fn live(env: &Env, version: &str, namespace: &str, way: &str) -> Result<()> {
+    // What a Pod without a warm one costs is not to be the client's patience.
+    let (pool, ready) = (format!("sandboxwarmpool/{POOL}"), ".status.readyReplicas");
+    env.existing(namespace)
+        .until_field(&pool, ready, |n| n == "1")
+        .await?;
     let clients = tools::cache()?.join("python-clients");
     let python = clients.join("venv/bin/python");
     ensure!(

@@ -17,6 +17,9 @@ use kiln_tests::{
     tools, wait,
 };
 
+/// How long things may take that cost Pods of this one node.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Configuration of an agent that holds nothing of its own accord.
 pub(crate) const NOTHING_WARM: &str = "[limits]\nboots = 1\n";
 
@@ -175,7 +178,7 @@ impl Namespace<'_> {
         is: impl Fn(&str) -> bool,
     ) -> Result<String> {
         let what = format!("{path} of {object}");
-        wait::until(&what, Duration::from_secs(60), async || {
+        wait::until(&what, PATIENCE, async || {
             let found = self.field(object, path).await.ok()?;
             is(&found).then_some(found)
         })

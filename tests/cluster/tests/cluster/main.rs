@@ -18,7 +18,10 @@ mod volume;
 
 use std::process::ExitCode;
 
-use kiln_tests::{cases, suite::Cases};
+use kiln_tests::{
+    cases,
+    suite::{CASE, Cases},
+};
 
 use env::Env;
 
@@ -43,7 +46,8 @@ fn main() -> ExitCode {
         node::a_second_up_changes_nothing,
         node::others_may_not_use_its_place,
     );
-    // They have the controller and the router for themselves.
+    // They have the controller and the router for themselves, and cost many Pods.
+    let mut cases = cases.limit(CASE * 4);
     cases!(
         cases.add_alone, Env:
         clients::upstreams_work_unmodified,

@@ -45,7 +45,8 @@ pub(crate) async fn a_service_is_reached_by_its_address(env: &Env) -> Result<()>
     let pod = ns.field("pod/web", ".status.podIP").await?;
     for address in [format!("{service}:80"), format!("{pod}:8080")] {
         let ask = format!(
-            "for i in 1 2 3 4 5; do timeout 5 wget -qO- http://{address}/ && exit; sleep 1; done"
+            "i=0; while [ $i -lt 30 ]; do timeout 5 wget -qO- http://{address}/ && exit; \
+             i=$((i + 1)); sleep 1; done"
         );
         let answer = ns.shell("client", &ask).await?;
         ensure!(answer == "behind-a-service", "Pod to {address}: {answer:?}");
