@@ -9,7 +9,7 @@ use kiln_cluster::account::deploy;
 use kiln_tests::wait;
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -388,12 +388,15 @@ pub(crate) async fn the_examples_pass(env: &Env) -> Result<()> {
         env.ready("default", &format!("{kind}/{name}")).await?;
     }
     let pods: Api<Pod> = Api::namespaced(env.plane.client(), "default");
-    let made = pods.list(&kube::api::ListParams::default()).await?.items;
     let of_class = |pod: &&Pod| {
         let spec = pod.spec.as_ref();
         spec.is_some_and(|s| s.runtime_class_name.as_deref() == Some("gvisor"))
     };
-    // The Sandbox, the claim, and two for the pool.
-    ensure!(made.iter().filter(of_class).count() == 4, "{made:#?}");
-    Ok(())
+    // The Sandbox, the claim, and two for the pool, which may not have made the second again yet.
+    let mut made = Vec::new();
+    let all = wait::until("four Pods", wait::SOON, async || {
+        made = pods.list(&ListParams::default()).await.ok()?.items;
+        (made.iter().filter(of_class).count() == 4).then_some(())
+    });
+    all.await.with_context(|| format!("{made:#?}"))
 }
