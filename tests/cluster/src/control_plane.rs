@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// How long the apiserver may take to serve: it migrates nothing, but machines are slow.
-const STARTS: Duration = Duration::from_secs(60);
+const STARTS: Duration = Duration::from_secs(180);
 /// Where services would be.
 const SERVICES: &str = "10.0.0.0/24";
 

@@ -18,7 +18,7 @@ use nix::{sys::signal::Signal, unistd::Pid};
 use crate::control_plane::{ControlPlane, free_ports};
 
 /// How long it may take to fill its caches.
-const STARTS: Duration = Duration::from_secs(60);
+const STARTS: Duration = Duration::from_secs(180);
 
 /// A running controller.
 pub struct Controller {

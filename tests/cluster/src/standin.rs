@@ -16,7 +16,7 @@ use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
     runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
@@ -105,6 +105,11 @@ impl Shared {
         if pod.metadata.deletion_timestamp.is_some() {
             let now = DeleteParams {
                 grace_period_seconds: Some(0),
+                // Not another one of its name.
+                preconditions: Some(Preconditions {
+                    uid: pod.uid(),
+                    resource_version: None,
+                }),
                 ..DeleteParams::default()
             };
             return api.delete(&name, &now).await.map(drop);

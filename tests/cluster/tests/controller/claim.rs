@@ -9,6 +9,7 @@ use futures_util::future::try_join_all;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kiln_cluster::standin::FATE;
 use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, keys};
+use kiln_tests::wait;
 use kube::{ResourceExt, api::DeleteParams};
 use serde_json::{Value, json};
 
@@ -339,11 +340,24 @@ pub(crate) async fn a_pod_that_goes_is_seen_in_the_claim(env: &Env) -> Result<()
     ns.pool("p", "t", 1).await?;
     ns.claim("c", "p").await?;
     let sandbox = ns.claimed("c").await?;
+    // The claim's next Sandbox is to be one of the template as it is now.
+    ns.until_ready("p", 1).await?;
     // The next Pod is not ready, so that there is time to see it.
     let unready =
         json!({"spec": {"podTemplate": {"metadata": {"annotations": {FATE: "unready"}}}}});
-    ns.patch::<SandboxTemplate>("t", unready.clone()).await?;
-    ns.patch::<Sandbox>(&sandbox.name_any(), unready).await?;
+    ns.patch::<SandboxTemplate>("t", unready).await?;
+    // The template's word comes to a claimed Sandbox when its claim is looked at, which is when
+    // that changes, and the controller may know the template as it was.
+    let mut looks = 0_u32;
+    wait::until("the template's word", wait::SOON, async || {
+        looks += 1;
+        let look = json!({"metadata": {"annotations": {"kiln.test/look": looks.to_string()}}});
+        ns.patch::<SandboxClaim>("c", look).await.ok()?;
+        let now: Sandbox = ns.get(&sandbox.name_any()).await.ok()?;
+        let annotations = now.spec.pod_template.metadata.annotations?;
+        (annotations.get(FATE)? == "unready").then_some(())
+    })
+    .await?;
     ns.delete::<Pod>(&sandbox.name_any()).await?;
     ns.until_condition::<SandboxClaim>("c", "Ready", "False DependenciesNotReady")
         .await?;
@@ -444,9 +458,16 @@ pub(crate) async fn warm_starts_take_few_writes(env: &Env) -> Result<()> {
     for (what, number) in &mut spent {
         *number -= before.get(what).copied().unwrap_or_default();
     }
-    // Of the Sandbox: made, adopted, its status; of the Pod: made, labelled; of the claim: status.
-    let total: u64 = spent.values().sum();
-    // Beside six each, the pool's status now and then, and what cases that have ended still cost.
-    ensure!(total < 8 * CLAIMS, "{total} writes: {spent:?}");
+    // Of the Sandbox: made, adopted; of the Pod: made, labelled; of the claim: its status. How
+    // often the status of Sandboxes and pools is written depends on how fast Pods are ready.
+    let is_of_speed = |what: &str| {
+        ["Sandbox", "SandboxWarmPool"]
+            .iter()
+            .any(|kind| what.contains(&format!("kind=\"{kind}\",subresource=\"status\"")))
+    };
+    let counted = spent.iter().filter(|(what, _)| !is_of_speed(what.as_str()));
+    let total: u64 = counted.map(|(_, number)| number).sum();
+    // Beside five each, what cases that have ended still cost.
+    ensure!(total < 6 * CLAIMS + 5, "{total} writes: {spent:?}");
     Ok(())
 }

@@ -16,7 +16,10 @@ mod soak;
 
 use std::process::ExitCode;
 
-use kiln_tests::{cases, suite::Cases, wait};
+use kiln_tests::{
+    cases,
+    suite::{CASE, Cases},
+};
 
 use env::Env;
 
@@ -74,7 +77,7 @@ fn main() -> ExitCode {
         faults::an_apiserver_that_restarts_is_waited_for,
         faults::two_controllers_take_turns,
     );
-    let mut cases = cases.limit(soak::time() + wait::SOON * 10);
+    let mut cases = cases.limit(soak::time() + CASE * 2);
     cases!(
         cases.add_alone, Env:
         soak::claims_come_and_go_while_controllers_are_killed,

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -35,6 +36,10 @@ const GROWTH: u64 = 4 << 20;
 
 /// Pause between two looks at its memory.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Looks that it takes at least to see growth: a run in which controllers took long to start is
+/// longer.
+const LOOKS: usize = 40;
 
 /// Time of a run.
 pub(crate) fn time() -> Duration {
@@ -66,13 +71,15 @@ struct Run<'e> {
     ns: Namespace<'e>,
     begun: Instant,
     time: Duration,
+    /// Whether the controller's memory was looked at often enough.
+    is_seen: AtomicBool,
     /// Sandboxes that claims have had.
     claimed: Mutex<BTreeSet<String>>,
 }
 
 impl Run<'_> {
     fn is_over(&self) -> bool {
-        self.begun.elapsed() >= self.time
+        self.begun.elapsed() >= self.time && self.is_seen.load(Ordering::Relaxed)
     }
 
     /// Whether this is the half in which the controller is left alone, so that its growth can be
@@ -94,6 +101,7 @@ async fn soak(env: &Env, seed: u64) -> Result<()> {
         ns: env.namespace().await?,
         begun: Instant::now(),
         time: time(),
+        is_seen: AtomicBool::new(false),
         claimed: Mutex::default(),
     };
     run.ns
@@ -216,6 +224,7 @@ async fn trouble(run: &Run<'_>, mut dice: Dice) -> Result<String> {
     let mut samples = Vec::new();
     while !run.is_over() {
         samples.push(controller.memory()?);
+        run.is_seen.store(samples.len() >= LOOKS, Ordering::Relaxed);
         sleep(LOOK).await;
     }
     steady(&samples)
