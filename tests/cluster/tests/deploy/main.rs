@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! What is in `deploy/` beside the definitions, on a real etcd and kube-apiserver: the admission
-//! policies, the chart, and classes other than gVisor's.
+//! policies, the chart, what our own Pods may, and classes other than gVisor's.
 
 mod admission;
 mod agents;
 mod chart;
 mod classes;
 mod env;
+mod pods;
 mod rights;
 
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ fn main() -> ExitCode {
         chart::as_it_comes_it_is_the_base,
         chart::its_values_reach_the_objects,
         chart::the_apiserver_accepts_it,
+        pods::controller_and_router_are_nobody,
+        pods::the_agent_is_given_these_directories_of_its_node,
         rights::every_account_may_what_is_written_and_no_more,
         rights::a_token_is_good_for_its_own_node,
         rights::the_router_has_no_token,
