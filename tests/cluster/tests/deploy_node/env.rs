@@ -37,6 +37,27 @@ const DEADLINE: Duration = Duration::from_secs(400);
 /// Directories that the node makes for its first Pod, whatever its handler.
 const NODES_OWN: [&str; 2] = ["cni-data", "runc"];
 
+/// Kinds of objects that an installation could leave, also in namespaces of others.
+const KINDS: [&str; 17] = [
+    "crd",
+    "namespace",
+    "clusterrole",
+    "clusterrolebinding",
+    "role",
+    "rolebinding",
+    "validatingadmissionpolicy",
+    "validatingadmissionpolicybinding",
+    "runtimeclass",
+    "serviceaccount",
+    "configmap",
+    "service",
+    "networkpolicy",
+    "pod",
+    "daemonset",
+    "deployment",
+    "job",
+];
+
 /// How long it may take until everything is as it was.
 const SETTLED: Duration = Duration::from_secs(60);
 
@@ -325,9 +346,9 @@ impl Env {
         if state.parent().is_some_and(Path::exists) {
             found.insert(state.display().to_string());
         }
-        let kinds = "crd,namespace,clusterrole,clusterrolebinding,runtimeclass,pod,daemonset,deployment,job";
-        let objects = self.kubectl(&format!("get -A -oname {kinds}")).await?;
-        found.extend(objects.lines().map(str::to_owned));
+        let objects = self.get(&format!("-A {}", KINDS.join(","))).await?;
+        let objects = objects["items"].as_array().context("no list")?;
+        found.extend(objects.iter().filter_map(title));
         let node = self
             .get(&format!("node {}", self.private.cluster().node()))
             .await?;
@@ -348,6 +369,22 @@ impl Env {
             format!("left: {left:?}, gone: {gone:?}")
         })
     }
+}
+
+/// `Kind namespace/name`; `None` for what Kubernetes makes by itself after the node has come up: an
+/// account for each of its own controllers, and what these keep for themselves.
+fn title(object: &Value) -> Option<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let kind = text(&object["kind"]);
+    let namespace = text(&object["metadata"]["namespace"]);
+    let is_its_own = ["ServiceAccount", "ConfigMap"].contains(&kind.as_str());
+    if is_its_own && namespace.starts_with("kube-") {
+        return None;
+    }
+    Some(format!(
+        "{kind} {namespace}/{}",
+        text(&object["metadata"]["name"])
+    ))
 }
 
 fn pod(object: &Value) -> Pod {
