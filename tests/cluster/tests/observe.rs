@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What dashboards and alerts ask for is what controller and agents count.
+//! What dashboards and alerts ask for is what controller, agents and router count.
 
 use std::{collections::BTreeMap, fs};
 
@@ -8,16 +8,20 @@ use kiln_cluster::account::deploy;
 use serde_json::Value;
 
 /// Sources of metrics, and what their names begin with.
-const SOURCES: [(&str, &str); 2] = [
+const SOURCES: [(&str, &str); 3] = [
     (include_str!("../../../controller/src/metrics.rs"), ""),
     (
         include_str!("../../../node-agent/src/metrics.rs"),
         "kiln_node_",
     ),
+    (
+        include_str!("../../../router/src/metrics.rs"),
+        "sandbox_router_",
+    ),
 ];
 
 /// What a name of ours begins with.
-const OURS: [&str; 2] = ["agent_sandbox", "kiln_"];
+const OURS: [&str; 3] = ["agent_sandbox", "kiln_", "sandbox_router_"];
 
 /// Series that are there, by what the sources register.
 fn series() -> BTreeMap<String, &'static str> {
@@ -32,7 +36,11 @@ fn series() -> BTreeMap<String, &'static str> {
                 continue;
             };
             // The metric is named in the call, or was cloned right before it.
-            let field = |text: &'static str| text.split("self.").nth(1)?.split('.').next();
+            let field = |text: &'static str| {
+                let mut owners = ["self.", "metrics."].into_iter();
+                let named = owners.find_map(|owner| text.split(owner).nth(1))?;
+                named.split('.').next()
+            };
             let (before, call) = (i.checked_sub(1).map(|i| statements[i]), *statement);
             let field = field(call).or_else(|| field(before?));
             let unit = match () {
@@ -103,6 +111,12 @@ fn sources_are_read() {
         ("kiln_node_warm_boot_failures_total", "Counter"),
         ("kiln_node_warm_adoption_seconds_bucket", "Histogram"),
         ("kiln_node_warm_held_bytes", "Gauge"),
+        ("sandbox_router_requests_total", "Counter"),
+        ("sandbox_router_inflight_requests", "Gauge"),
+        (
+            "sandbox_router_request_duration_seconds_bucket",
+            "Histogram",
+        ),
     ] {
         assert_eq!(series.get(name), Some(&kind), "{name}");
     }
