@@ -3,7 +3,7 @@
 //! Making warm sandboxes, trying out whether they can be adopted, and destroying them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::fd::AsFd,
     path::PathBuf,
@@ -87,6 +87,39 @@ impl Gofers {
     }
 }
 
+/// The sandboxes that are being destroyed.
+#[derive(Clone, Default)]
+pub(crate) struct Ending(Arc<Mutex<HashSet<String>>>);
+
+impl Ending {
+    fn set(&self) -> MutexGuard<'_, HashSet<String>> {
+        // Ids are in it or not, whoever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the sandbox `id` is being destroyed, until the result is dropped. `None` where
+    /// somebody else does it.
+    fn begin(&self, id: &str) -> Option<Destruction> {
+        let is_first = self.set().insert(id.to_owned());
+        is_first.then(|| Destruction {
+            of: self.clone(),
+            id: id.to_owned(),
+        })
+    }
+}
+
+/// One that goes on.
+struct Destruction {
+    of: Ending,
+    id: String,
+}
+
+impl Drop for Destruction {
+    fn drop(&mut self) {
+        self.of.set().remove(&self.id);
+    }
+}
+
 /// Makes and destroys warm sandboxes with one runtime.
 #[derive(Clone)]
 pub(crate) struct Booter {
@@ -99,6 +132,7 @@ pub(crate) struct Booter {
     /// Whether a gofer is started with each sandbox.
     with_slots: bool,
     gofers: Gofers,
+    ending: Ending,
 }
 
 impl Booter {
@@ -107,6 +141,7 @@ impl Booter {
         store: Store,
         cgroup: String,
         gofers: Gofers,
+        ending: Ending,
     ) -> Self {
         Self {
             runtime,
@@ -115,6 +150,7 @@ impl Booter {
             from_image: false,
             with_slots: false,
             gofers,
+            ending,
         }
     }
 
@@ -377,8 +413,25 @@ impl Booter {
         }
     }
 
-    /// Destroys a doomed sandbox. What fails is tried again when the agent starts the next time.
+    /// Tries again to destroy what is doomed and still there: the runtime may have been too slow.
+    pub(crate) async fn destroy_doomed(&self) {
+        let store = self.store.clone();
+        match blocking("list doomed sandboxes", move || store.list(Place::Doomed)).await {
+            Ok(left) => {
+                for (id, _) in left {
+                    self.destroy(id).await;
+                }
+            }
+            Err(e) => warn!("{e}"),
+        }
+    }
+
+    /// Destroys a doomed sandbox, unless somebody is about it. What fails is for
+    /// [`destroy_doomed`](Self::destroy_doomed) to try again.
     pub(crate) async fn destroy(&self, id: String) {
+        let Some(_destruction) = self.ending.begin(&id) else {
+            return;
+        };
         drop(self.gofers.take(&id));
         if let Ok(known) = id.parse()
             && let Err(e) = self.runtime.delete(&known, true).await
@@ -402,4 +455,46 @@ pub(crate) async fn blocking<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|e| io_error(what)(io::Error::other(e)))?
         .map_err(io_error(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use runsc_wrapper::fake::FakeRuntime;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_could_not_be_destroyed_is_tried_again_by_one_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let runtime = Arc::new(FakeRuntime::new());
+        let booter = Booter::new(
+            runtime.clone(),
+            store.clone(),
+            "/kiln-no-such-cgroup".to_owned(),
+            Gofers::default(),
+            Ending::default(),
+        );
+        store.make("a").unwrap();
+        runtime.fail_next(
+            "delete",
+            RuntimeError::Unsupported {
+                op: "delete",
+                id: "a".to_owned(),
+            },
+        );
+        booter.doom("a".to_owned(), Place::Booting).await;
+        assert_eq!(store.list(Place::Doomed).unwrap().len(), 1);
+        let hold = runtime.hold("delete");
+        let release = async {
+            // It has nothing to wait for: the other is at it.
+            booter.destroy_doomed().await;
+            assert_eq!(runtime.ops("a"), ["delete"; 2]);
+            drop(hold);
+        };
+        tokio::join!(biased; booter.destroy("a".to_owned()), release);
+        assert!(store.list(Place::Doomed).unwrap().is_empty());
+        assert!(!store.bundle("a").exists());
+        assert_eq!(runtime.ops("a"), ["delete"; 2]);
+    }
 }

@@ -20,7 +20,7 @@ use tokio::{sync::Notify, time::sleep};
 use tracing::{error, info, warn};
 
 use crate::{
-    boot::{BootError, Booter, Gofers, Warm, blocking},
+    boot::{BootError, Booter, Ending, Gofers, Warm, blocking},
     config::{Class, Config},
     metrics::Metrics,
     netns,
@@ -58,6 +58,7 @@ pub struct Keeper {
     store: Store,
     pub(crate) metrics: Metrics,
     pub(crate) gofers: Gofers,
+    ending: Ending,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -154,6 +155,7 @@ impl Keeper {
             store,
             metrics: Metrics::new(),
             gofers: Gofers::default(),
+            ending: Ending::default(),
             state: Mutex::new(state),
             changed: Notify::new(),
             config,
@@ -328,6 +330,7 @@ impl Keeper {
             }
             if asked.elapsed() > HEALTH {
                 self.ask_all().await;
+                self.destroy_doomed();
                 self.sweep().await;
                 asked = Instant::now();
             }
@@ -429,6 +432,14 @@ impl Keeper {
         let store = self.store.clone();
         if let Err(e) = blocking("sweep bundles", move || store.sweep()).await {
             warn!("{e}");
+        }
+    }
+
+    /// Tries to destroy what could not be destroyed before. Nothing else waits for that.
+    fn destroy_doomed(&self) {
+        let active = self.state().active.clone();
+        if let Some(Active { booter, .. }) = active {
+            tokio::spawn(async move { booter.destroy_doomed().await });
         }
     }
 
@@ -568,6 +579,7 @@ impl Keeper {
             self.store.clone(),
             self.config.cgroup.clone(),
             self.gofers.clone(),
+            self.ending.clone(),
         )
     }
 
