@@ -368,6 +368,12 @@ impl Booter {
             return Err(BootError::Unfit(format!("it is {status:?}")));
         }
         let process = Tracked::new(note.pid).map_err(io_error("watch a warm sandbox"))?;
+        // The one that it had was a child of that agent, and has ended with it.
+        if self.with_slots
+            && let Err(e) = self.start_gofer(&id).await
+        {
+            warn!("{id} has no gofer: {e}");
+        }
         let id = id.to_string();
         let warm = Warm { id, process };
         self.rest(&warm).await;

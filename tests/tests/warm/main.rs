@@ -7,6 +7,7 @@
 mod adoption;
 mod agent;
 mod isolation;
+mod upkeep;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         a_runtime_that_fails_for_a_while_keeps_the_pool,
         adoptions_that_fail_are_given_up, a_disk_that_is_full_is_survived,
     );
+    alone!(upkeep: the_gofers_come_back_with_the_agent);
     alone!(isolation: no_sandbox_serves_twice, nothing_of_the_agent_is_inside);
     let opts = || NodeOpts {
         agent: Some(holding(WARM, 8)),
