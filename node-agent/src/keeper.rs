@@ -199,8 +199,7 @@ impl Keeper {
                 .inspect_err(|miss| self.metrics.missed(*miss, 1))?;
             let (store, name) = (self.store.clone(), id.clone());
             let handed = blocking("hand out a sandbox", move || {
-                store.advance(&name, Place::Ready, Place::Handed)?;
-                let note = store.note(Place::Handed, &name)?;
+                let note = store.hand_out(&name)?;
                 slack::set(note.pid, slack::DEFAULT)?;
                 Ok(note)
             });

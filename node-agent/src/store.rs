@@ -14,7 +14,7 @@ use std::{
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use kiln_agent_api::Shape;
@@ -56,7 +56,7 @@ pub(crate) struct Note {
     pub(crate) pid: u32,
 }
 
-/// After this time a sandbox whose file is gone is adopted, or will never be.
+/// So long after it was handed out a sandbox whose file is gone is adopted, or will never be.
 const ADOPTED: Duration = Duration::from_secs(300);
 
 /// Directory of the bundles. A sandbox that was adopted needs its bundle no more.
@@ -132,6 +132,15 @@ impl Store {
         fs::rename(self.file(from, id), self.file(to, id))
     }
 
+    /// Moves sandbox `id`, which is ready, to where a shim may take it, and returns what is written
+    /// down of it. Blocks.
+    pub(crate) fn hand_out(&self, id: &str) -> io::Result<Note> {
+        self.advance(id, Place::Ready, Place::Handed)?;
+        // What `sweep` goes by: it may have been ready for long, and the shim still has to start it.
+        fs::File::open(self.bundle(id))?.set_modified(SystemTime::now())?;
+        self.note(Place::Handed, id)
+    }
+
     /// Every sandbox in `place`, with what is written down of it. Blocks.
     pub(crate) fn list(&self, place: Place) -> io::Result<Vec<(String, Option<Note>)>> {
         let mut found = Vec::new();
@@ -159,10 +168,14 @@ impl Store {
     pub(crate) fn sweep(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.root.join(BUNDLES))? {
             let entry = entry?;
-            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
             let id = entry.file_name();
             let held = |place: &Place| self.root.join(place.name()).join(&id).exists();
-            if age > ADOPTED && !Place::ALL.iter().any(held) {
+            if Place::ALL.iter().any(held) {
+                continue;
+            }
+            // Looked at last: one that was taken just now was handed out before.
+            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            if age > ADOPTED {
                 fs::remove_dir_all(entry.path())?;
             }
         }
@@ -183,7 +196,44 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use kiln_agent_api::{RuntimeFile, Setup};
+
     use super::*;
+
+    fn note() -> Note {
+        let setup = Setup {
+            runtime: RuntimeFile::of(Path::new("/proc/self/exe")).unwrap(),
+            root: Path::new("/run/r"),
+            flags: &BTreeMap::new(),
+        };
+        let spec = serde_json::json!({"linux": {"namespaces": [{"type": "network"}]}});
+        let shape = Shape::of(&spec, setup).unwrap();
+        Note { shape, pid: 1 }
+    }
+
+    #[test]
+    fn a_bundle_goes_a_while_after_its_sandbox_was_handed_out_however_old_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let bundle = store.make("a").unwrap();
+        let age = || {
+            let long_ago = SystemTime::now() - 2 * ADOPTED;
+            fs::File::open(&bundle).unwrap().set_modified(long_ago)
+        };
+        store.is_ready("a", &note()).unwrap();
+        age().unwrap();
+        store.sweep().unwrap();
+        store.hand_out("a").unwrap();
+        // A shim has taken it.
+        fs::remove_file(store.file(Place::Handed, "a")).unwrap();
+        store.sweep().unwrap();
+        assert!(bundle.exists());
+        age().unwrap();
+        store.sweep().unwrap();
+        assert!(!bundle.exists());
+    }
 
     #[test]
     fn a_sandbox_is_in_one_place_and_only_one_can_move_it() {
