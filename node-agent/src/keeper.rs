@@ -351,9 +351,9 @@ impl Keeper {
     }
 
     async fn next_step(&self) -> Step {
-        let cgroup = self.config.cgroup.clone();
+        let (store, cgroup) = (self.store.clone(), self.config.cgroup.clone());
         let memory = blocking("look at the node's memory", move || {
-            Ok((spec::available_memory(), spec::held_memory(&cgroup)))
+            Ok((spec::available_memory(), held_memory(&store, &cgroup)))
         });
         let (available, held) = memory.await.unwrap_or_default();
         self.metrics
@@ -682,6 +682,15 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Bytes of memory that sandboxes hold which are ready or boot, in cgroups below `cgroup`. In that
+/// one itself is also what sandboxes took before they were adopted. Blocks.
+fn held_memory(store: &Store, cgroup: &str) -> u64 {
+    // What cannot be looked at counts as nothing: booting goes on without that number.
+    let held = [Place::Booting, Place::Ready].map(|place| store.list(place).unwrap_or_default());
+    let of = |(id, _): &(String, _)| spec::held_memory(&spec::cgroup_of(cgroup, id));
+    held.iter().flatten().map(of).sum()
 }
 
 async fn guard_new_netns(policy: LinkLocal) -> Result<(), BootError> {
