@@ -15,7 +15,7 @@
 //!
 //! [limits]
 //! total = 16                # warm sandboxes, those that boot included
-//! memory_floor = 536870912  # bytes that stay available on the node
+//! memory_floor = 536870912  # nothing is booted while fewer bytes are available on the node
 //! boots = 1                 # at a time
 //! pause_ms = 100            # between two boots
 //! learned = 4               # warm sandboxes of shapes that only Pods have asked for; 0 for none
@@ -110,7 +110,7 @@ pub struct Config {
 pub struct Limits {
     /// Warm sandboxes, those that boot included.
     pub total: u32,
-    /// Bytes of memory that stay available on the node.
+    /// Nothing is booted while fewer bytes of memory are available on the node.
     pub memory_floor: u64,
     /// Boots at a time.
     pub boots: u32,

@@ -45,7 +45,9 @@ fn main() -> ExitCode {
         a_runtime_that_fails_for_a_while_keeps_the_pool,
         adoptions_that_fail_are_given_up, a_disk_that_is_full_is_survived,
     );
-    alone!(upkeep: the_gofers_come_back_with_the_agent);
+    alone!(upkeep:
+        the_gofers_come_back_with_the_agent, nothing_is_booted_below_the_memory_floor,
+    );
     alone!(isolation: no_sandbox_serves_twice, nothing_of_the_agent_is_inside);
     let opts = || NodeOpts {
         agent: Some(holding(WARM, 8)),

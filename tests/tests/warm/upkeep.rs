@@ -2,6 +2,8 @@
 
 //! What an agent makes good by itself: what another one has left, and what was taken from it.
 
+use std::{fs, time::Duration};
+
 use anyhow::{Context, Result, ensure};
 use kiln_tests::{
     node::Node,
@@ -11,6 +13,9 @@ use kiln_tests::{
 use nix::sys::signal::Signal;
 
 use crate::{HANDLER, WARM, agent::warm_sentries};
+
+/// How long an agent may take to try its runtime out.
+const TRIAL: Duration = Duration::from_secs(60);
 
 /// Waits until the first container of a Pod runs, and for the word that it was made in slots.
 async fn is_made_in_slots(node: &Node, pod: &Pod<'_>) -> Result<()> {
@@ -41,4 +46,45 @@ pub(crate) async fn the_gofers_come_back_with_the_agent(node: &Node) -> Result<(
     );
     is_made_in_slots(node, &pod).await?;
     pod.remove().await
+}
+
+/// Where less memory is available than is to stay so, nothing is booted, and Pods start cold.
+pub(crate) async fn nothing_is_booted_below_the_memory_floor(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    let config = node.dir().join("agent.toml");
+    let text = fs::read_to_string(&config)?;
+    let limits = format!("[limits]\nmemory_floor = {}\n", i64::MAX);
+    let changed = text.replace("[limits]\n", &limits);
+    ensure!(changed != text);
+    // Another agent keeps what is ready.
+    agent.drain().await?;
+    fs::write(&config, &changed)?;
+    node.run_agent().await?;
+    let held = holds_nothing(node).await;
+    agent.stop(Signal::SIGTERM).await?;
+    fs::write(&config, &text)?;
+    node.run_agent().await?;
+    held.with_context(|| agent.log())?;
+    agent.expect_ready(WARM).await
+}
+
+async fn holds_nothing(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    let look = async || {
+        let report = agent.report().await.ok()?;
+        report.problem.is_empty().then_some(())
+    };
+    wait::until("the runtime to be tried out", TRIAL, look).await?;
+    let pod = node.pod(HANDLER).run_cold_or_warm().await?;
+    let why = node.why_cold(pod.id()).await?;
+    ensure!(why == "no warm sandbox: empty", "{why}");
+    pod.remove().await?;
+    let classes = agent.report().await?.classes;
+    ensure!(
+        classes.iter().any(|c| c.missed > 0),
+        "nobody has asked: {classes:?}"
+    );
+    let held: u32 = classes.iter().map(|c| c.ready + c.warming).sum();
+    ensure!(held == 0, "{classes:?}");
+    Ok(())
 }
