@@ -5,7 +5,10 @@
 
 use std::{
     os::fd::AsFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -59,6 +62,8 @@ pub struct Keeper {
     pub(crate) metrics: Metrics,
     pub(crate) gofers: Gofers,
     ending: Ending,
+    /// Whether it was told to leave nothing behind.
+    drained: AtomicBool,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -156,6 +161,7 @@ impl Keeper {
             metrics: Metrics::new(),
             gofers: Gofers::default(),
             ending: Ending::default(),
+            drained: AtomicBool::new(false),
             state: Mutex::new(state),
             changed: Notify::new(),
             config,
@@ -588,6 +594,7 @@ impl Keeper {
     /// # Errors
     /// When the runtime cannot be used, or something stays.
     pub async fn drain(&self) -> anyhow::Result<()> {
+        self.drained.store(true, Ordering::Relaxed);
         let mut left = Vec::new();
         for place in Place::ALL {
             let store = self.store.clone();
@@ -613,6 +620,11 @@ impl Keeper {
         })
         .await?;
         Ok(())
+    }
+
+    /// Whether [`drain`](Self::drain) was called: no file is to be made any more.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Relaxed)
     }
 
     async fn destroy_all(&self, sandboxes: Vec<(String, Place)>) -> anyhow::Result<()> {

@@ -5,8 +5,11 @@
 use std::{
     collections::HashMap,
     fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
-    path::Path,
+    os::unix::{
+        self,
+        fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -31,7 +34,7 @@ use tokio::{
 use tracing::{info, warn};
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
 
-use crate::{fs::remove_file_if_there, keeper::Keeper, pool::Miss};
+use crate::{boot::blocking, fs::remove_file_if_there, keeper::Keeper, pool::Miss};
 
 /// Calls that are worked on at a time; more are answered with a miss at once, so that a flood
 /// delays nobody.
@@ -39,6 +42,9 @@ const AT_ONCE: usize = 64;
 
 /// Sandboxes handed out whose adoption nobody has told of, of which the shape is remembered.
 const REMEMBERED: usize = 1024;
+
+/// How often a socket to which nobody connects is looked for.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// How long a shim may take to say which gofer it wants.
 const ASK: Duration = Duration::from_secs(1);
@@ -54,7 +60,7 @@ const MAX_REASON: usize = 1024;
 /// # Errors
 /// When it cannot be listened there.
 pub async fn serve(keeper: Arc<Keeper>, socket: &Path) -> io::Result<Server> {
-    let listener = bind(socket)?;
+    let listener = Door::open(Arc::clone(&keeper), socket)?;
     let service = Service {
         keeper,
         handed: Mutex::default(),
@@ -73,7 +79,7 @@ pub async fn serve(keeper: Arc<Keeper>, socket: &Path) -> io::Result<Server> {
 /// # Errors
 /// When it cannot be listened there.
 pub fn serve_slots(keeper: Arc<Keeper>, socket: &Path) -> io::Result<()> {
-    let mut listener = bind(socket)?;
+    let mut listener = Door::open(Arc::clone(&keeper), socket)?;
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     tokio::spawn(async move {
         while let Some((Ok(stream), again)) = accept(listener).await {
@@ -110,6 +116,58 @@ async fn hand_out_slots(keeper: &Keeper, stream: UnixStream) -> io::Result<()> {
     sent.await.map_err(io::Error::other)?
 }
 
+/// Where shims connect.
+struct Door {
+    keeper: Arc<Keeper>,
+    path: PathBuf,
+    listener: UnixListener,
+    /// Device and inode of its file.
+    file: (u64, u64),
+}
+
+impl Door {
+    /// Listens at `path`. Blocks.
+    fn open(keeper: Arc<Keeper>, path: &Path) -> io::Result<Self> {
+        let listener = bind(path)?;
+        Ok(Self {
+            keeper,
+            path: path.to_owned(),
+            listener,
+            file: file_at(path)?,
+        })
+    }
+
+    /// Listens anew where the file is gone, without which no shim comes. What another agent listens
+    /// at is left to it.
+    async fn keep(&mut self) {
+        // It went with all that the agent had here.
+        if self.keeper.is_drained() {
+            return;
+        }
+        let (keeper, path, file) = (Arc::clone(&self.keeper), self.path.clone(), self.file);
+        let opened = blocking("listen anew", move || {
+            let is_there = file_at(&path).is_ok_and(|found| found == file);
+            if is_there || unix::net::UnixStream::connect(&path).is_ok() {
+                return Ok(None);
+            }
+            Self::open(keeper, &path).map(Some)
+        });
+        match opened.await {
+            Ok(None) => {}
+            Ok(Some(door)) => {
+                warn!("{} was gone, listening anew", self.path.display());
+                *self = door;
+            }
+            Err(e) => warn!("{} is gone: {e}", self.path.display()),
+        }
+    }
+}
+
+fn file_at(path: &Path) -> io::Result<(u64, u64)> {
+    let found = fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
+}
+
 fn bind(socket: &Path) -> io::Result<UnixListener> {
     if let Some(dir) = socket.parent() {
         fs::DirBuilder::new()
@@ -124,11 +182,15 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
 }
 
 /// The next connection of root's.
-async fn accept(listener: UnixListener) -> Option<(io::Result<UnixStream>, UnixListener)> {
+async fn accept(mut listener: Door) -> Option<(io::Result<UnixStream>, Door)> {
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(e) => {
+        let stream = match timeout(LOOK, listener.listener.accept()).await {
+            Ok(Ok((stream, _))) => stream,
+            Err(_) => {
+                listener.keep().await;
+                continue;
+            }
+            Ok(Err(e)) => {
                 // Out of descriptors, most likely: some will be free again.
                 warn!("accept: {e}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -285,4 +347,36 @@ pub(crate) fn report(keeper: &Keeper) -> ReportResponse {
     report.link_local_dropped = keeper.metrics.dropped.get();
     report.link_local_unguarded = keeper.metrics.unguarded.get();
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[tokio::test]
+    async fn a_socket_whose_file_is_gone_is_made_anew_unless_another_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            state: dir.path().join("state"),
+            ..Config::default()
+        };
+        let keeper = Keeper::new(config).unwrap();
+        let path = dir.path().join("a.sock");
+        let mut door = Door::open(keeper.clone(), &path).unwrap();
+        door.keep().await;
+        assert_eq!(file_at(&path).unwrap(), door.file);
+        fs::remove_file(&path).unwrap();
+        door.keep().await;
+        assert_eq!(file_at(&path).unwrap(), door.file);
+        let (shim, found) = tokio::join!(UnixStream::connect(&path), door.listener.accept());
+        shim.unwrap();
+        found.unwrap();
+        let other = Door::open(keeper, &path).unwrap();
+        door.keep().await;
+        assert_eq!(file_at(&path).unwrap(), other.file);
+        drop(other);
+        door.keep().await;
+        assert_eq!(file_at(&path).unwrap(), door.file);
+    }
 }

@@ -47,6 +47,7 @@ fn main() -> ExitCode {
     );
     alone!(upkeep:
         the_gofers_come_back_with_the_agent, nothing_is_booted_below_the_memory_floor,
+        sockets_that_are_removed_are_made_anew,
     );
     alone!(isolation: no_sandbox_serves_twice, nothing_of_the_agent_is_inside);
     let opts = || NodeOpts {

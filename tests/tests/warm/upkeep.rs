@@ -5,7 +5,9 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use kiln_agent_api::slots_socket;
 use kiln_tests::{
+    agent::socket,
     node::Node,
     pod::Pod,
     wait::{self, SOON},
@@ -87,4 +89,23 @@ async fn holds_nothing(node: &Node) -> Result<()> {
     let held: u32 = classes.iter().map(|c| c.ready + c.warming).sum();
     ensure!(held == 0, "{classes:?}");
     Ok(())
+}
+
+/// An agent whose sockets are removed listens anew, and Pods come to its sandboxes and gofers.
+pub(crate) async fn sockets_that_are_removed_are_made_anew(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let pid = agent.pid().await;
+    let socket = socket(node.name());
+    let sockets = [slots_socket(&socket), socket];
+    for socket in &sockets {
+        fs::remove_file(socket).with_context(|| socket.display().to_string())?;
+    }
+    let are_there = || sockets.iter().all(|socket| socket.exists());
+    let made = wait::until_true("other sockets", SOON, are_there);
+    made.await.with_context(|| agent.log())?;
+    let pod = node.pod(HANDLER).run().await?;
+    is_made_in_slots(node, &pod).await?;
+    ensure!(agent.pid().await == pid, "another agent has taken over");
+    pod.remove().await
 }
