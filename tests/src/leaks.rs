@@ -102,7 +102,7 @@ impl Snapshot {
 
     /// What bears `id` in its name, in words; `None` when nothing does.
     pub fn mentions(&self, id: &str) -> Option<String> {
-        let names = self.things.keys().filter(|(_, name)| name.contains(id));
+        let names = self.things.keys().filter(|(_, name)| bears(name, id));
         let words: Vec<_> = names
             .map(|(kind, name)| format!("  {kind} {name}\n"))
             .collect();
@@ -133,6 +133,19 @@ impl Snapshot {
         }
         (!words.is_empty()).then_some(words)
     }
+}
+
+/// Whether `text` names `id`, and not only another id that begins or ends with it. A dash is an
+/// edge: what belongs to a container may be called after it.
+#[must_use]
+pub fn bears(text: &str, id: &str) -> bool {
+    let is_edge = |c: Option<char>| c.is_none_or(|c| !c.is_ascii_alphanumeric());
+    text.char_indices().any(|(at, _)| {
+        let rest = text[at..].strip_prefix(id);
+        rest.is_some_and(|rest| {
+            is_edge(text[..at].chars().next_back()) && is_edge(rest.chars().next())
+        })
+    })
 }
 
 /// Removes what shims that were killed have left for the containers whose bundles are in `bundles`.
@@ -179,5 +192,23 @@ mod tests {
             "  mount /a\n  process runsc\n"
         );
         assert_eq!(after.compare(&before), None);
+    }
+
+    #[test]
+    fn an_id_is_not_found_within_another() {
+        for text in [
+            "a-b",
+            "/run/a-b",
+            "runsc-a-b.sock",
+            "-id a-b -address",
+            "xa-b a-b",
+            "a-a-b",
+        ] {
+            assert!(bears(text, "a-b"), "{text}");
+        }
+        for text in ["", "a", "a-bc", "xa-b", "a-b1/a-b2"] {
+            assert!(!bears(text, "a-b"), "{text}");
+        }
+        assert!(bears("xa-a-a", "a-a"));
     }
 }

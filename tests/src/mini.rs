@@ -35,6 +35,7 @@ use self::{
     fifo::Output,
 };
 use crate::{
+    leaks::bears,
     place::{Place, SHIM_SOCKETS},
     process::{self, Cmd, Proc},
     suite::Fixture,
@@ -337,7 +338,7 @@ impl Mini {
         let shims = self.place.processes().into_iter();
         shims
             .filter(|p| {
-                p.argv.contains("containerd-shim-kiln-v2") && p.argv.contains(&format!("-id {id}"))
+                p.argv.contains("containerd-shim-kiln-v2") && bears(&p.argv, &format!("-id {id}"))
             })
             .collect()
     }

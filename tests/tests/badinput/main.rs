@@ -17,6 +17,7 @@ use containerd_shim_protos::{
     ttrpc::{self, Code},
 };
 use kiln_tests::{
+    leaks::bears,
     mini::{
         Config, Mini, Runtime, Shim,
         bundle::{Bundle, BundleBuilder},
@@ -129,7 +130,7 @@ async fn spec_is_refused(
         mini.place()
             .processes()
             .iter()
-            .filter(|p| p.argv.contains(bundle.id()))
+            .filter(|p| bears(&p.argv, bundle.id()))
             .count()
             == 1,
         "{what}: more than the shim runs"

@@ -68,7 +68,7 @@ pub(crate) async fn namespaces_of_others_are_refused(mini: &Mini) -> Result<()> 
         )
         .await?;
     }
-    let twice = mini.bundle("ns-twice").sandbox().edit(|spec| {
+    let twice = mini.bundle("ns-double").sandbox().edit(|spec| {
         if let Some(list) = spec["linux"]["namespaces"].as_array_mut() {
             list.push(json!({"type": "network", "path": "/proc/1/ns/net"}));
         }
@@ -113,8 +113,8 @@ pub(crate) async fn the_hosts_network_needs_the_node(mini: &Mini) -> Result<()> 
 pub(crate) async fn a_node_may_allow_both(mini: &Mini) -> Result<()> {
     let kiln = "allow_privileged = true\nallow_host_network = true\n";
     for bundle in [
-        privileged(mini.bundle("privileged-allowed").sandbox()),
-        host_network(mini.bundle("hostnet-allowed").sandbox()),
+        privileged(mini.bundle("root-allowed").sandbox()),
+        host_network(mini.bundle("net-allowed").sandbox()),
     ] {
         let (bundle, shim) = shim_with(mini, bundle, kiln).await?;
         shim.run(&bundle).await?;

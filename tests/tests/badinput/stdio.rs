@@ -95,7 +95,7 @@ pub(crate) async fn only_fifos_and_log_files_are_taken(mini: &Mini) -> Result<()
 }
 
 pub(crate) async fn an_exec_takes_no_more(mini: &Mini) -> Result<()> {
-    let (bundle, shim) = running(mini, "exec-streams").await?;
+    let (bundle, shim) = running(mini, "exec-output").await?;
     let fifo = Fifo::new(&bundle.io_dir(), "real")?;
     let dir = mini.dir().join("stdio-of-exec");
     for (n, path) in bad_paths(&dir, &fifo)?.into_iter().enumerate() {

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::{
+    leaks::bears,
     mini::{Config, Mini, Runtime},
     wait,
 };
@@ -34,7 +35,7 @@ pub(crate) async fn one_process_and_one_thread(mini: &Mini, runtime: Runtime) ->
             .processes()
             .into_iter()
             .map(|p| p.argv)
-            .filter(|a| a.contains(&id))
+            .filter(|a| bears(a, &id))
             .collect::<Vec<_>>()
     };
     let of_the_runtime = names()

@@ -104,7 +104,7 @@ pub(crate) async fn a_container_goes_on_from_its_checkpoint(
 }
 
 pub(crate) async fn a_pod_goes_on_from_its_checkpoint(mini: &Mini, runtime: Runtime) -> Result<()> {
-    let name = format!("restore-pod-{runtime:?}").to_lowercase();
+    let name = format!("restored-{runtime:?}").to_lowercase();
     let image = mini.dir().join("images").join(&name);
     let (old, shim, output) = pod(mini, runtime, &name, None).await?;
     output.stdout.read_until("tick 5\n").await?;
