@@ -159,7 +159,8 @@ impl<'a> PodBuilder<'a> {
 }
 
 /// Whether a Pod has started cold only since its agent was late, by what the shim says.
-fn is_late(why: &str) -> bool {
+#[must_use]
+pub fn is_late(why: &str) -> bool {
     why.starts_with("no answer within ") || why == "no warm sandbox: empty"
 }
 

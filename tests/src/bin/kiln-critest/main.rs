@@ -7,7 +7,7 @@
 //! are known to fail: one that fails and is not on it fails the run.
 //!
 //! With handler `gvisor-warm` the node's agent holds sandboxes of every shape that specs ask for,
-//! and a Pod that could have adopted one and has not fails the run, too.
+//! and a Pod that could have adopted one and has not fails the run, too, unless the agent was late.
 //!
 //! In `target/critest/HANDLER` it leaves `report.json` (Ginkgo's), `failed.txt`, critest's output
 //! and containerd's log.
