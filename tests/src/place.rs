@@ -47,7 +47,7 @@ pub(crate) const SHIM_SOCKETS: &str = "s";
 const CNI_RESULTS: &str = "/var/lib/cni/results";
 
 /// How long the last of a Pod may take to go when it has been reported gone.
-const SETTLES: Duration = Duration::from_secs(15);
+const SETTLES: Duration = Duration::from_secs(120);
 
 /// A directory without an owner this old has lost it, and is not about to get one.
 const ORPHANED: Duration = Duration::from_secs(60);
