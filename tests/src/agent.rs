@@ -26,10 +26,13 @@ use crate::{
 const PARENT: &str = "/run";
 
 /// How long an agent may take to try its runtime out, and to boot what it is to hold.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(300);
 
 /// How long it may take to end.
-const END: Duration = Duration::from_secs(20);
+const END: Duration = Duration::from_secs(120);
+
+/// How long it may take to destroy all that it held.
+const DRAINS: Duration = Duration::from_secs(300);
 
 /// An agent.
 #[derive(Debug)]
@@ -145,6 +148,7 @@ impl Agent {
         ];
         let output = Cmd::new(&tools::ours("kiln-node-agent")?)
             .args(args)
+            .deadline(DRAINS)
             .output()
             .await?;
         ensure!(

@@ -43,7 +43,7 @@ use crate::{
 pub(crate) const CERTS: &str = "certs.d";
 
 /// How long containerd may take to serve, and to end.
-const CONTAINERD: Duration = Duration::from_secs(60);
+const CONTAINERD: Duration = Duration::from_secs(180);
 
 /// How a node differs from the usual.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -24,8 +24,8 @@ pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
 /// The image with the programs of crate `kiln-guest` beside busybox.
 pub const GUEST: &str = "docker.io/library/kiln-guest:latest";
 
-/// For how many Pods in a row the agent may be late.
-const TRIES: usize = 10;
+/// For how long the agent may be late for one Pod after the other.
+const LATE: Duration = Duration::from_secs(300);
 
 /// How long containers may take to do what tests ask of them.
 const ENDS: Duration = Duration::from_secs(60);
@@ -111,7 +111,8 @@ impl<'a> PodBuilder<'a> {
         }
         // Held while a Pod starts, which is what the others wait for.
         let _turn = node.turn().await;
-        for _ in 0..TRIES {
+        let start = Instant::now();
+        loop {
             node.agent()?.expect_some().await?;
             let pod = self.clone().run_cold_or_warm().await?;
             if pod.sandbox() != pod.id() {
@@ -125,9 +126,15 @@ impl<'a> PodBuilder<'a> {
                 node.log()
             );
             pod.remove().await?;
-            self.config.metadata.get_or_insert_default().attempt += 1;
+            let metadata = self.config.metadata.get_or_insert_default();
+            metadata.attempt += 1;
+            ensure!(
+                start.elapsed() < LATE,
+                "the agent was late for {} Pods\n{}",
+                metadata.attempt,
+                node.log()
+            );
         }
-        bail!("the agent was late for {TRIES} Pods\n{}", node.log())
     }
 
     /// Runs the Pod's sandbox, whether it adopts or starts cold.

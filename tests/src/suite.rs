@@ -22,8 +22,9 @@ use tokio::{
 
 use crate::{node::Node, place};
 
-/// Longest that one case may take: a case that hangs must not hang the suite.
-pub const CASE: Duration = Duration::from_secs(600);
+/// Longest that one case may take: a case that hangs must not hang the suite. Longer than what it
+/// waits for, which says more when it does not come.
+pub const CASE: Duration = Duration::from_secs(1200);
 
 /// Adds functions of modules as cases, named by their paths: `cases!(cases.add, Env: a::b, a::c)`.
 #[macro_export]

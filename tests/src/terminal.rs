@@ -23,7 +23,7 @@ use crate::{process::Cmd, wait};
 const POLL: Duration = Duration::from_millis(10);
 
 /// How long an answer may take.
-const ANSWER: Duration = Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_secs(120);
 
 /// A command with the terminal that it runs on.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use nix::{sys::stat::Mode, unistd::mkfifo};
 pub(crate) const POLL: Duration = Duration::from_millis(5);
 
 /// How long output may take to come.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 

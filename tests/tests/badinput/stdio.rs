@@ -6,7 +6,6 @@ use std::{
     fs,
     os::unix::{fs::symlink, net::UnixListener},
     path::Path,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +13,10 @@ use containerd_shim_protos::{
     api::{CreateTaskRequest, ExecProcessRequest},
     ttrpc::Code,
 };
-use kiln_tests::mini::{Mini, code, ctx, exec_request, fifo::Fifo};
+use kiln_tests::{
+    mini::{Mini, code, ctx, exec_request, fifo::Fifo},
+    wait::SOON,
+};
 
 use crate::{end, running};
 
@@ -134,8 +136,7 @@ pub(crate) async fn a_reader_that_stalls_stalls_nobody_else(mini: &Mini) -> Resu
         let exec = format!("e{n}");
         let output = shim.exec(&bundle, &exec, &["echo", "fine"]).await?;
         shim.start(bundle.id(), &exec).await?;
-        let done =
-            tokio::time::timeout(Duration::from_secs(20), shim.wait(bundle.id(), &exec)).await;
+        let done = tokio::time::timeout(SOON, shim.wait(bundle.id(), &exec)).await;
         ensure!(done.context("it waits for the other's reader")?? == 0);
         ensure!(output.read_to_end().await?.0 == "fine\n");
     }

@@ -15,14 +15,13 @@ use std::{
     },
     path::Path,
     process::Command,
-    time::Duration,
 };
 
 use anyhow::{Result, ensure};
 use kiln_tests::{
     node::{Node, NodeOpts},
     pod::Pod,
-    wait,
+    wait::{self, SOON},
 };
 use runsc_wrapper::egress::Guard;
 
@@ -184,8 +183,11 @@ pub(crate) async fn n2_metadata_is_out_of_reach(node: &Node, handler: &str) -> R
     }
     if handler == WARM {
         let dropped = rules.dropped()?;
-        container.stats().await?;
-        wait::until("the agent to know", Duration::from_secs(10), async || {
+        let [_, more] = server.words(LINK_LOCAL[0])?;
+        wait::until("the agent to know", SOON, async || {
+            // What the shim tells an agent that is late is lost, so there must be more to tell.
+            attempt(&container, &more).await.ok()?;
+            container.stats().await.ok()?;
             let report = node.agent().ok()?.report().await.ok()?;
             (report.link_local_dropped >= dropped).then_some(())
         })
