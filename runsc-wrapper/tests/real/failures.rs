@@ -14,7 +14,7 @@ use runsc_wrapper::{KillTarget, Runsc, Runtime, RuntimeError, Status, Stdio};
 
 use crate::{
     for_flavors,
-    world::{World, end_of, id, is_alive, piped, until},
+    world::{PATIENCE, World, end_of, id, is_alive, piped, until},
 };
 
 for_flavors! { [Runsc RunscCli Runsc2024]:
@@ -91,7 +91,7 @@ async fn a_killed_sandbox_takes_everything_with_it(world: World) {
     world.delete_all().await;
     let took = deleting.elapsed();
     println!("delete of two dead containers: {took:?}");
-    assert!(took < Duration::from_secs(10));
+    assert!(took < PATIENCE);
 }
 
 async fn the_end_of_the_root_container_is_the_end_of_all(world: World) {
@@ -223,14 +223,13 @@ async fn a_sandbox_inherits_nothing(world: World) {
 }
 
 async fn a_stopped_sentry_is_not_waited_for_for_ever(world: World) {
-    let flavor = world.flavor;
-    drop(world);
-    let kiln = "[kiln.deadlines]\ncontrol = 1\nquery = 2\n";
-    let Some(world) = World::with(flavor, "", kiln) else {
-        return;
-    };
     let (root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
-    world.runtime.status(&app.id).await.unwrap();
+    let mut config = world.config.clone();
+    config.deadlines.control = Duration::from_secs(1);
+    config.deadlines.query = Duration::from_secs(2);
+    let hasty = Runsc::new(config);
+    // So that it has found the control socket, unless the machine is too busy for its haste.
+    hasty.status(&app.id).await.ok();
     let pid = nix::unistd::Pid::from_raw(root.pid.cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
     // The signal takes effect thread by thread.
@@ -242,9 +241,9 @@ async fn a_stopped_sentry_is_not_waited_for_for_ever(world: World) {
     })
     .await;
     let start = Instant::now();
-    let error = world.runtime.stats(&app.id).await.unwrap_err();
+    let error = hasty.stats(&app.id).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Timeout { .. }), "{error:?}");
-    assert!(start.elapsed() < Duration::from_secs(15));
+    assert!(start.elapsed() < PATIENCE);
     // It can be removed all the same.
     world.runtime.delete(&root.id, true).await.unwrap();
     assert_eq!(end_of(app.exit).await.code, 137);
