@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use kiln_agent_api::{Agent as Client, api::ReportResponse};
+use kiln_agent_api::{
+    Agent as Client, AgentError, Shape,
+    api::{ReportResponse, Warm},
+};
 use nix::sys::signal::Signal;
 use tokio::sync::Mutex;
 
@@ -169,7 +172,21 @@ impl Agent {
     /// # Errors
     /// When it does not listen.
     pub async fn client(&self) -> Result<Client> {
-        Ok(Client::connect(&self.state.join("a.sock")).await?)
+        let socket = self.state.join("a.sock");
+        Ok(patiently(async || Client::connect(&socket).await).await?)
+    }
+
+    /// Asks it for a sandbox as a shim does, again where it is late.
+    ///
+    /// # Errors
+    /// The agent's; that it is late only when it stays so.
+    pub async fn acquire(&self, shape: &Shape, sandbox_id: &str) -> Result<Warm, AgentError> {
+        let socket = self.state.join("a.sock");
+        patiently(async || {
+            let client = Client::connect(&socket).await?;
+            client.acquire(shape, sandbox_id).await
+        })
+        .await
     }
 
     /// What it holds.
@@ -177,7 +194,9 @@ impl Agent {
     /// # Errors
     /// When it does not answer.
     pub async fn report(&self) -> Result<ReportResponse> {
-        Ok(self.client().await?.report().await?)
+        let socket = self.state.join("a.sock");
+        let report = patiently(async || Client::connect(&socket).await?.report().await);
+        Ok(report.await?)
     }
 
     /// How many sandboxes it holds ready of the classes that its configuration names.
@@ -266,5 +285,16 @@ impl Agent {
     /// The directory in which its sandboxes are.
     pub fn state(&self) -> &Path {
         &self.state
+    }
+}
+
+/// Calls the agent again as long as it is late, which it is for calls of shims on a busy machine.
+async fn patiently<T>(call: impl AsyncFn() -> Result<T, AgentError>) -> Result<T, AgentError> {
+    let start = Instant::now();
+    loop {
+        match call().await {
+            Err(AgentError::Timeout(_)) if start.elapsed() < wait::SOON => {}
+            answer => return answer,
+        }
     }
 }

@@ -11,7 +11,7 @@ use kiln_tests::{
     wait::{self, SOON},
 };
 
-use crate::{HANDLER, WARM, agent::warm_sentries};
+use crate::{HANDLER, WARM, agent::settled};
 
 /// A Pod gets a sandbox that is older than itself, the agent knows of it and boots another.
 pub(crate) async fn a_pod_adopts(node: &Node) -> Result<()> {
@@ -36,7 +36,7 @@ pub(crate) async fn a_pod_adopts(node: &Node) -> Result<()> {
 /// Before it is a Pod's, a sandbox may be late, which costs less; from then on it is in time.
 pub(crate) async fn a_sandbox_rests_until_it_is_adopted(node: &Node) -> Result<()> {
     node.agent()?.expect_ready(WARM).await?;
-    let resting = warm_sentries(node);
+    let resting = settled(node).await?;
     ensure!(resting.len() == WARM as usize, "{resting:?}");
     for sentry in &resting {
         let slacks = sentry.timer_slacks()?;

@@ -33,6 +33,20 @@ pub(crate) fn warm_sentries(node: &Node) -> Vec<Proc> {
         .collect()
 }
 
+/// The same when no sandbox is on its way from one state to another.
+pub(crate) async fn settled(node: &Node) -> Result<Vec<Proc>> {
+    let agent = node.agent()?;
+    // Each has a file in one of these (`node-agent/src/store.rs`).
+    let is_empty = |place: &str| {
+        let files = fs::read_dir(agent.state().join(place));
+        files.into_iter().flatten().next().is_none()
+    };
+    let are_empty = || ["booting", "handed", "doomed"].into_iter().all(is_empty);
+    let settled = wait::until_true("sandboxes to settle", SOON, are_empty);
+    settled.await.with_context(|| agent.log())?;
+    Ok(warm_sentries(node))
+}
+
 /// The sandbox of a sentry, the last word of its arguments.
 fn sandbox_of(sentry: &Proc) -> Result<&str> {
     sentry.argv.rsplit(' ').next().context("no id")
@@ -112,7 +126,7 @@ pub(crate) async fn an_agent_that_hangs_costs_no_pod(node: &Node) -> Result<()> 
 /// An agent that is killed when it has answered, and before the Pod has fetched the gofer of what
 /// it got, costs the Pod that gofer: it runs in the sandbox, or in its own.
 pub(crate) async fn an_agent_that_dies_after_its_answer_costs_no_pod(node: &Node) -> Result<()> {
-    const TRIES: usize = 10;
+    const TRIES: usize = 20;
     let agent = node.agent()?;
     let mut without_gofer = 0;
     for _ in 0..TRIES {
@@ -129,9 +143,15 @@ pub(crate) async fn an_agent_that_dies_after_its_answer_costs_no_pod(node: &Node
             signal_to(pid, Signal::SIGKILL)
         };
         let run = node.pod(HANDLER).run_cold_or_warm();
-        let (pod, killed) = tokio::join!(run, kill);
-        killed?;
-        let pod = pod?;
+        tokio::pin!(run);
+        // Nothing is handed out to a Pod for which the agent is late.
+        let pod = tokio::select! {
+            pod = &mut run => pod?,
+            killed = kill => {
+                killed?;
+                run.await?
+            }
+        };
         works(&pod).await?;
         let sandbox = pod.sandbox();
         let in_slots = node.log_lines("is made in slots")?;
@@ -199,7 +219,15 @@ pub(crate) async fn what_is_handed_out_and_not_taken_is_destroyed(node: &Node) -
     let agent = node.agent()?;
     agent.expect_ready(WARM).await?;
     let shape = shape(node).await?;
-    let warm = agent.client().await?.acquire(&shape, "nobody").await?;
+    let start = Instant::now();
+    let warm = loop {
+        // What there is may go with answers that are too late.
+        agent.expect_some().await?;
+        match agent.acquire(&shape, "nobody").await {
+            Err(AgentError::None(_)) if start.elapsed() < SOON => {}
+            answer => break answer?,
+        }
+    };
     ensure!(fs::exists(&warm.file)?, "{} is not there", warm.file);
     node.expect_gone(&warm.id).await?;
     ensure!(!fs::exists(&warm.file)?);
@@ -243,17 +271,9 @@ pub(crate) async fn a_shim_that_dies_while_it_adopts_leaves_nothing(node: &Node)
     let pod = node.pod(HANDLER).run_cold_or_warm().await?;
     works(&pod).await?;
     pod.remove().await?;
-    let look = async || {
-        let busy = fs::read_dir(agent.state().join("handed")).ok()?.count();
-        (busy == 0).then_some(())
-    };
-    wait::until("what was handed out to be gone", SOON, look).await?;
     agent.expect_ready(WARM).await?;
-    ensure!(
-        warm_sentries(node).len() as u32 == agent.ready().await?,
-        "{:?}",
-        warm_sentries(node)
-    );
+    let left = settled(node).await?;
+    ensure!(left.len() as u32 == agent.ready().await?, "{left:?}");
     Ok(())
 }
 
@@ -341,8 +361,10 @@ pub(crate) async fn another_runtime_drains_the_pool(node: &Node) -> Result<()> {
 pub(crate) async fn a_runtime_that_fails_for_a_while_keeps_the_pool(node: &Node) -> Result<()> {
     let agent = node.agent()?;
     agent.expect_ready(WARM).await?;
-    let pids = || -> BTreeSet<_> { warm_sentries(node).iter().map(|p| p.pid).collect() };
-    let before = pids();
+    let pids = async || -> Result<BTreeSet<_>> {
+        Ok(settled(node).await?.iter().map(|p| p.pid).collect())
+    };
+    let before = pids().await?;
     let config = node.dir().join("gvisor-warm.toml");
     let text = fs::read_to_string(&config)?;
     let has_problem = async |expected: bool| {
@@ -360,36 +382,46 @@ pub(crate) async fn a_runtime_that_fails_for_a_while_keeps_the_pool(node: &Node)
         has_problem(false).await?;
     }
     agent.expect_ready(WARM).await?;
-    ensure!(pids() == before, "{:?} instead of {before:?}", pids());
+    let after = pids().await?;
+    ensure!(after == before, "{after:?} instead of {before:?}");
     for _ in 0..WARM {
         node.pod(HANDLER).run().await?.remove().await?;
         agent.expect_ready(WARM).await?;
     }
-    ensure!(warm_sentries(node).len() == before.len());
+    ensure!(settled(node).await?.len() == before.len());
     Ok(())
 }
 
 /// Sandboxes that cannot be adopted after all cost some Pods the try, and then no Pod anything: the
 /// agent hands out no more.
 pub(crate) async fn adoptions_that_fail_are_given_up(node: &Node) -> Result<()> {
-    const FAILURES: usize = 3;
+    const FAILURES: u64 = 3;
+    const PODS: usize = 10;
     let agent = node.agent()?;
-    agent.expect_ready(WARM).await?;
-    // Nobody reaches the sentries any more.
-    let unreachable = warm_sentries(node);
-    for sentry in &unreachable {
-        let id = sandbox_of(sentry)?;
-        let socket = node.runtime_root(HANDLER).join(format!("runsc-{id}.sock"));
-        fs::remove_file(&socket).with_context(|| socket.display().to_string())?;
-    }
     let failed = agent.report().await?.failed;
-    for _ in 0..FAILURES {
+    let mut unreachable = Vec::new();
+    // No try is lost on a Pod for which the agent is late, though a sandbox may be.
+    for _ in 0..PODS {
+        agent.expect_ready(WARM).await?;
+        // Nobody reaches the sentries any more.
+        for sentry in settled(node).await? {
+            if unreachable.contains(&sentry) {
+                continue;
+            }
+            let id = sandbox_of(&sentry)?;
+            let socket = node.runtime_root(HANDLER).join(format!("runsc-{id}.sock"));
+            fs::remove_file(&socket).with_context(|| socket.display().to_string())?;
+            unreachable.push(sentry);
+        }
         let pod = node.pod(HANDLER).run_cold_or_warm().await?;
         ensure!(pod.sandbox() == pod.id(), "adopted without a socket");
         works(&pod).await?;
         pod.remove().await?;
+        if agent.report().await?.failed >= failed + FAILURES {
+            break;
+        }
     }
-    ensure!(agent.report().await?.failed == failed + FAILURES as u64);
+    ensure!(agent.report().await?.failed == failed + FAILURES);
     // There are others by now, and they are not handed out.
     agent.expect_some().await?;
     let pod = node.pod(HANDLER).run_cold_or_warm().await?;
