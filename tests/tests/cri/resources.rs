@@ -246,19 +246,16 @@ pub(crate) async fn a_pause_stops_and_a_resume_goes_on(node: &Node, handler: &st
             .any(|l| l.contains(container.id()) && l.contains("PAUSED")),
         "{listed}"
     );
+    let ticks = || container.log().lines().count();
     // What was under way may still arrive.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let before = container.log().lines().count();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    ensure!(
-        container.log().lines().count() == before,
-        "it goes on while it is paused"
-    );
+    let before = wait::until("a second without a tick", wait::SOON, async || {
+        let before = ticks();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        (ticks() == before).then_some(before)
+    });
+    let before = before.await.context("it goes on while it is paused")?;
     task("resume").await?;
-    wait::until_true("more ticks", wait::SOON, || {
-        container.log().lines().count() > before + 3
-    })
-    .await?;
+    wait::until_true("more ticks", wait::SOON, || ticks() > before + 3).await?;
     task("pause").await?;
     // A paused container can be ended all the same.
     pod.remove().await
