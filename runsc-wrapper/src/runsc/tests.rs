@@ -95,7 +95,7 @@ cd {0}
     fn runsc_with(&self, kiln: &str) -> Runsc {
         let dir = self.path().display();
         let text = format!(
-            "binary_name = '{dir}/runsc'\nroot = '{dir}/root'\n[runsc_config]\nplatform = 'systrap'\ndebug-log = '{dir}/logs/%ID%/'\n[kiln]\n{kiln}\n[kiln.deadlines]\ncontrol = 1\n"
+            "binary_name = '{dir}/runsc'\nroot = '{dir}/root'\n[runsc_config]\nplatform = 'systrap'\ndebug-log = '{dir}/logs/%ID%/'\n[kiln]\n{kiln}\n[kiln.deadlines]\ncontrol = 60\n"
         );
         Runsc::new(Config::parse(&text).unwrap())
     }
@@ -432,7 +432,7 @@ async fn a_waiter_dies_with_its_watch() {
         }
     };
     exit.abort();
-    for _ in 0..200 {
+    for _ in 0..3000 {
         if !Path::new(&format!("/proc/{pid}")).exists() {
             return;
         }
