@@ -25,7 +25,9 @@ pub(crate) async fn logs_keep_streams_apart(node: &Node, handler: &str) -> Resul
         .start()
         .await?;
     ensure!(container.exit_code().await? == 0);
+    // Each stream is logged in its own time.
     container.logged("no end of line").await?;
+    container.logged("to err\n").await?;
     ensure!(
         container
             .log_stream("stdout")

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kiln_tests::{
     pod::{Container, ContainerBuilder, Pod},
     tools,
+    wait::{self, SOON},
 };
 use serde::Deserialize;
 
@@ -103,8 +104,24 @@ pub(crate) async fn attempt(container: &Container<'_, '_>, words: &str) -> Resul
     made.into_iter().next().context("no attempt was made")
 }
 
+/// The report of the one attempt that is a container's process. containerd logs it in its own time,
+/// which may be after the container's end.
+pub(crate) async fn reported(container: &Container<'_, '_>) -> Result<Attempt> {
+    container.ended().await?;
+    let made = wait::until("the probe's report", SOON, async || {
+        reports(&container.log())
+            .ok()
+            .filter(|made| !made.is_empty())
+    });
+    let made = made
+        .await
+        .with_context(|| format!("log: {:?}", container.log()))?;
+    ensure!(made.len() == 1, "{made:?}");
+    made.into_iter().next().context("no report")
+}
+
 /// The reports in what a probe has printed.
-pub(crate) fn reports(text: &str) -> Result<Vec<Attempt>> {
+fn reports(text: &str) -> Result<Vec<Attempt>> {
     let lines = text.lines();
     lines
         .map(|line| serde_json::from_str(line).with_context(|| format!("read {line:?}")))

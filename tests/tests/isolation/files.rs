@@ -24,7 +24,7 @@ use nix::mount::MsFlags;
 
 use crate::{
     HOSTILE,
-    attempts::{PROBE, attacker, attempt, try_all, with_probe},
+    attempts::{PROBE, attacker, attempt, reported, try_all, with_probe},
     posture::{digest, gofer},
 };
 
@@ -328,12 +328,8 @@ pub(crate) async fn s5_a_mount_stays_inside_while_links_change(
         outside.has_at_most("deep")?;
     }
     ensure!(ran > 0, "no container has started");
-    racer.ended().await?;
-    let swaps = racer.log();
-    let report = crate::attempts::reports(&swaps)?
-        .pop()
-        .context("no report")?;
-    ensure!(report.finds()?.parse::<u64>()? > 10, "{swaps}");
+    let report = reported(&racer).await?;
+    ensure!(report.finds()?.parse::<u64>()? > 10, "{report:?}");
     pod.remove().await?;
     outside.has_at_most("deep")
 }

@@ -27,7 +27,7 @@ use runsc_wrapper::egress::Guard;
 
 use crate::{
     Neighbour, WARM,
-    attempts::{PROBE, attacker, attempt, reports, try_all, with_probe},
+    attempts::{PROBE, attacker, attempt, reported, try_all, with_probe},
     posture::gofer,
 };
 
@@ -63,12 +63,7 @@ pub(crate) async fn n1_packets_cannot_be_forged(node: &Node, handler: &str) -> R
         capabilities.add_capabilities = vec!["NET_RAW".to_owned()];
     });
     let asking = asking.start().await?;
-    asking.ended().await?;
-    let asked = reports(&asking.log())?;
-    ensure!(asked.len() == 1, "{}", asking.log());
-    for attempt in asked {
-        attempt.fails_with(&["EPERM"])?;
-    }
+    reported(&asking).await?.fails_with(&["EPERM"])?;
     let mut chain = vec!["unshare user".to_owned()];
     chain.extend(FORGERY.map(str::to_owned));
     // In a network of its own it may do as it likes, and there is nobody else.

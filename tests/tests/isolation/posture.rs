@@ -21,7 +21,7 @@ use kiln_tests::{
 
 use crate::{
     MARKER, Neighbour,
-    attempts::{PROBE, attacker, attempt, reports, try_all, with_probe},
+    attempts::{PROBE, attacker, attempt, reported, try_all, with_probe},
 };
 
 /// Namespaces that are the sandbox's own.
@@ -197,10 +197,8 @@ pub(crate) async fn p5_no_open_file_gets_in(node: &Node, handler: &str) -> Resul
             .await;
         match from {
             Ok(started) => {
-                started.ended().await?;
-                let found = reports(&started.log())?;
-                ensure!(found.len() == 1, "{}", started.log());
-                ensure!(!of_the_host(&found[0].found), "{found:?}");
+                let report = reported(&started).await?;
+                ensure!(!of_the_host(&report.found), "{report:?}");
             }
             Err(e) => {
                 let words = format!("{e:#}");
