@@ -227,9 +227,14 @@ fn status(keeper: &Keeper, last: Option<&SandboxNodeStatus>) -> SandboxNodeStatu
     let overhead = keeper.overhead();
     let guarding = keeper.guarding();
     keeper.look(|pool, problem| {
-        let all = pool.ready().max(1) as u64;
-        let classes: Vec<_> = pool
-            .shapes()
+        let shapes = pool.shapes();
+        // Those that boot hold memory, too.
+        let all = shapes
+            .iter()
+            .map(|(_, _, of)| u64::from(of.ready + of.warming))
+            .sum::<u64>()
+            .max(1);
+        let classes: Vec<_> = shapes
             .into_iter()
             .map(|(shape, _, counts)| NodeClassStatus {
                 held_bytes: signed(held / all * u64::from(counts.ready)),
