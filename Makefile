@@ -87,6 +87,8 @@ manifests: ## The CustomResourceDefinitions in deploy/crds, from the types in cr
 check: $(TOOLS)/bin/cargo-deny ## Format, lints, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
+	@# A guard that moves takes along the patch which takes it out.
+	git apply --check tests/mutations/*.patch
 	$(CARGO) fetch --quiet --locked
 	$(TOOLS)/bin/cargo-deny --offline check bans licenses sources
 
@@ -98,10 +100,12 @@ test-unit: deps ## Tests that need no containerd; some need root
 	$(CARGO) test $(ALL) --lib $(TESTED_PROGRAMS:%=--bin %) --test service --test real --test router -- --include-ignored
 	$(CARGO) test $(ALL) --doc
 
+FUZZED := runsc-wrapper kiln-shim kiln-agent-api kiln-crds kiln-router kiln-controller
+
 .PHONY: fuzz
 fuzz: ## What comes from outside with anything in it, FUZZ_SECONDS (60) for each
 	BOLERO_RANDOM_TEST_TIME_MS=$$(($(or $(FUZZ_SECONDS),60) * 1000)) \
-		$(CARGO) test --release -p runsc-wrapper -p kiln-shim -p kiln-agent-api --lib -- any_ answered
+		$(CARGO) test --release $(FUZZED:%=-p %) --lib --bin kiln-controller -- any_ answered
 
 NODE_SUITES := badinput cri faults install isolation kata lives many warm
 

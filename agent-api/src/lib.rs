@@ -61,3 +61,27 @@ pub fn naming_process(name: &str) -> serde_json::Value {
 
 /// Largest shape that is read, in bytes of JSON.
 pub const MAX_SHAPE: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use protobuf::Message;
+
+    use super::*;
+
+    #[test]
+    fn any_message_is_read_or_refused() {
+        bolero::check!().for_each(|bytes: &[u8]| {
+            if let Ok(request) = api::AcquireRequest::parse_from_bytes(bytes) {
+                // A shape that is none is an error as well.
+                let _ = Shape::from_json(&request.shape);
+            }
+            let _ = (
+                api::AcquireResponse::parse_from_bytes(bytes),
+                api::AdoptedRequest::parse_from_bytes(bytes),
+                api::ReleaseRequest::parse_from_bytes(bytes),
+                api::GuardedRequest::parse_from_bytes(bytes),
+                api::ReportResponse::parse_from_bytes(bytes),
+            );
+        });
+    }
+}

@@ -14,6 +14,8 @@
 pub mod keys;
 
 mod claim;
+#[cfg(test)]
+mod fuzz;
 mod lenient;
 mod manifest;
 mod node;
