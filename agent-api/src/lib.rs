@@ -17,6 +17,7 @@ pub mod api {
     #![allow(
         clippy::all,
         clippy::needless_pass_by_value,
+        clippy::semicolon_if_nothing_returned,
         clippy::uninlined_format_args
     )]
 
@@ -32,10 +33,30 @@ pub mod api {
 mod client;
 mod shape;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 pub use client::{Agent, AgentError};
 pub use shape::{Ineligible, RuntimeFile, Setup, Shape};
+
+impl api::ReportResponse {
+    /// How many Pods got none, and for which reasons, for people.
+    #[must_use]
+    pub fn misses(&self) -> String {
+        let reasons: BTreeMap<_, _> = self.missed.iter().filter(|(_, n)| **n > 0).collect();
+        let total: u64 = reasons.values().copied().sum();
+        let reasons: Vec<_> = reasons
+            .iter()
+            .map(|(reason, n)| format!("{n} {reason}"))
+            .collect();
+        match reasons.as_slice() {
+            [] => total.to_string(),
+            _ => format!("{total} ({})", reasons.join(", ")),
+        }
+    }
+}
 
 /// Where the agent listens unless a node's configuration names another socket.
 pub const SOCKET: &str = "/run/kiln-agent/agent.sock";
@@ -67,6 +88,16 @@ mod tests {
     use protobuf::Message;
 
     use super::*;
+
+    #[test]
+    fn misses_are_told_with_their_reasons() {
+        let mut report = api::ReportResponse::new();
+        report.missed = [("broken", 0)].map(|(r, n)| (r.to_owned(), n)).into();
+        assert_eq!(report.misses(), "0");
+        let missed = [("unknown", 2), ("empty", 10), ("broken", 0)];
+        report.missed = missed.map(|(r, n)| (r.to_owned(), n)).into();
+        assert_eq!(report.misses(), "12 (10 empty, 2 unknown)");
+    }
 
     #[test]
     fn any_message_is_read_or_refused() {

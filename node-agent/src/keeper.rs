@@ -252,8 +252,7 @@ impl Keeper {
     /// Notes that a Pod of `shape` runs in the sandbox `id`, which was handed out.
     pub(crate) async fn adopted(&self, id: String, shape: &Shape, took: Duration) {
         info!("{id} is adopted after {} us", took.as_micros());
-        self.metrics.adopted.inc();
-        self.metrics.adoption.observe(took.as_secs_f64());
+        self.metrics.adopted(took);
         self.note_adoption(shape);
         let store = self.store.clone();
         let removed = blocking("remove a bundle", move || store.remove_bundle(&id));

@@ -2,7 +2,10 @@
 
 //! What the agent counts, for Prometheus.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -10,7 +13,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::pool::{Miss, Pool};
+use crate::pool::{Miss, Pool, Recent};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Class {
@@ -28,13 +31,14 @@ pub(crate) struct Metrics {
     ready: Family<Class, Gauge>,
     warming: Family<Class, Gauge>,
     pub(crate) handed: Counter,
-    pub(crate) adopted: Counter,
+    adopted: Counter,
     pub(crate) released: Counter,
     pub(crate) lost: Counter,
     pub(crate) boot_failures: Counter,
     missed: Family<Reason, Counter>,
     pub(crate) boot: Histogram,
-    pub(crate) adoption: Histogram,
+    adoption: Histogram,
+    adoptions: Mutex<Recent>,
     pub(crate) held: Gauge,
     pub(crate) usable: Gauge,
     pub(crate) guards: Gauge,
@@ -58,6 +62,7 @@ impl Metrics {
             adoption: Histogram::new([
                 0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0, 5.0,
             ]),
+            adoptions: Mutex::default(),
             held: Gauge::default(),
             usable: Gauge::default(),
             guards: Gauge::default(),
@@ -146,6 +151,31 @@ impl Metrics {
             "Pods whose packets to link-local and metadata addresses are not dropped",
             self.unguarded.clone(),
         );
+    }
+
+    /// Counts an adoption, and how long it took.
+    pub(crate) fn adopted(&self, took: Duration) {
+        self.adopted.inc();
+        self.adoption.observe(took.as_secs_f64());
+        self.adoptions().add(took);
+    }
+
+    /// Median of the last adoptions.
+    pub(crate) fn adoption_time(&self) -> Option<Duration> {
+        self.adoptions().median()
+    }
+
+    fn adoptions(&self) -> MutexGuard<'_, Recent> {
+        // Times are in it or not, whoever panicked.
+        self.adoptions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many Pods got none for a reason.
+    pub(crate) fn missed_by(&self, miss: Miss) -> u64 {
+        let reason = miss.name();
+        self.missed.get_or_create(&Reason { reason }).get()
     }
 
     /// Counts `n` Pods that got none.

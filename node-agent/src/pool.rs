@@ -15,8 +15,8 @@ use crate::config::Limits;
 /// After this time without a Pod that asks for it, a learned shape is forgotten.
 const FORGET: Duration = Duration::from_secs(600);
 
-/// Boots of which the median is reported.
-const BOOTS: usize = 32;
+/// Boots, or adoptions, of which the median is reported.
+const RECENT: usize = 32;
 
 /// Why a Pod got no warm sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,16 +75,32 @@ pub struct Counts {
     pub adopted: u64,
     /// How many Pods got none.
     pub missed: u64,
-    /// Durations of the last boots.
-    boots: VecDeque<Duration>,
+    boots: Recent,
 }
 
 impl Counts {
     /// Median of the last boots.
     pub fn boot_time(&self) -> Option<Duration> {
-        let mut boots: Vec<_> = self.boots.iter().copied().collect();
-        boots.sort_unstable();
-        boots.get(boots.len() / 2).copied()
+        self.boots.median()
+    }
+}
+
+/// How long something took the last times.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Recent(VecDeque<Duration>);
+
+impl Recent {
+    pub(crate) fn add(&mut self, took: Duration) {
+        if self.0.len() == RECENT {
+            self.0.pop_front();
+        }
+        self.0.push_back(took);
+    }
+
+    pub(crate) fn median(&self) -> Option<Duration> {
+        let mut all: Vec<_> = self.0.iter().copied().collect();
+        all.sort_unstable();
+        all.get(all.len() / 2).copied()
     }
 }
 
@@ -219,10 +235,7 @@ impl Pool {
         let counts = self.counts.entry(shape.clone()).or_default();
         counts.warming = counts.warming.saturating_sub(1);
         if let Some(id) = id {
-            if counts.boots.len() == BOOTS {
-                counts.boots.pop_front();
-            }
-            counts.boots.push_back(took);
+            counts.boots.add(took);
             self.recovered(shape, id);
         }
     }

@@ -327,7 +327,6 @@ pub(crate) fn report(keeper: &Keeper) -> ReportResponse {
     keeper.look(|pool, problem| {
         report.problem = problem.to_owned();
         for (shape, wanted, counts) in pool.shapes() {
-            let boot = counts.boot_time().unwrap_or_default();
             report.classes.push(ClassReport {
                 key: shape.key(),
                 class: wanted.map_or_else(String::new, |w| w.class.clone()),
@@ -337,7 +336,7 @@ pub(crate) fn report(keeper: &Keeper) -> ReportResponse {
                 warming: counts.warming,
                 adopted: counts.adopted,
                 missed: counts.missed,
-                boot_milliseconds: u64::try_from(boot.as_millis()).unwrap_or(u64::MAX),
+                boot_milliseconds: milliseconds(counts.boot_time()),
                 ..ClassReport::default()
             });
         }
@@ -346,7 +345,14 @@ pub(crate) fn report(keeper: &Keeper) -> ReportResponse {
     report.failed = keeper.metrics.released.get();
     report.link_local_dropped = keeper.metrics.dropped.get();
     report.link_local_unguarded = keeper.metrics.unguarded.get();
+    let missed = |miss: Miss| (miss.name().to_owned(), keeper.metrics.missed_by(miss));
+    report.missed = Miss::ALL.map(missed).into();
+    report.adoption_milliseconds = milliseconds(keeper.metrics.adoption_time());
     report
+}
+
+fn milliseconds(time: Option<Duration>) -> u64 {
+    u64::try_from(time.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

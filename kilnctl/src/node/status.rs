@@ -57,9 +57,15 @@ fn text(report: &ReportResponse) -> String {
     }
     let mut text = table(&rows);
     text.push_str(&format!(
-        "memory held: {} MiB, adoptions that failed: {}\n",
+        "memory held: {} MiB, an adoption takes {} ms, adoptions that failed: {}\n\
+         Pods that got none: {}\n\
+         packets to link-local addresses: {} dropped, Pods where they are not: {}\n",
         report.held_bytes >> 20,
-        report.failed
+        report.adoption_milliseconds,
+        report.failed,
+        report.misses(),
+        report.link_local_dropped,
+        report.link_local_unguarded,
     ));
     if !report.problem.is_empty() {
         text.push_str(&format!("no warm sandboxes: {}\n", report.problem));
@@ -77,6 +83,49 @@ fn as_json(report: &ReportResponse) -> Value {
     });
     json!({
         "classes": classes.collect::<Vec<_>>(), "problem": report.problem,
-        "heldBytes": report.held_bytes, "failedAdoptions": report.failed,
+        "heldBytes": report.held_bytes, "failedAdoptions": report.failed, "missed": report.missed,
+        "adoptionMilliseconds": report.adoption_milliseconds,
+        "linkLocalDropped": report.link_local_dropped,
+        "linkLocalUnguarded": report.link_local_unguarded,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_agent_api::api::ClassReport;
+
+    use super::*;
+
+    #[test]
+    fn a_person_is_told_what_the_metrics_say() {
+        let class = ClassReport {
+            key: "k1".to_owned(),
+            ready: 2,
+            boot_milliseconds: 180,
+            ..ClassReport::default()
+        };
+        let report = ReportResponse {
+            classes: vec![class],
+            held_bytes: 26 << 20,
+            adoption_milliseconds: 33,
+            missed: [("empty".to_owned(), 3)].into(),
+            link_local_dropped: 4,
+            problem: "no runsc".to_owned(),
+            ..ReportResponse::default()
+        };
+        let text = text(&report);
+        for words in [
+            "(learned)",
+            "26 MiB",
+            "takes 33 ms",
+            "none: 3 (3 empty)",
+            "4 dropped",
+            "no warm sandboxes: no runsc",
+        ] {
+            assert!(text.contains(words), "{words} in {text}");
+        }
+        let json = as_json(&report);
+        assert_eq!(json["classes"][0]["bootMilliseconds"], 180);
+        assert_eq!(json["missed"]["empty"], 3);
+    }
 }
