@@ -9,6 +9,11 @@ export CARGO_BUILD_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 CRT_STATIC := -C target-feature=+crt-static
 export RUSTFLAGS := $(subst $(CRT_STATIC),,$(RUSTFLAGS)) $(CRT_STATIC)
 OUT := target/$(CARGO_BUILD_TARGET)
+# What is installed is the same wherever it was built.
+HERE := $(CURDIR)
+CRATES := $(or $(CARGO_HOME),$(HOME)/.cargo)
+NO_PATHS := --remap-path-prefix=$(CRATES)=/cargo --remap-path-prefix=$(HERE)=/kiln
+build release: export RUSTFLAGS := $(subst $(NO_PATHS),,$(RUSTFLAGS)) $(NO_PATHS)
 # Where programs are as they are installed.
 SMALL := target/small
 # Only what is new, because the last one may be running.
@@ -44,6 +49,9 @@ images: deps release $(if $(ARM64),arm64) ## Images of agent, controller and rou
 release: build ## The programs of images
 	$(CARGO) rustc --release -p kiln-node-agent --bin kiln-node-agent -- -C strip=symbols
 	$(CARGO) rustc --release -p kiln-controller --bin kiln-controller -- -C strip=symbols
+	! grep --text --files-with-matches --fixed-strings -e '$(CRATES)/' -e '$(HERE)/' \
+		$(addprefix $(SMALL)/,containerd-shim-kiln-v2 kiln-pause kiln-router) \
+		$(addprefix $(OUT)/release/,kiln-node-agent kiln-controller)
 
 .PHONY: arm64
 arm64: ## Those for arm64, made on another machine: in target/aarch64-…/release and target/arm64
