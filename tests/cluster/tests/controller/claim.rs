@@ -321,8 +321,19 @@ pub(crate) async fn a_finished_one_goes_after_its_time(env: &Env) -> Result<()> 
         claim(json!({"ttlSecondsAfterFinished": 0, "shutdownPolicy": "Retain"})),
     )
     .await?;
-    ns.until_gone::<SandboxClaim>("soon").await?;
-    ns.until_gone::<Sandbox>("soon").await?;
+    // What comes first counts, and the claim goes last.
+    ns.claim_with(
+        "foreground",
+        claim(json!({
+            "ttlSecondsAfterFinished": 1, "shutdownTime": "9999-12-31T23:59:59Z",
+            "shutdownPolicy": "DeleteForeground",
+        })),
+    )
+    .await?;
+    for name in ["soon", "foreground"] {
+        ns.until_gone::<SandboxClaim>(name).await?;
+        ns.until_gone::<Sandbox>(name).await?;
+    }
     ns.until_gone::<Sandbox>("kept").await?;
     let kept: SandboxClaim = ns
         .until_condition("kept", "Ready", "False ClaimExpired")
