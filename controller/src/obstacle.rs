@@ -7,6 +7,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::condition::{POD_SCHEDULED, READY, find};
 
+/// Reason of a Pod that no node takes.
+pub(crate) const UNSCHEDULABLE: &str = "Unschedulable";
+
+/// What a Sandbox's message says of its Service, at its end.
+pub(crate) const SERVICE: [&str; 2] = ["; Service Exists", "; Service does not exist"];
+
 /// A reason, as conditions and events have them, and what there is to say about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Obstacle<'a> {
@@ -15,8 +21,6 @@ pub(crate) struct Obstacle<'a> {
 }
 
 impl Obstacle<'_> {
-    /// Reason of a Pod that no node takes.
-    pub(crate) const UNSCHEDULABLE: &'static str = "Unschedulable";
     /// Reasons of what the apiserver has refused.
     const REFUSED: [&'static str; 2] = ["ReconcilerError", "MultiplePods"];
 
@@ -27,28 +31,38 @@ impl Obstacle<'_> {
 }
 
 impl<'a> Obstacle<'a> {
-    /// That of a Sandbox with these conditions.
+    /// That of a Sandbox with these conditions. What was refused comes first: it may be why no node
+    /// takes the Pod.
     pub(crate) fn of(conditions: &'a [Condition]) -> Option<Self> {
-        let is_false = |c: &&Condition| c.status == "False";
-        let scheduled = find(conditions, POD_SCHEDULED).filter(is_false);
-        if let Some(c) = scheduled.filter(|c| c.reason == Self::UNSCHEDULABLE) {
-            let (reason, message) = (c.reason.as_str(), c.message.as_str());
+        let ready = find(conditions, READY).filter(|c| c.status == "False");
+        let refused = ready.filter(|c| Self::REFUSED.contains(&c.reason.as_str()));
+        if let Some(c) = refused.or_else(|| unschedulable(conditions)) {
+            let (reason, message) = (&c.reason, &c.message);
             return Some(Self { reason, message });
         }
-        let ready = find(conditions, READY).filter(is_false)?;
-        let (reason, message) = match ready.reason.as_str() {
-            reason if Self::REFUSED.contains(&reason) => (reason, ready.message.as_str()),
-            _ => ("ContainerWaiting", waiting(&ready.message)?),
-        };
-        Some(Self { reason, message })
+        Some(Self {
+            reason: "ContainerWaiting",
+            message: waiting(&ready?.message)?,
+        })
     }
 }
 
+/// The condition of a Sandbox that says that no node takes its Pod.
+pub(crate) fn unschedulable(conditions: &[Condition]) -> Option<&Condition> {
+    let scheduled = find(conditions, POD_SCHEDULED);
+    scheduled.filter(|c| c.status == "False" && c.reason == UNSCHEDULABLE)
+}
+
 /// What [`crate::sandbox`] adds to the message of a Pod that is not ready where one of its
-/// containers waits for something unusual.
+/// containers waits for something unusual; of its Service is more behind it.
 fn waiting(message: &str) -> Option<&str> {
     let (_, why) = message.split_once("; ")?;
-    (why.starts_with("container ") && why.contains(" is waiting: ")).then_some(why)
+    let is_it = why.starts_with("container ") && why.contains(" is waiting: ");
+    let why = SERVICE
+        .iter()
+        .find_map(|end| why.strip_suffix(end))
+        .unwrap_or(why);
+    is_it.then_some(why)
 }
 
 #[cfg(test)]
@@ -75,6 +89,13 @@ mod tests {
                 ready(
                     "DependenciesNotReady",
                     &format!("Pod exists with phase: Pending; {waits}"),
+                ),
+                Some(("ContainerWaiting", waits)),
+            ),
+            (
+                ready(
+                    "DependenciesNotReady",
+                    &format!("Pod exists with phase: Pending; {waits}; Service Exists"),
                 ),
                 Some(("ContainerWaiting", waits)),
             ),

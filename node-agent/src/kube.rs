@@ -18,7 +18,7 @@ use kube::{
     api::{Patch, PatchParams},
     runtime::watcher,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
@@ -40,6 +40,9 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// How long the apiserver is left alone after it refused.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// How often the node's label is written where nothing has changed.
+const LABEL: Duration = Duration::from_secs(60);
 
 /// Start of the label of nodes on which Pods of a class can run; the class follows.
 const READY_LABEL: &str = "kiln.dev/";
@@ -76,26 +79,14 @@ impl Reporter {
         tokio::join!(self.follow(), self.report(), self.label());
     }
 
-    /// Has the node's label say whether Pods of the class can run there.
+    /// Has the node's label say whether Pods of the class can run there. It is written again from
+    /// time to time, because without it no Pod comes: a node may lose its labels, or be made anew.
     async fn label(&self) {
         let key = format!("{READY_LABEL}{}", self.keeper.class());
         let nodes: Api<Node> = Api::all(self.client.clone());
         let mut state = self.presence.state();
         loop {
-            let value = match &*state.borrow_and_update() {
-                State::Installed(_) => Some(json!("ready")),
-                State::InstallFailed {
-                    is_installed: false,
-                    ..
-                }
-                // Each of them: the first may be over before the last label is written.
-                | State::Removing
-                | State::InUse(_)
-                | State::Removed(_)
-                | State::RemoveFailed(_) => Some(json!(null)),
-                // It is as it was, or nobody's to say.
-                _ => None,
-            };
+            let value = label_of(&state.borrow_and_update());
             if let Some(value) = value {
                 let patch = Patch::Merge(json!({"metadata": {"labels": {(key.as_str()): value}}}));
                 let params = PatchParams::default();
@@ -104,7 +95,7 @@ impl Reporter {
                     tokio::time::sleep(RETRY).await;
                 }
             }
-            if state.changed().await.is_err() {
+            if let Ok(Err(_)) = tokio::time::timeout(LABEL, state.changed()).await {
                 return;
             }
         }
@@ -218,6 +209,24 @@ fn class(wish: &NodeClassSpec, keeper: &Keeper) -> Option<Class> {
         cpu: positive(wish.cpu_milli).map(|milli| (milli.saturating_mul(PERIOD) / 1000, PERIOD)),
         sysctl: default_sysctl(),
     })
+}
+
+/// What the node's label should be, null for none, where that is the agent's to say.
+fn label_of(state: &State) -> Option<Value> {
+    match state {
+        State::Installed(_) => Some(json!("ready")),
+        // Each of the last ones: the first may be over before the last label is written.
+        State::InstallFailed {
+            is_installed: false,
+            ..
+        }
+        | State::Removing
+        | State::InUse(_)
+        | State::Removed(_)
+        | State::RemoveFailed(_) => Some(Value::Null),
+        // It is as it was, or nobody's to say.
+        _ => None,
+    }
 }
 
 /// What the keeper holds, without the time.

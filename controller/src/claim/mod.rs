@@ -28,7 +28,7 @@ use crate::{
     error::{self, Error, Result},
     metrics::Startup,
     node,
-    obstacle::Obstacle,
+    obstacle::{Obstacle, UNSCHEDULABLE},
     owner, patch, pool,
     queue::{Class, Outcome, Work},
     watch::GATHER,
@@ -105,15 +105,21 @@ fn tell_failure(context: &Arc<Context>, claim: &SandboxClaim, error: &Error) {
     }
 }
 
-/// Tells what keeps the Sandbox of a claim from being ready, where the claim does not say it yet.
+/// Tells what keeps the Sandbox of a claim from being ready, where the claim does not say so yet.
+/// Others change their words with each try: of them it is told once.
 fn tell_obstacle(context: &Arc<Context>, claim: &SandboxClaim, sandbox: &Sandbox) {
     let conditions = sandbox.status.as_ref().map_or(&[][..], |s| &s.conditions);
     let Some(obstacle) = Obstacle::of(conditions) else {
         return;
     };
     let said = claim.status.as_ref().map_or(&[][..], |s| &s.conditions);
-    let said = condition::find(said, READY);
-    if said.is_none_or(|said| !said.message.contains(obstacle.message)) {
+    let said = condition::find(said, READY).map_or("", |said| &said.message);
+    let mark = match obstacle.reason {
+        UNSCHEDULABLE => UNSCHEDULABLE,
+        _ if obstacle.is_refusal() => obstacle.message,
+        _ => " is waiting: ",
+    };
+    if !said.contains(mark) {
         let message = obstacle.message.to_owned();
         context.tell(claim, EventType::Warning, obstacle.reason, message);
     }

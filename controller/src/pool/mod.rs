@@ -29,7 +29,9 @@ use crate::{
     condition::{self, Is, READY, condition},
     context::{Context, Options, member_word, template_of},
     error::{self, Error, Result},
-    node, owner, patch,
+    node,
+    obstacle::UNSCHEDULABLE,
+    owner, patch,
     queue::{Claims, Outcome},
     template,
 };
@@ -43,6 +45,9 @@ const HOLD_BACK: Duration = Duration::from_millis(100);
 /// When to look again at a Sandbox that was to go and that a claim was about to take, or that was
 /// to be taken in and that somebody else has changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Reason of a pool that is on its way.
+const WARMING: &str = "Warming";
 
 /// Letters and digits of names that Kubernetes makes up itself (`apimachinery`'s `util/rand`): no
 /// vowels, so that no words come out.
@@ -361,22 +366,35 @@ async fn write_status(
     context.pending_statuses().remove(&key);
     let ready = |conditions: &[Condition]| condition::find(conditions, READY).cloned();
     let old = pool.status.as_ref().and_then(|s| ready(&s.conditions));
-    let is_obstructed = members.iter().any(|m| m.obstacle.is_some());
-    if let Some(new) = ready(&new.conditions).filter(|ready| ready.status == "False")
-        && (failure.is_some() || is_obstructed)
-        && old.is_none_or(|old| old.reason != new.reason || old.message != new.message)
-    {
-        let reason = if failure.is_some() {
-            new.reason.as_str()
-        } else {
-            "WarmPoolNotProgressing"
-        };
-        context.tell(pool, EventType::Warning, reason, new.message.clone());
+    if let Some(new) = ready(&new.conditions) {
+        tell(context, pool, old.as_ref(), &new, failure.is_some());
     }
     context
         .patch_status::<SandboxWarmPool>(&key, &patch)
         .await?;
     Ok(None)
+}
+
+/// Tells why a pool is not ready, where that is not what it said before: of its Sandboxes by the
+/// reason alone, because others change their words with each try.
+fn tell(
+    context: &Arc<Context>,
+    pool: &SandboxWarmPool,
+    old: Option<&Condition>,
+    new: &Condition,
+    has_failed: bool,
+) {
+    let is_news = old
+        .is_none_or(|old| old.reason != new.reason || (has_failed && old.message != new.message));
+    if new.status != "False" || new.reason == WARMING || !is_news {
+        return;
+    }
+    let reason = match new.reason.as_str() {
+        // As upstream has it.
+        UNSCHEDULABLE => "WarmPoolNotProgressing",
+        reason => reason,
+    };
+    context.tell(pool, EventType::Warning, reason, new.message.clone());
 }
 
 /// How long a new status may wait for what else changes.
@@ -426,7 +444,7 @@ fn status(
         (None, Some((reason, message))) => (Is::False, reason.as_str(), message.clone()),
         (None, None) => (
             Is::False,
-            "Warming",
+            WARMING,
             format!("{ready} of {desired} Sandboxes are ready"),
         ),
     };
@@ -550,7 +568,8 @@ mod tests {
             is_ready,
             is_stale: false,
             is_over: false,
-            obstacle: why.map(|why| ("Unschedulable".to_owned(), why.to_owned())),
+            is_unschedulable: why.is_some(),
+            obstacle: why.map(|why| (UNSCHEDULABLE.to_owned(), why.to_owned())),
         };
         let missing = Error::TemplateNotFound("t".to_owned());
         let cases = [

@@ -11,7 +11,7 @@ use kube::{Resource, ResourceExt};
 
 use crate::{
     condition::{self, FINISHED, READY},
-    obstacle::Obstacle,
+    obstacle::{Obstacle, unschedulable},
 };
 
 /// Least age at which a Sandbox that has come to its end is replaced: one that ends at once must
@@ -28,6 +28,8 @@ pub(crate) struct Member {
     pub(crate) is_stale: bool,
     /// Its Pod has ended.
     pub(crate) is_over: bool,
+    /// No node takes its Pod.
+    pub(crate) is_unschedulable: bool,
     /// The reason and the message of what keeps it from being ready.
     pub(crate) obstacle: Option<(String, String)>,
 }
@@ -41,14 +43,9 @@ impl Member {
             is_ready: condition::is_true(conditions, READY),
             is_stale,
             is_over: condition::is_true(conditions, FINISHED),
+            is_unschedulable: unschedulable(conditions).is_some(),
             obstacle: Obstacle::of(conditions).map(|o| (o.reason.to_owned(), o.message.to_owned())),
         }
-    }
-
-    /// Whether no node takes its Pod.
-    fn is_unschedulable(&self) -> bool {
-        let obstacle = self.obstacle.as_ref();
-        obstacle.is_some_and(|(reason, _)| reason == Obstacle::UNSCHEDULABLE)
     }
 }
 
@@ -91,7 +88,7 @@ pub(crate) fn plan(
     for member in members {
         let limit = if member.is_over {
             Some(LEAST_LIFE)
-        } else if member.is_ready || member.is_unschedulable() {
+        } else if member.is_ready || member.is_unschedulable {
             None
         } else {
             Some(grace)
@@ -129,6 +126,7 @@ mod tests {
             is_ready: true,
             is_stale: false,
             is_over: false,
+            is_unschedulable: false,
             obstacle: None,
         }
     }
@@ -195,7 +193,7 @@ mod tests {
             ["slow"]
         );
         let homeless = Member {
-            obstacle: Some(("Unschedulable".into(), "no room".into())),
+            is_unschedulable: true,
             ..slow
         };
         assert_eq!(plan(1, &[homeless], false, true, GRACE), Plan::default());
@@ -235,7 +233,8 @@ mod tests {
             is_ready: *ready && !over,
             is_stale: *stale,
             is_over: *over,
-            obstacle: homeless.then(|| ("Unschedulable".to_owned(), "no room".to_owned())),
+            is_unschedulable: *homeless,
+            obstacle: None,
         };
         all.iter().enumerate().map(member).collect()
     }

@@ -14,6 +14,7 @@ use kube::ResourceExt;
 use crate::{
     condition::{self, FINISHED, Is, POD_SCHEDULED, READY, SUSPENDED, condition},
     error::Error,
+    obstacle::SERVICE,
     owner,
 };
 
@@ -234,10 +235,8 @@ fn ready(sandbox: &Sandbox, seen: &Seen<'_>) -> Condition {
         .map_or_else(|| (false, "Pod does not exist".to_owned()), readiness);
     let wants_service = sandbox.spec.service.unwrap_or(seen.service.is_some());
     if wants_service {
-        message.push_str(match seen.service {
-            Some(_) => "; Service Exists",
-            None => "; Service does not exist",
-        });
+        let [exists, is_missing] = SERVICE;
+        message.push_str(seen.service.map_or(is_missing, |_| exists));
     }
     if pod_is_ready && (!wants_service || seen.service.is_some()) {
         return condition(READY, Is::True, "DependenciesReady", message, generation);

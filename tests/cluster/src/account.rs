@@ -45,7 +45,14 @@ pub async fn kubeconfig(
     account: &str,
     more: &[String],
 ) -> Result<PathBuf> {
-    let mut token = vec!["-n", NAMESPACE, "create", "token", account, "--duration=2h"];
+    let mut token = vec![
+        "-n",
+        NAMESPACE,
+        "create",
+        "token",
+        account,
+        "--duration=24h",
+    ];
     token.extend(more.iter().map(String::as_str));
     let token = kubectl(&token).await?;
     let config = kubectl(&["config", "view", "--raw", "-ojson"]).await?;

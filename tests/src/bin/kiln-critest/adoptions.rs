@@ -107,8 +107,10 @@ impl Adoptions {
         let adopted: u64 = classes.iter().map(|c| c.adopted).sum();
         let missed: u64 = classes.iter().map(|c| c.missed).sum();
         let counted = (adopted, missed, self.report.failed);
+        // A word of an adoption may be lost to an agent that is late; most are not.
+        let is_most = adopted <= self.adopted && adopted * 10 >= self.adopted * 9;
         ensure!(
-            (1..=self.adopted).contains(&adopted) && missed <= late && self.report.failed == 0,
+            is_most && missed <= late && self.report.failed == 0,
             "the agent counts (adopted, missed, failed) {counted:?}, {} Pods adopted, and for {late} it was late",
             self.adopted
         );
