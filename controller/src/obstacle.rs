@@ -10,6 +10,9 @@ use crate::condition::{POD_SCHEDULED, READY, find};
 /// Reason of a Pod that no node takes.
 pub(crate) const UNSCHEDULABLE: &str = "Unschedulable";
 
+/// What stands between a container and the reason for which it waits, in a Sandbox's message.
+pub(crate) const WAITS: &str = " is waiting: ";
+
 /// What a Sandbox's message says of its Service, at its end.
 pub(crate) const SERVICE: [&str; 2] = ["; Service Exists", "; Service does not exist"];
 
@@ -57,7 +60,7 @@ pub(crate) fn unschedulable(conditions: &[Condition]) -> Option<&Condition> {
 /// containers waits for something unusual; of its Service is more behind it.
 fn waiting(message: &str) -> Option<&str> {
     let (_, why) = message.split_once("; ")?;
-    let is_it = why.starts_with("container ") && why.contains(" is waiting: ");
+    let is_it = why.starts_with("container ") && why.contains(WAITS);
     let why = SERVICE
         .iter()
         .find_map(|end| why.strip_suffix(end))

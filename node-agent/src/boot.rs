@@ -422,9 +422,9 @@ impl Booter {
     /// Tries again to destroy what is doomed and still there: the runtime may have been too slow.
     pub(crate) async fn destroy_doomed(&self) {
         let store = self.store.clone();
-        match blocking("list doomed sandboxes", move || store.list(Place::Doomed)).await {
+        match blocking("list doomed sandboxes", move || store.ids(Place::Doomed)).await {
             Ok(left) => {
-                for (id, _) in left {
+                for id in left {
                     self.destroy(id).await;
                 }
             }

@@ -699,8 +699,8 @@ impl State {
 /// one itself is also what sandboxes took before they were adopted. Blocks.
 fn held_memory(store: &Store, cgroup: &str) -> u64 {
     // What cannot be looked at counts as nothing: booting goes on without that number.
-    let held = [Place::Booting, Place::Ready].map(|place| store.list(place).unwrap_or_default());
-    let of = |(id, _): &(String, _)| spec::held_memory(&spec::cgroup_of(cgroup, id));
+    let held = [Place::Booting, Place::Ready].map(|place| store.ids(place).unwrap_or_default());
+    let of = |id: &String| spec::held_memory(&spec::cgroup_of(cgroup, id));
     held.iter().flatten().map(of).sum()
 }
 

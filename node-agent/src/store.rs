@@ -143,21 +143,26 @@ impl Store {
 
     /// Every sandbox in `place`, with what is written down of it. Blocks.
     pub(crate) fn list(&self, place: Place) -> io::Result<Vec<(String, Option<Note>)>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(self.root.join(place.name()))? {
-            let Ok(id) = entry?.file_name().into_string() else {
-                continue;
-            };
+        let with_note = |id: String| {
             let note = self.note(place, &id).ok();
-            found.push((id, note));
+            (id, note)
+        };
+        Ok(self.ids(place)?.into_iter().map(with_note).collect())
+    }
+
+    /// Every sandbox in `place`. Blocks.
+    pub(crate) fn ids(&self, place: Place) -> io::Result<Vec<String>> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(self.root.join(place.name()))? {
+            ids.extend(entry?.file_name().into_string());
         }
-        Ok(found)
+        Ok(ids)
     }
 
     /// Says that no sandbox is left, or which. Blocks.
     pub(crate) fn check_empty(&self) -> io::Result<()> {
         for place in Place::ALL {
-            if let Some((id, _)) = self.list(place)?.into_iter().next() {
+            if let Some(id) = self.ids(place)?.first() {
                 return Err(io::Error::other(format!("{id} is still there")));
             }
         }

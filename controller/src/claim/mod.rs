@@ -28,7 +28,7 @@ use crate::{
     error::{self, Error, Result},
     metrics::Startup,
     node,
-    obstacle::{Obstacle, UNSCHEDULABLE},
+    obstacle::{Obstacle, UNSCHEDULABLE, WAITS},
     owner, patch, pool,
     queue::{Class, Outcome, Work},
     watch::GATHER,
@@ -95,12 +95,8 @@ async fn write_status(
 }
 
 fn tell_failure(context: &Arc<Context>, claim: &SandboxClaim, error: &Error) {
-    let old = claim
-        .status
-        .as_ref()
-        .and_then(|s| condition::find(&s.conditions, READY));
     let text = error.to_string();
-    if old.is_none_or(|old| !old.message.ends_with(&text)) {
+    if !ready_message(claim).ends_with(&text) {
         context.tell(claim, EventType::Warning, "SandboxNotProvided", text);
     }
 }
@@ -108,21 +104,26 @@ fn tell_failure(context: &Arc<Context>, claim: &SandboxClaim, error: &Error) {
 /// Tells what keeps the Sandbox of a claim from being ready, where the claim does not say so yet.
 /// Others change their words with each try: of them it is told once.
 fn tell_obstacle(context: &Arc<Context>, claim: &SandboxClaim, sandbox: &Sandbox) {
-    let conditions = sandbox.status.as_ref().map_or(&[][..], |s| &s.conditions);
-    let Some(obstacle) = Obstacle::of(conditions) else {
+    let status = sandbox.status.as_ref();
+    let Some(obstacle) = status.and_then(|s| Obstacle::of(&s.conditions)) else {
         return;
     };
-    let said = claim.status.as_ref().map_or(&[][..], |s| &s.conditions);
-    let said = condition::find(said, READY).map_or("", |said| &said.message);
     let mark = match obstacle.reason {
         UNSCHEDULABLE => UNSCHEDULABLE,
         _ if obstacle.is_refusal() => obstacle.message,
-        _ => " is waiting: ",
+        _ => WAITS,
     };
-    if !said.contains(mark) {
+    if !ready_message(claim).contains(mark) {
         let message = obstacle.message.to_owned();
         context.tell(claim, EventType::Warning, obstacle.reason, message);
     }
+}
+
+/// What a claim has said of itself so far.
+fn ready_message(claim: &SandboxClaim) -> &str {
+    let status = claim.status.as_ref();
+    let ready = status.and_then(|s| condition::find(&s.conditions, READY));
+    ready.map_or("", |ready| &ready.message)
 }
 
 /// Counts a claim that has become ready, and how long that took.

@@ -86,11 +86,11 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
 /// pool tells.
 fn tell_what_is_wrong(context: &Arc<Context>, sandbox: &Sandbox, new: &kiln_crds::SandboxStatus) {
     let is_pools = owner::controller(sandbox).is_some_and(owner::is_kind::<SandboxWarmPool>);
-    let old = sandbox.status.as_ref().map_or(&[][..], |s| &s.conditions);
+    let old = sandbox.status.as_ref();
     let Some(now) = Obstacle::of(&new.conditions) else {
         return;
     };
-    let is_news = match Obstacle::of(old) {
+    let is_news = match old.and_then(|s| Obstacle::of(&s.conditions)) {
         // The others' words change with each try of somebody else.
         Some(old) if now.is_refusal() => old.message != now.message,
         Some(old) => old.reason != now.reason,

@@ -14,7 +14,7 @@ use kube::ResourceExt;
 use crate::{
     condition::{self, FINISHED, Is, POD_SCHEDULED, READY, SUSPENDED, condition},
     error::Error,
-    obstacle::SERVICE,
+    obstacle::{SERVICE, WAITS},
     owner,
 };
 
@@ -267,8 +267,8 @@ fn stuck(pod: &Pod) -> Option<String> {
         let name = &container.name;
         let is_stuck = !reason.is_empty() && !USUAL.contains(&reason);
         is_stuck.then(|| match &*message {
-            "" => format!("container {name} is waiting: {reason}"),
-            message => format!("container {name} is waiting: {reason}: {message}"),
+            "" => format!("container {name}{WAITS}{reason}"),
+            message => format!("container {name}{WAITS}{reason}: {message}"),
         })
     })
 }

@@ -374,7 +374,6 @@ impl Env {
 /// `Kind namespace/name`; `None` for what Kubernetes makes by itself after the node has come up: an
 /// account for each of its own controllers, and what these keep for themselves.
 fn title(object: &Value) -> Option<String> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let kind = text(&object["kind"]);
     let namespace = text(&object["metadata"]["namespace"]);
     let is_its_own = ["ServiceAccount", "ConfigMap"].contains(&kind.as_str());
@@ -387,8 +386,11 @@ fn title(object: &Value) -> Option<String> {
     ))
 }
 
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
 fn pod(object: &Value) -> Pod {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let statuses = object["status"]["containerStatuses"].as_array();
     let statuses = || statuses.into_iter().flatten();
     Pod {
