@@ -182,10 +182,10 @@ impl Children {
             pod_is_known: true,
             ..Self::default()
         };
-        if let Err(e) = volume_claims(context, sandbox).await {
-            children.errors.push(e);
-        }
-        match reconcile_pod(context, sandbox).await {
+        let volumes = volume_claims(context, sandbox).await;
+        let may_make_pod = volumes.is_ok();
+        children.errors.extend(volumes.err());
+        match reconcile_pod(context, sandbox, may_make_pod).await {
             Ok(pod) => {
                 children.foreign = pod
                     .as_ref()
@@ -303,7 +303,13 @@ fn volume_claim(sandbox: &Sandbox, template: &VolumeClaimTemplate) -> Persistent
     }
 }
 
-async fn reconcile_pod(context: &Context, sandbox: &Sandbox) -> Result<Option<Arc<Pod>>> {
+/// Makes the Pod of a Sandbox what its spec says. A Pod names its volume claims, whoever owns them:
+/// until all are the Sandbox's, none `may_make` it; one that is there stays.
+async fn reconcile_pod(
+    context: &Context,
+    sandbox: &Sandbox,
+    may_make: bool,
+) -> Result<Option<Arc<Pod>>> {
     let found = find_pod(context, sandbox).await?;
     if sandbox.spec.is_suspended() {
         if let Some(pod) = &found
@@ -318,6 +324,7 @@ async fn reconcile_pod(context: &Context, sandbox: &Sandbox) -> Result<Option<Ar
         return Ok(found);
     }
     let found = match found {
+        None if !may_make => return Ok(None),
         Some(found) => found,
         None => {
             let mut wanted = pod::desired(sandbox, context.options.evict_warm_pods);

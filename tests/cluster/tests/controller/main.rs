@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         sandbox::one_ends_at_its_time,
         sandbox::one_that_is_retained_keeps_that_it_has_finished,
         sandbox::volume_claims_are_made_and_immutable,
+        sandbox::a_pod_waits_for_its_volume_claims,
         sandbox::metadata_of_the_template_reaches_the_pod,
         pool::one_holds_what_its_spec_says,
         pool::one_follows_its_scale,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kiln_cluster::standin::FATE;
-use kiln_crds::{Sandbox, keys};
+use kiln_crds::{Sandbox, SandboxClaim, keys};
 use kube::ResourceExt;
 use serde_json::json;
 
@@ -319,6 +319,75 @@ pub(crate) async fn volume_claims_are_made_and_immutable(env: &Env) -> Result<()
         );
     }
     Ok(())
+}
+
+/// A Pod would mount them, whoever they belong to: those of a StatefulSet have names of this form and
+/// no owner.
+pub(crate) async fn a_pod_waits_for_its_volume_claims(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let storage =
+        json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+    let templates = json!([{"metadata": {"name": "data"}, "spec": storage}]);
+    ns.template("t", json!({"volumeClaimTemplates": templates}))
+        .await?;
+    // Nobody's, and one of another Sandbox: "data-a" of "b", and "data" of "a-b".
+    for name in ["data-postgres-0", "data-postgres-1"] {
+        ns.make::<PersistentVolumeClaim>(name, json!({ "spec": storage }))
+            .await?;
+    }
+    let other = json!([{"metadata": {"name": "data-a"}, "spec": storage}]);
+    ns.sandbox("b", json!({"volumeClaimTemplates": other}))
+        .await?;
+    ns.until_condition::<Sandbox>("b", "Ready", "True").await?;
+    let reference = json!({"sandboxTemplateRef": {"name": "t"}});
+    for name in ["postgres-0", "a-b"] {
+        ns.claim_with(name, reference.clone()).await?;
+    }
+    ns.sandbox("postgres-1", json!({"volumeClaimTemplates": templates}))
+        .await?;
+    for (name, words) in [
+        ("postgres-0", "cannot adopt unowned PVC \"data-postgres-0\""),
+        ("postgres-1", "cannot adopt unowned PVC \"data-postgres-1\""),
+        ("a-b", "PVC \"data-a-b\""),
+    ] {
+        let is = "False ReconcilerError: Error seen: ";
+        let sandbox: Sandbox = ns.until_condition(name, "Ready", is).await?;
+        let ready = line(&sandbox.status.context("no status")?.conditions, "Ready");
+        ensure!(
+            ready.as_ref().is_some_and(|l| l.contains(words)),
+            "{ready:?}"
+        );
+        ns.until_told("Sandbox", name, words).await?;
+        ensure!(
+            ns.api::<Pod>().get_opt(name).await?.is_none(),
+            "{name} has a Pod"
+        );
+    }
+    ns.until_condition::<SandboxClaim>("postgres-0", "Ready", "False ReconcilerError")
+        .await?;
+    // The Pod comes when the volume claim is given to the Sandbox.
+    for name in ["postgres-0", "postgres-1"] {
+        let given = json!({"metadata": {"labels": {keys::ADOPTABLE: "true"}}});
+        ns.patch::<PersistentVolumeClaim>(&format!("data-{name}"), given)
+            .await?;
+        ns.until_condition::<Sandbox>(name, "Ready", "True").await?;
+    }
+    // A Pod that is there stays when its volume claim is somebody else's later.
+    let before: Pod = ns.get("postgres-1").await?;
+    ns.patch::<PersistentVolumeClaim>(
+        "data-postgres-1",
+        json!({"metadata": {"ownerReferences": null, "labels": null}}),
+    )
+    .await?;
+    ns.patch::<Sandbox>(
+        "postgres-1",
+        json!({"metadata": {"labels": {"look": "again"}}}),
+    )
+    .await?;
+    ns.until_condition::<Sandbox>("postgres-1", "Ready", "False ReconcilerError")
+        .await?;
+    let after: Pod = ns.get("postgres-1").await?;
+    same("the Pod", &after.uid(), &before.uid())
 }
 
 pub(crate) async fn metadata_of_the_template_reaches_the_pod(env: &Env) -> Result<()> {
