@@ -162,9 +162,10 @@ impl Context {
         self.queue.add(Work::new(class, key));
     }
 
-    /// What `owner` controls in a cache.
-    pub(crate) fn owned<K: Kind>(&self, uid: &str) -> Vec<Arc<K>> {
-        K::cache(self).find(&format!("owner/{uid}"))
+    /// Finds what `owner` controls in its own namespace.
+    pub(crate) fn owned<K: Kind>(&self, owner: &impl ResourceExt) -> Vec<Arc<K>> {
+        let namespace = owner.namespace().unwrap_or_default();
+        K::cache(self).find(&owned_word(&namespace, &owner.uid().unwrap_or_default()))
     }
 
     pub(crate) async fn fetch<K: Kind>(&self, key: &Key) -> Result<Option<Arc<K>>> {
@@ -544,7 +545,14 @@ fn is_tracked<K: ResourceExt>(object: &K) -> bool {
 }
 
 fn owner_word<K: ResourceExt>(object: &K) -> Option<String> {
-    owner::controller(object).map(|owner| format!("owner/{}", owner.uid))
+    let namespace = object.namespace().unwrap_or_default();
+    owner::controller(object).map(|owner| owned_word(&namespace, &owner.uid))
+}
+
+/// The word of what the owner with this uid controls. Owners and what they own are in one namespace:
+/// a uid alone could be claimed by whoever has read it.
+fn owned_word(namespace: &str, uid: &str) -> String {
+    format!("owner/{namespace}/{uid}")
 }
 
 /// The word of a Sandbox that says which pool it is of, and that nobody owns.

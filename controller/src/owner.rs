@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Who controls an object. Owners are compared by group, kind and uid, never by version: objects
-//! written by other versions of the API stay what they are.
+//! Who controls an object. Owners are compared by namespace, group, kind and uid, never by version:
+//! objects written by other versions of the API stay what they are.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
@@ -32,15 +32,15 @@ pub(crate) fn is_kind<K: Resource<DynamicType = ()>>(reference: &OwnerReference)
     group == K::group(&()) && reference.kind == K::kind(&())
 }
 
-/// Whether `owner` controls `object`.
+/// Whether `owner` controls `object`, which is in the same namespace.
 pub(crate) fn controls<O, K>(owner: &O, object: &K) -> bool
 where
     O: Resource<DynamicType = ()> + ResourceExt,
     K: ResourceExt,
 {
-    owner
-        .uid()
-        .is_some_and(|uid| controller(object).is_some_and(|r| r.uid == uid && is_kind::<O>(r)))
+    let is_owner =
+        |r: &OwnerReference| Some(&r.uid) == owner.meta().uid.as_ref() && is_kind::<O>(r);
+    owner.meta().namespace == object.meta().namespace && controller(object).is_some_and(is_owner)
 }
 
 /// Whose an object is, as seen by `owner`.

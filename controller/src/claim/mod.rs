@@ -255,7 +255,7 @@ async fn retain(
 /// was also marked as the claim's when it was made or adopted. An owner reference alone may be
 /// somebody's slip.
 fn bound(context: &Context, claim: &SandboxClaim) -> Option<Arc<Sandbox>> {
-    let owned = context.owned::<Sandbox>(&claim.uid().unwrap_or_default());
+    let owned = context.owned::<Sandbox>(claim);
     let known = claim
         .status
         .as_ref()
@@ -444,7 +444,9 @@ fn candidates(context: &Context, source: &Source) -> Vec<Arc<Sandbox>> {
     let mut all = Vec::new();
     for pool in &source.pools {
         let hash = keys::name_hash(&pool.name_any());
-        let owned = context.owned::<Sandbox>(&pool.uid().unwrap_or_default());
+        let owned = context.owned::<Sandbox>(&**pool);
+        // Most Sandboxes need no comparison with it.
+        let of_pool = LazyCell::new(|| source.of_pool(context, pool));
         let free = owned.into_iter();
         all.extend(free.filter(|s| is_free(context, source, pool, &hash, s)));
     }

@@ -142,7 +142,7 @@ fn desired(pool: &SandboxWarmPool) -> usize {
 /// about to take counts until it has it: it may not come to that.
 fn members(context: &Context, pool: &SandboxWarmPool, source: Option<&Source>) -> Vec<Member> {
     let now = Timestamp::now();
-    let owned = context.owned::<Sandbox>(&pool.uid().unwrap_or_default());
+    let owned = context.owned::<Sandbox>(pool);
     owned
         .iter()
         .filter(|s| s.meta().deletion_timestamp.is_none())

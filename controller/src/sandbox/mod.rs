@@ -146,8 +146,7 @@ async fn expire(context: &Context, sandbox: &Sandbox, now: Timestamp) -> Result<
         write_status(context, sandbox, &status::expired(sandbox, false, now)).await?;
         return Ok(Outcome::Again(Duration::ZERO));
     }
-    let uid = sandbox.uid().unwrap_or_default();
-    for pod in context.owned::<Pod>(&uid) {
+    for pod in context.owned::<Pod>(sandbox) {
         if pod.meta().deletion_timestamp.is_none() {
             context.delete(&*pod, DeleteParams::default()).await?;
         }
@@ -350,7 +349,7 @@ async fn reconcile_pod(
 
 /// The Pod that a Sandbox owns, else one of the name that it is to have.
 async fn find_pod(context: &Context, sandbox: &Sandbox) -> Result<Option<Arc<Pod>>> {
-    let mut owned = context.owned::<Pod>(&sandbox.uid().unwrap_or_default());
+    let mut owned = context.owned::<Pod>(sandbox);
     if owned.len() > 1 {
         return Err(Error::MultiplePods(owned.len()));
     }

@@ -2,7 +2,7 @@
 
 //! What users and attackers get wrong: they read what, and nobody else notices.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
     core::v1::{Pod, ResourceQuota},
     networking::v1::NetworkPolicy,
@@ -14,9 +14,9 @@ use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::env::{Env, controller_of, line, same};
+use crate::env::{Env, Namespace, controller_of, line, same};
 
 pub(crate) async fn a_pod_that_is_refused_is_explained(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
@@ -124,6 +124,105 @@ pub(crate) async fn a_forged_member_is_given_to_nobody(env: &Env) -> Result<()> 
         pod.labels()
     );
     ensure!(!pod.labels().contains_key(keys::TEMPLATE_REF_HASH));
+    Ok(())
+}
+
+/// A reference to an owner of this version, which the garbage collector does not know: it deletes
+/// nothing because of it.
+fn owned_by(kind: &str, name: &str, uid: Option<String>) -> Value {
+    json!([{
+        "apiVersion": "extensions.agents.x-k8s.io/v99", "kind": kind,
+        "name": name, "uid": uid, "controller": true,
+    }])
+}
+
+/// All marks of a Sandbox of pool `p`, copied from one that is there.
+async fn marks_of_a_member(ns: &Namespace<'_>, pool: &SandboxWarmPool) -> Result<Value> {
+    let members = ns.list::<Sandbox>().await?;
+    let of_pool = |s: &&Sandbox| controller_of(*s).is_some_and(|(_, _, name)| name == "p");
+    let member = members.iter().find(of_pool).context("an empty pool")?;
+    Ok(json!({
+        "labels": member.labels(),
+        "annotations": {keys::TEMPLATE_REF: "t"},
+        "ownerReferences": owned_by("SandboxWarmPool", "p", pool.uid()),
+    }))
+}
+
+/// Objects of an attacker's namespace that name the uids of objects of the victim's.
+pub(crate) async fn nobody_is_served_from_another_namespace(env: &Env) -> Result<()> {
+    let victim = env.namespace().await?;
+    let evil = env.namespace().await?;
+    victim.template("t", json!({})).await?;
+    let pool = victim.pool("p", "t", 1).await?;
+    let bound = victim.claim("bound", "p").await?;
+    let own = victim.claimed("bound").await?;
+    let waiting = victim.claim("waiting", "later").await?;
+    victim.sandbox("box", json!({})).await?;
+    let single: Sandbox = victim.until_condition("box", "Ready", "True").await?;
+
+    let marks = marks_of_a_member(&victim, &victim.until_ready("p", 1).await?).await?;
+    evil.template("t", json!({})).await?;
+    let spec =
+        json!({"podTemplate": {"spec": {"containers": [{"name": "main", "image": "pause"}]}}});
+    for name in ["bait-0", "bait-1"] {
+        let bait = json!({"metadata": marks, "spec": spec});
+        evil.make::<Sandbox>(name, bait).await?;
+    }
+    // One of the same name as the claim's, and one that the claim has not got yet.
+    let of_claim = |claim: &SandboxClaim| {
+        json!({"ownerReferences": owned_by("SandboxClaim", &claim.name_any(), claim.uid()),
+            "labels": {keys::CLAIM_UID: claim.uid()}})
+    };
+    for (name, claim) in [(own.name_any(), &bound), ("waiting".to_owned(), &waiting)] {
+        evil.make::<Sandbox>(&name, json!({"metadata": of_claim(claim), "spec": spec}))
+            .await?;
+    }
+    let hash = keys::name_hash("box");
+    let mut of_box = owned_by("Sandbox", "box", single.uid());
+    of_box[0]["apiVersion"] = json!("agents.x-k8s.io/v99");
+    let pod = json!({
+        "metadata": {"labels": {keys::SANDBOX_NAME_HASH: hash}, "ownerReferences": of_box},
+        "spec": {"containers": [{"name": "main", "image": "evil"}]},
+    });
+    evil.make::<Pod>("evil", pod).await?;
+    for name in ["bait-0", "bait-1", "waiting"] {
+        evil.until_condition::<Sandbox>(name, "Ready", "True")
+            .await?;
+    }
+    // Every claim has a Sandbox of its own namespace, and so has the one that was served before.
+    let image = json!({"metadata": {"annotations": {"look": "again"}}});
+    victim.patch::<SandboxClaim>("bound", image.clone()).await?;
+    victim.patch::<Sandbox>("box", image).await?;
+    for n in 0..2 {
+        victim.claim(&format!("c{n}"), "p").await?;
+    }
+    for name in ["bound", "c0", "c1"] {
+        victim.claimed(name).await?;
+        let claim: SandboxClaim = victim.get(name).await?;
+        let status = claim.status.and_then(|s| s.sandbox).context("no Sandbox")?;
+        let sandbox: Sandbox = victim.get(&status.name.context("no name")?).await?;
+        let ips = sandbox.status.and_then(|s| s.pod_ips);
+        same("addresses", &status.pod_ips, &ips)?;
+    }
+    let still = victim.claimed("bound").await?;
+    same("the claim's", &still.uid(), &own.uid())?;
+    victim
+        .until_condition::<SandboxClaim>("waiting", "Ready", "False WarmPoolNotFound")
+        .await?;
+    victim
+        .until_condition::<Sandbox>("box", "Ready", "True")
+        .await?;
+    // The pool has its own, and none of the baits has become its.
+    victim.until_ready("p", 1).await?;
+    let pool: SandboxWarmPool = victim.get(&pool.name_any()).await?;
+    same("replicas", &pool.status.map(|s| s.replicas), &Some(1))?;
+    for name in ["bait-0", "bait-1"] {
+        let bait: Sandbox = evil.get(name).await?;
+        ensure!(
+            !bait.labels().contains_key(keys::CLAIM_UID),
+            "{name} was adopted"
+        );
+    }
     Ok(())
 }
 
