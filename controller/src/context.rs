@@ -103,6 +103,8 @@ pub(crate) struct Context {
     unanswered: Mutex<HashMap<String, Key>>,
     /// When a claim, or a Sandbox that is not ready yet, was seen first, by uid.
     seen: Mutex<HashMap<String, Instant>>,
+    /// Sandboxes that are what their pool made, by uid, with the generation that was looked at.
+    genuine: Mutex<HashMap<String, Option<i64>>>,
     /// Since when the status of a pool should be written.
     pending_statuses: Mutex<HashMap<Key, Instant>>,
     arrivals: Mutex<Arrivals>,
@@ -148,6 +150,7 @@ impl Context {
             reserved: Mutex::default(),
             unanswered: Mutex::default(),
             seen: Mutex::default(),
+            genuine: Mutex::default(),
             pending_statuses: Mutex::default(),
             nodes: Cache::new(|_| Vec::new()),
             started: Instant::now(),
@@ -393,6 +396,32 @@ impl Context {
     pub(crate) fn forget<K: ResourceExt>(&self, object: &K) -> Option<Instant> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.remove(&object.uid().unwrap_or_default())
+    }
+
+    fn genuine(&self) -> MutexGuard<'_, HashMap<String, Option<i64>>> {
+        self.genuine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a Sandbox is what its pool made, as long as its spec stays what it is.
+    pub(crate) fn note_genuine(&self, sandbox: &Sandbox) {
+        let generation = sandbox.meta().generation;
+        if let Some(uid) = sandbox.uid() {
+            self.genuine().insert(uid, generation);
+        }
+    }
+
+    /// Whether a Sandbox is known to be what its pool made.
+    pub(crate) fn is_genuine(&self, sandbox: &Sandbox) -> bool {
+        let known = sandbox
+            .uid()
+            .and_then(|uid| self.genuine().get(&uid).copied());
+        known == Some(sandbox.meta().generation)
+    }
+
+    /// Forgets all about a Sandbox.
+    pub(crate) fn forget_sandbox(&self, sandbox: &Sandbox) {
+        self.forget(sandbox);
+        self.genuine().remove(&sandbox.uid().unwrap_or_default());
     }
 
     /// Forgets all about a claim.

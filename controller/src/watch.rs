@@ -194,7 +194,7 @@ fn keep<K: Kind>(context: &Context, mut object: K, changed: Changed<K>) {
 
 fn sandbox_changed(context: &Context, new: &Sandbox, old: Option<&Sandbox>) {
     if is_gone(new, old) {
-        context.forget(new);
+        context.forget_sandbox(new);
     }
     context.add(Class::Sandbox, Key::of(new));
     if let Some(word) = orphan_word(new) {

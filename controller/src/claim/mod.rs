@@ -11,12 +11,12 @@ mod build;
 mod metadata;
 mod status;
 
-use std::{cmp::Reverse, collections::HashMap, sync::Arc, time::Duration};
+use std::{cell::LazyCell, cmp::Reverse, collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use kiln_crds::{
     ClaimShutdownPolicy, Sandbox, SandboxClaim, SandboxClaimStatus, SandboxTemplate,
-    SandboxWarmPool, UpdateStrategyType, keys,
+    SandboxWarmPool, keys,
 };
 use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
 use serde_json::json;
@@ -373,6 +373,12 @@ impl Source {
         })
     }
 
+    /// What the Sandboxes of `pool`, which is one of these, are made from.
+    fn of_pool(&self, context: &Context, pool: &SandboxWarmPool) -> Option<pool::Source> {
+        let template = self.template.as_deref()?;
+        pool::Source::new(pool, template, &context.options).ok()
+    }
+
     fn template_key(&self, claim: &SandboxClaim) -> Key {
         Key::new(&claim.namespace().unwrap_or_default(), &self.template_name)
     }
@@ -448,7 +454,12 @@ fn candidates(context: &Context, source: &Source) -> Vec<Arc<Sandbox>> {
         // Most Sandboxes need no comparison with it.
         let of_pool = LazyCell::new(|| source.of_pool(context, pool));
         let free = owned.into_iter();
-        all.extend(free.filter(|s| is_free(context, source, pool, &hash, s)));
+        all.extend(free.filter(|s| {
+            is_free(context, source, pool, &hash, s)
+                && pool::is_genuine(context, s, || of_pool.as_ref())
+                && !(pool::replaces_stale(pool)
+                    && of_pool.as_ref().is_some_and(|of| of.is_stale(s)))
+        }));
     }
     let mut on_node: HashMap<Option<&str>, usize> = HashMap::new();
     for sandbox in &all {
@@ -481,8 +492,7 @@ fn is_ready(sandbox: &Sandbox) -> bool {
         .is_some_and(|s| condition::is_true(&s.conditions, READY))
 }
 
-/// Whether a pool's Sandbox can be given away. An owner reference alone is not enough: whoever can
-/// edit one Sandbox must not be able to slip it to somebody else's claim.
+/// Whether a Sandbox says of itself that it is the pool's, and can be given away.
 fn is_free(
     context: &Context,
     source: &Source,
@@ -501,21 +511,10 @@ fn is_free(
         && !sandbox.spec.is_suspended()
         && sandbox.spec.shutdown_time.is_none()
         && !is_over;
-    let strategy = pool
-        .spec
-        .update_strategy
-        .as_ref()
-        .and_then(|s| s.kind)
-        .unwrap_or_default();
-    let is_current = || {
-        let template = source.template.as_deref();
-        template.is_none_or(|t| !pool::is_stale(pool, t, &context.options, sandbox))
-    };
     is_pools
         && lives
         && template_of(sandbox) == Some(source.template_name.as_str())
         && !context.is_reserved(sandbox)
-        && (strategy != UpdateStrategyType::Recreate || is_current())
 }
 
 /// Brings the labels and annotations of a claimed Sandbox up to date with its claim.

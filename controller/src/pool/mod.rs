@@ -77,16 +77,10 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         None => 0,
     };
     let members = members(context, &pool, source.as_ref());
-    let strategy = pool
-        .spec
-        .update_strategy
-        .as_ref()
-        .and_then(|s| s.kind)
-        .unwrap_or_default();
     let plan = plan(
         desired(&pool),
         &members,
-        strategy == UpdateStrategyType::Recreate,
+        replaces_stale(&pool),
         source.is_some(),
         context.options.pool_grace,
     );
@@ -134,6 +128,12 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     Ok(again.map_or(Outcome::Done, Outcome::Again))
 }
 
+/// Whether a pool replaces the Sandboxes of an earlier state of its template, and gives none away.
+pub(crate) fn replaces_stale(pool: &SandboxWarmPool) -> bool {
+    let strategy = pool.spec.update_strategy.as_ref().and_then(|s| s.kind);
+    strategy == Some(UpdateStrategyType::Recreate)
+}
+
 fn desired(pool: &SandboxWarmPool) -> usize {
     usize::try_from(pool.spec.replicas.unwrap_or(1)).unwrap_or(0)
 }
@@ -146,7 +146,10 @@ fn members(context: &Context, pool: &SandboxWarmPool, source: Option<&Source>) -
     owned
         .iter()
         .filter(|s| s.meta().deletion_timestamp.is_none())
-        .map(|s| Member::of(s, source.is_some_and(|source| source.is_stale(s)), now))
+        .map(|s| {
+            let is_stale = source.is_some_and(|source| source.is_stale(s));
+            Member::of(s, is_genuine(context, s, || source), is_stale, now)
+        })
         .collect()
 }
 
@@ -171,7 +174,7 @@ async fn adopt(context: &Context, pool: &SandboxWarmPool, source: &Source) -> Re
             "ownerReferences": owners,
         }});
         match context.patch::<Sandbox>(&Key::of(&*orphan), &patch).await {
-            Ok(_) => {}
+            Ok(adopted) => context.note_genuine(&adopted),
             Err(e) if error::is_not_found(&e) => {}
             Err(e) if error::is_conflict(&e) => changed += 1,
             Err(e) => return Err(e.into()),
@@ -205,7 +208,7 @@ async fn make(
             .buffer_unordered(now);
         let results: Vec<_> = made.collect().await;
         for result in results {
-            result?;
+            context.note_genuine(&*result?);
         }
         left -= now;
     }
@@ -219,14 +222,18 @@ fn has_enough(context: &Context, pool: &SandboxWarmPool) -> bool {
 }
 
 /// What the Sandboxes of a pool are made from.
-struct Source {
+pub(crate) struct Source {
     /// All of a Sandbox but its name.
     model: Sandbox,
     prefix: String,
 }
 
 impl Source {
-    fn new(pool: &SandboxWarmPool, template: &SandboxTemplate, options: &Options) -> Result<Self> {
+    pub(crate) fn new(
+        pool: &SandboxWarmPool,
+        template: &SandboxTemplate,
+        options: &Options,
+    ) -> Result<Self> {
         let mut spec = blueprint(&template.spec);
         template::secure(
             &mut spec.pod_template.spec,
@@ -278,7 +285,7 @@ impl Source {
 
     /// Whether a Sandbox is not what would be made now. The hash decides; where another version of
     /// the controller has computed it, what it stands for does.
-    fn is_stale(&self, sandbox: &Sandbox) -> bool {
+    pub(crate) fn is_stale(&self, sandbox: &Sandbox) -> bool {
         if template_of(sandbox) != template_of(&self.model) {
             return true;
         }
@@ -294,9 +301,12 @@ impl Source {
             && one.service == other.service
     }
 
-    /// Whether a Sandbox is what would be made now, whoever has made it.
+    /// Whether a Sandbox was from its beginning what would be made now, whoever has made it: one
+    /// whose spec has changed may have a Pod of what it was before.
     fn is_same(&self, sandbox: &Sandbox) -> bool {
-        template_of(sandbox) == template_of(&self.model)
+        let is_unchanged = sandbox.meta().generation.is_none_or(|g| g == 1);
+        is_unchanged
+            && template_of(sandbox) == template_of(&self.model)
             && self.is_alike(sandbox)
             && sandbox.spec.pod_template.metadata == self.model.spec.pod_template.metadata
             && !sandbox.spec.is_suspended()
@@ -305,14 +315,22 @@ impl Source {
     }
 }
 
-/// Whether a pool's Sandbox is not what the pool would make now.
-pub(crate) fn is_stale(
-    pool: &SandboxWarmPool,
-    template: &SandboxTemplate,
-    options: &Options,
+/// Whether a Sandbox that bears a pool's marks is what the pool made. The marks prove nothing, since
+/// whoever may create Sandboxes can write them: this process has made it, or has seen that it was
+/// what the pool would make by `source`.
+pub(crate) fn is_genuine<'a>(
+    context: &Context,
     sandbox: &Sandbox,
+    source: impl FnOnce() -> Option<&'a Source>,
 ) -> bool {
-    Source::new(pool, template, options).is_ok_and(|source| source.is_stale(sandbox))
+    if context.is_genuine(sandbox) {
+        return true;
+    }
+    let is_same = source().is_some_and(|source| source.is_same(sandbox));
+    if is_same {
+        context.note_genuine(sandbox);
+    }
+    is_same
 }
 
 /// The part of a template that goes into its Sandboxes.
@@ -540,7 +558,8 @@ mod tests {
         };
         assert!(changed(|_| ()));
         assert!(changed(|s| s.metadata.owner_references = None));
-        let changes: [fn(&mut Sandbox); 6] = [
+        let changes: [fn(&mut Sandbox); 7] = [
+            |s| s.metadata.generation = Some(2),
             |s| s.spec.pod_template.spec.host_network = Some(true),
             |s| {
                 let annotations = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
@@ -566,6 +585,7 @@ mod tests {
             name: "m".to_owned(),
             age: Duration::ZERO,
             is_ready,
+            is_forged: false,
             is_stale: false,
             is_over: false,
             is_unschedulable: why.is_some(),

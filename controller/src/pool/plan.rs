@@ -24,6 +24,8 @@ pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) age: Duration,
     pub(crate) is_ready: bool,
+    /// Bears the pool's marks, but is not what the pool made.
+    pub(crate) is_forged: bool,
     /// Made from another template than the pool's, or from an earlier state of it.
     pub(crate) is_stale: bool,
     /// Its Pod has ended.
@@ -35,12 +37,15 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    pub(crate) fn of(sandbox: &Sandbox, is_stale: bool, now: Timestamp) -> Self {
+    /// A Sandbox with the pool's marks, if it `is_genuine`: what the pool made. A forged one is
+    /// never ready.
+    pub(crate) fn of(sandbox: &Sandbox, is_genuine: bool, is_stale: bool, now: Timestamp) -> Self {
         let conditions: &[Condition] = sandbox.status.as_ref().map_or(&[], |s| &s.conditions);
         Self {
             name: sandbox.name_any(),
             age: age(sandbox, now),
-            is_ready: condition::is_true(conditions, READY),
+            is_ready: is_genuine && condition::is_true(conditions, READY),
+            is_forged: !is_genuine,
             is_stale,
             is_over: condition::is_true(conditions, FINISHED),
             is_unschedulable: unschedulable(conditions).is_some(),
@@ -94,7 +99,9 @@ pub(crate) fn plan(
             Some(grace)
         };
         let left = limit.map(|limit| limit.saturating_sub(member.age));
-        if can_make && ((member.is_stale && replaces_stale) || left == Some(Duration::ZERO)) {
+        let goes =
+            member.is_forged || (member.is_stale && replaces_stale) || left == Some(Duration::ZERO);
+        if can_make && goes {
             plan.delete.push(member.name.clone());
             continue;
         }
@@ -124,6 +131,7 @@ mod tests {
             name: name.to_owned(),
             age: Duration::from_secs(60),
             is_ready: true,
+            is_forged: false,
             is_stale: false,
             is_over: false,
             is_unschedulable: false,
@@ -214,6 +222,21 @@ mod tests {
     }
 
     #[test]
+    fn what_bears_a_pools_marks_and_is_not_of_its_making_goes() {
+        let forged = Member {
+            is_ready: false,
+            is_forged: true,
+            age: Duration::from_secs(3600),
+            ..member("forged")
+        };
+        let members = [forged, member("own")];
+        for replaces_stale in [false, true] {
+            let plan = plan(2, &members, replaces_stale, true, GRACE);
+            assert_eq!((plan.make, names(&plan)), (1, vec!["forged"]));
+        }
+    }
+
+    #[test]
     fn without_a_template_nothing_is_made_and_nothing_taken_for_broken() {
         let over = Member {
             is_over: true,
@@ -231,6 +254,7 @@ mod tests {
             name: format!("m{index}"),
             age: Duration::from_secs((*age).into()),
             is_ready: *ready && !over,
+            is_forged: false,
             is_stale: *stale,
             is_over: *over,
             is_unschedulable: *homeless,

@@ -323,8 +323,8 @@ async fn reconcile_pod(
         return Ok(found);
     }
     let found = match found {
-        None if !may_make => return Ok(None),
         Some(found) => found,
+        None if !may_make => return Ok(None),
         None => {
             let mut wanted = pod::desired(sandbox, context.options.evict_warm_pods);
             if let Some(spec) = &mut wanted.spec {

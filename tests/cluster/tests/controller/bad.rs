@@ -113,8 +113,7 @@ pub(crate) async fn a_forged_member_is_given_to_nobody(env: &Env) -> Result<()> 
     for n in 0..3 {
         ns.claim(&format!("c{n}"), "p").await?;
         let sandbox = ns.claimed(&format!("c{n}")).await?;
-        let image = sandbox.spec.pod_template.spec.containers[0].image.clone();
-        same("image", &image.as_deref(), &Some("pause"))?;
+        same("image", &image_of(&sandbox), &Some("pause"))?;
     }
     // A Sandbox that only says that it is a pool's does not get the pool's labels onto its Pod.
     let pod: Pod = ns.get("b-forged").await?;
@@ -146,6 +145,60 @@ async fn marks_of_a_member(ns: &Namespace<'_>, pool: &SandboxWarmPool) -> Result
         "annotations": {keys::TEMPLATE_REF: "t"},
         "ownerReferences": owned_by("SandboxWarmPool", "p", pool.uid()),
     }))
+}
+
+fn image_of(sandbox: &Sandbox) -> Option<&str> {
+    sandbox.spec.pod_template.spec.containers[0]
+        .image
+        .as_deref()
+}
+
+/// Without the admission policy, and with each strategy: whoever may write Sandboxes writes all that
+/// marks a pool's member, and gets one ready before the pool's own.
+pub(crate) async fn a_member_that_was_something_else_is_given_to_nobody(env: &Env) -> Result<()> {
+    for strategy in ["OnReplenish", "Recreate"] {
+        let ns = env.namespace().await?;
+        ns.template("t", json!({})).await?;
+        let spec = json!({"replicas": 1, "sandboxTemplateRef": {"name": "t"},
+            "updateStrategy": {"type": strategy}});
+        ns.make::<SandboxWarmPool>("p", json!({ "spec": spec }))
+            .await?;
+        let pool = ns.until_ready("p", 1).await?;
+        let marks = marks_of_a_member(&ns, &pool).await?;
+        let containers = json!([{"name": "main", "image": "evil"}]);
+        let evil = json!({"podTemplate": {"spec": {"containers": containers}}});
+        ns.make::<Sandbox>("forged", json!({"metadata": marks, "spec": evil}))
+            .await?;
+        // Its Pod stays what it was when the spec becomes the pool's.
+        ns.sandbox(
+            "later",
+            json!({"podTemplate": {"spec": {"containers": containers}}}),
+        )
+        .await?;
+        ns.until_condition::<Sandbox>("later", "Ready", "True")
+            .await?;
+        let members = ns.list::<Sandbox>().await?;
+        let member = members
+            .iter()
+            .find(|s| s.labels().contains_key(keys::WARM_POOL));
+        let spec = member.context("an empty pool")?.spec.clone();
+        ns.patch::<Sandbox>("later", json!({"spec": spec, "metadata": marks}))
+            .await?;
+        for name in ["forged", "later"] {
+            ns.until_gone::<Sandbox>(name).await?;
+        }
+        for n in 0..3 {
+            ns.claim(&format!("c{n}"), "p").await?;
+            let sandbox = ns.claimed(&format!("c{n}")).await?;
+            same("image", &image_of(&sandbox), &Some("pause"))?;
+            let pod: Pod = ns.get(&sandbox.name_any()).await?;
+            let image = pod.spec.and_then(|s| s.containers[0].image.clone());
+            same("the Pod's image", &image.as_deref(), &Some("pause"))?;
+        }
+        // The pool has what it is to have.
+        ns.until_ready("p", 1).await?;
+    }
+    Ok(())
 }
 
 /// Objects of an attacker's namespace that name the uids of objects of the victim's.

@@ -61,6 +61,7 @@ fn main() -> ExitCode {
         bad::a_quota_is_explained_and_recovered_from,
         bad::what_a_pod_could_not_be_is_refused_at_once,
         bad::a_forged_member_is_given_to_nobody,
+        bad::a_member_that_was_something_else_is_given_to_nobody,
         bad::nobody_is_served_from_another_namespace,
         bad::metadata_of_the_system_is_refused,
         bad::a_strangers_network_policy_is_not_touched,

@@ -6,6 +6,7 @@
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{admissionregistration::v1::ValidatingAdmissionPolicy, core::v1::Pod};
 use kiln_cluster::account::deploy;
+use kiln_crds::keys;
 use kiln_tests::wait;
 use kube::{
     Api,
@@ -15,11 +16,12 @@ use serde_json::{Value, json};
 
 use crate::env::{Env, merge, pod};
 
-const POLICIES: [&str; 4] = [
+const POLICIES: [&str; 5] = [
     "kiln-node-agent",
     "kiln-sandbox-baseline",
     "kiln-sandbox-restricted",
     "kiln-sandbox-class",
+    "kiln-sandbox-marks",
 ];
 
 /// A rule by words of its message, what it refuses, and what it allows.
@@ -337,6 +339,106 @@ pub(crate) async fn sandboxes_have_a_class_in_restricted_namespaces(env: &Env) -
     }
     for sandbox in ["gvisor", "kata", "generous"] {
         env.allows(&env.restricted, &class(json!(sandbox))).await?;
+    }
+    Ok(())
+}
+
+/// Also against who may do anything with the Sandboxes of a namespace.
+pub(crate) async fn marks_of_sandboxes_are_the_controllers(env: &Env) -> Result<()> {
+    let namespace = env.plane.namespace("tenant").await?;
+    for arguments in [
+        "create role tenant --verb=* --resource=sandboxes.agents.x-k8s.io",
+        "create rolebinding tenant --role=tenant --user=tenant",
+    ] {
+        let words: Vec<&str> = arguments.split(' ').collect();
+        let all = [&["-n", &namespace], words.as_slice()].concat();
+        env.plane.kubectl(&all).await?;
+    }
+    let sandbox = |name: &str, metadata: Value| {
+        let mut object = json!({
+            "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"podTemplate": {"spec": {"containers": [{"name": "c", "image": "i"}]}}},
+        });
+        merge(&mut object["metadata"], &metadata);
+        object
+    };
+    let owner = |group: &str, kind: &str| {
+        json!({"ownerReferences": [{"apiVersion": group, "kind": kind, "name": "o",
+            "uid": "00000000-0000-0000-0000-000000000001", "controller": true}]})
+    };
+    let label = |key: &str, value: &str| json!({"labels": {key: value}});
+    let refused = [
+        (
+            owner("extensions.agents.x-k8s.io/v1beta1", "SandboxWarmPool"),
+            "belong to",
+        ),
+        (
+            owner("extensions.agents.x-k8s.io/v99", "SandboxClaim"),
+            "belong to",
+        ),
+        (owner("agents.x-k8s.io/v1alpha1", "Sandbox"), "belong to"),
+        (label(keys::WARM_POOL, "0"), "set labels"),
+        (label(keys::TEMPLATE_HASH, "0"), "set labels"),
+        (label(keys::TEMPLATE_REF_HASH, "0"), "set labels"),
+        (label(keys::CLAIM_UID, "0"), "set labels"),
+        (label(keys::LAUNCH_TYPE, keys::WARM), "set labels"),
+        (label("extensions.agents.x-k8s.io/any", "0"), "set labels"),
+    ];
+    let allowed = [
+        json!({}),
+        label("app", "x"),
+        label("agents.x-k8s.io.example.com/app", "x"),
+        label(keys::CREATED_BY, "go-client"),
+        owner("v1", "ConfigMap"),
+    ];
+    let tenant = ["--as=tenant", "create", "--dry-run=server", "-f", "-"];
+    let create = async |object: &Value| {
+        let text = object.to_string();
+        env.plane.kubectl_with(&tenant, &text).await
+    };
+    for metadata in &allowed {
+        create(&sandbox("new", metadata.clone())).await?;
+    }
+    // Policies come to an apiserver's admission a moment after they are made.
+    let forged = sandbox("new", label(keys::CLAIM_UID, "0"));
+    wait::until("the policy", wait::SOON, async || {
+        create(&forged).await.err()
+    })
+    .await?;
+    // Of an object that is there: what it has stays as it is, or goes.
+    let before = label(keys::WARM_POOL, "1");
+    env.make(&sandbox("old", before)).await?;
+    let replace = async |metadata: &Value| {
+        let replace = ["--as=tenant", "patch", "sandbox", "old", "-n", &namespace];
+        let patch = json!({"metadata": metadata}).to_string();
+        let last = ["--type=merge", "--dry-run=server", "-p", &patch];
+        env.plane
+            .kubectl(&[replace.as_slice(), &last].concat())
+            .await
+    };
+    for metadata in &allowed {
+        replace(metadata).await?;
+    }
+    replace(&json!({"labels": {keys::WARM_POOL: null}})).await?;
+    for (metadata, words) in &refused {
+        for answer in [
+            create(&sandbox("new", metadata.clone())).await,
+            replace(metadata).await,
+        ] {
+            let error = answer
+                .err()
+                .with_context(|| format!("allowed: {metadata}"))?;
+            ensure!(
+                format!("{error:#}").contains(words),
+                "{metadata}: {error:#}"
+            );
+        }
+    }
+    // Who may do anything may restore a backup.
+    for (number, (metadata, _)) in refused.iter().enumerate() {
+        env.make(&sandbox(&format!("restored-{number}"), metadata.clone()))
+            .await?;
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         admission::classes_that_are_no_sandboxes_are_left_alone,
         admission::a_class_can_allow_its_pods_more,
         admission::sandboxes_have_a_class_in_restricted_namespaces,
+        admission::marks_of_sandboxes_are_the_controllers,
         admission::an_ephemeral_container_is_looked_at_too,
         admission::the_examples_pass,
         agents::an_agent_writes_of_its_own_node_only,

@@ -32,7 +32,7 @@ const SYSTEM: &str = "agent-sandbox-system";
 
 /// Everything that can be asked of an apiserver (Kubernetes, "Authorization overview"), also what
 /// only admission and authorization look for.
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 14] = [
     "get",
     "list",
     "watch",
@@ -45,6 +45,7 @@ const VERBS: [&str; 13] = [
     "bind",
     "escalate",
     "approve",
+    "mark",
     "*",
 ];
 
