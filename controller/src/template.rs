@@ -2,7 +2,11 @@
 
 //! A template: the NetworkPolicy that its Sandboxes share, and the defaults that make them safe.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use k8s_openapi::{
     api::{
@@ -29,15 +33,24 @@ use crate::{
 /// Where the sandbox router runs.
 const ROUTER_NAMESPACE: &str = "agent-sandbox-system";
 const ROUTER_APP: &str = "sandbox-router";
-/// Networks that are no part of the Internet: private ones, and the link's own with its metadata
-/// servers (RFC 1918, 3927, 4193, 4291).
-const NOT_PUBLIC_V4: [&str; 4] = [
-    "10.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "169.254.0.0/16",
+/// Networks that are no part of the Internet (IANA's registry of special-purpose addresses), and the
+/// address at which Azure serves its virtual machines (168.63.129.16). Clouds put Pods and Services in
+/// 100.64.0.0/10, 198.18.0.0/15 and 240.0.0.0/4, too.
+const NOT_PUBLIC_V4: [(Ipv4Addr, u8); 11] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(168, 63, 129, 16), 32),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
-const NOT_PUBLIC_V6: [&str; 2] = ["fc00::/7", "fe80::/10"];
+/// The same of IPv6, with the prefix that a network has for its own NAT64 (RFC 8215).
+const NOT_PUBLIC_V6: [&str; 3] = ["fc00::/7", "fe80::/10", "64:ff9b:1::/48"];
 
 /// Makes the NetworkPolicy of a template what it says.
 pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outcome> {
@@ -159,20 +172,30 @@ fn from_router() -> NetworkPolicyIngressRule {
 }
 
 fn to_internet() -> NetworkPolicyEgressRule {
-    let block = |cidr: &str, except: &[&str]| NetworkPolicyPeer {
+    let block = |cidr: &str, except: Vec<String>| NetworkPolicyPeer {
         ip_block: Some(IPBlock {
             cidr: cidr.to_owned(),
-            except: Some(except.iter().map(|&net| net.to_owned()).collect()),
+            except: Some(except),
         }),
         ..NetworkPolicyPeer::default()
     };
+    let v4 = NOT_PUBLIC_V4.map(|(net, length)| format!("{net}/{length}"));
+    let v6 = NOT_PUBLIC_V6.map(str::to_owned);
+    let translated = NOT_PUBLIC_V4.map(|(net, length)| by_nat64(net, length));
     NetworkPolicyEgressRule {
         to: Some(vec![
-            block("0.0.0.0/0", &NOT_PUBLIC_V4),
-            block("::/0", &NOT_PUBLIC_V6),
+            block("0.0.0.0/0", v4.into()),
+            block("::/0", v6.into_iter().chain(translated).collect()),
         ]),
         ports: None,
     }
+}
+
+/// A network of IPv4 as hosts with IPv6 only reach it, by the well-known prefix of NAT64 (RFC 6052).
+fn by_nat64(net: Ipv4Addr, length: u8) -> String {
+    let prefix = u128::from_be_bytes(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0).octets());
+    let net = Ipv6Addr::from_bits(prefix | u128::from(net.to_bits()));
+    format!("{net}/{}", 96 + length)
 }
 
 /// Gives a Pod of a template what is safe where the template says nothing: no service account
@@ -218,8 +241,18 @@ mod tests {
                     "podSelector": {"matchLabels": {"app": "sandbox-router"}},
                 }]}],
                 "egress": [{"to": [
-                    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"]}},
-                    {"ipBlock": {"cidr": "::/0", "except": ["fc00::/7", "fe80::/10"]}},
+                    {"ipBlock": {"cidr": "0.0.0.0/0", "except": [
+                        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32",
+                        "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16",
+                        "198.18.0.0/15", "240.0.0.0/4",
+                    ]}},
+                    {"ipBlock": {"cidr": "::/0", "except": [
+                        "fc00::/7", "fe80::/10", "64:ff9b:1::/48", "64:ff9b::/104",
+                        "64:ff9b::a00:0/104", "64:ff9b::6440:0/106", "64:ff9b::7f00:0/104",
+                        "64:ff9b::a83f:8110/128", "64:ff9b::a9fe:0/112", "64:ff9b::ac10:0/108",
+                        "64:ff9b::c000:0/120", "64:ff9b::c0a8:0/112", "64:ff9b::c612:0/111",
+                        "64:ff9b::f000:0/100",
+                    ]}},
                 ]}],
             })
         );
