@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
-    api::core::v1::{Container, EnvVar as PodEnvVar},
+    api::core::v1::{Container, EnvVar as PodEnvVar, Volume},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kiln_crds::{
@@ -41,6 +41,11 @@ pub(super) fn cold(
         template
             .spec
             .volume_claim_templates_policy
+            .unwrap_or_default(),
+        spec.pod_template
+            .spec
+            .volumes
+            .as_deref()
             .unwrap_or_default(),
     )?;
     spec.volume_claim_templates = (!claims.is_empty()).then_some(claims);
@@ -121,11 +126,13 @@ pub(super) fn adoption(
     Ok(patch)
 }
 
-/// The volume claim templates of template and claim together, as far as the policy allows.
+/// The volume claim templates of template and claim together, as far as the policy allows. Unless it
+/// lets a claim override, that takes the place of none of the `volumes` of the template's Pod.
 fn volume_claims(
     mut of_template: Vec<VolumeClaimTemplate>,
     of_claim: &[VolumeClaimTemplate],
     policy: InjectionPolicy,
+    volumes: &[Volume],
 ) -> Result<Vec<VolumeClaimTemplate>> {
     check_names(&of_template).map_err(|why| Error::VolumeClaims(format!("template: {why}")))?;
     if of_claim.is_empty() {
@@ -141,18 +148,43 @@ fn volume_claims(
         let same = of_template
             .iter_mut()
             .find(|t| t.metadata.name == claim.metadata.name);
+        if policy == InjectionPolicy::Allowed {
+            check_addition(claim, same.is_some(), volumes)?;
+        }
         match same {
-            Some(_) if policy == InjectionPolicy::Allowed => {
-                let name = claim.metadata.name.as_deref().unwrap_or_default();
-                return Err(Error::VolumeClaims(format!(
-                    "failed to merge volume claim templates: overriding volume claim templates is forbidden by the template: cannot override template volume \"{name}\""
-                )));
-            }
             Some(same) => *same = claim.clone(),
             None => of_template.push(claim.clone()),
         }
     }
     Ok(of_template)
+}
+
+/// Refuses a volume claim that replaces something of the template's, or that names what it is to be
+/// made from: a volume, or the data of another claim.
+fn check_addition(
+    claim: &VolumeClaimTemplate,
+    is_templates: bool,
+    volumes: &[Volume],
+) -> Result<()> {
+    let name = claim.metadata.name.as_deref().unwrap_or_default();
+    if is_templates || volumes.iter().any(|v| v.name == name) {
+        return Err(Error::VolumeClaims(format!(
+            "failed to merge volume claim templates: overriding volume claim templates is forbidden by the template: cannot override template volume \"{name}\""
+        )));
+    }
+    let spec = &claim.spec;
+    let named = [
+        ("volumeName", spec.volume_name.is_some()),
+        ("selector", spec.selector.is_some()),
+        ("dataSource", spec.data_source.is_some()),
+        ("dataSourceRef", spec.data_source_ref.is_some()),
+    ];
+    match named.into_iter().find(|(_, is_set)| *is_set) {
+        Some((field, _)) => Err(Error::VolumeClaims(format!(
+            "failed to merge volume claim templates: {field} of volume \"{name}\" is forbidden by the template"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn check_names(templates: &[VolumeClaimTemplate]) -> std::result::Result<(), String> {
@@ -374,6 +406,44 @@ mod tests {
                 "{policy} {template:?} {claim:?}: {found}"
             );
         }
+    }
+
+    #[test]
+    fn a_claims_volume_replaces_none_of_the_templates_and_names_nothing() {
+        let pod =
+            json!({"spec": {"containers": [], "volumes": [{"name": "policy", "emptyDir": {}}]}});
+        let with = |policy: &str, name: &str, spec: &Value| {
+            let template =
+                template(&json!({"podTemplate": pod, "volumeClaimTemplatesPolicy": policy}));
+            let volume = json!([{"metadata": {"name": name}, "spec": spec}]);
+            let made = cold(
+                &claim(&json!({"volumeClaimTemplates": volume})),
+                &template,
+                &[],
+            );
+            made.err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        let words = "cannot override template volume \"policy\"";
+        assert!(with("Allowed", "policy", &json!({})).ends_with(words));
+        let source = json!({"kind": "VolumeSnapshot", "name": "s"});
+        for spec in [
+            json!({"volumeName": "pv"}),
+            json!({"selector": {"matchLabels": {"a": "b"}}}),
+            json!({"dataSource": source}),
+            json!({"dataSourceRef": source}),
+        ] {
+            let field = spec.as_object().and_then(|s| s.keys().next()).unwrap();
+            let refused = with("Allowed", "new", &spec);
+            assert!(
+                refused.contains(&format!("{field} of volume \"new\"")),
+                "{refused}"
+            );
+            assert_eq!(with("Overrides", "policy", &spec), "");
+        }
+        assert_eq!(
+            with("Allowed", "new", &json!({"storageClassName": "fast"})),
+            ""
+        );
     }
 
     #[test]
