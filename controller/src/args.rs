@@ -12,12 +12,15 @@ use std::{
 use clap::{ArgAction, CommandFactory, Parser};
 
 use crate::{
+    claim::metadata::Allowed,
     context::{ClaimAnnotations, Options},
     queue::Limits,
 };
 
 /// Where upstream's Deployment mounts the domains that a claim's labels may have, one a line.
 const LABEL_DOMAINS: &str = "/etc/sandbox-config/allowed-label-domains";
+/// Where ours mounts those that its annotations may have.
+const ANNOTATION_DOMAINS: &str = "/etc/sandbox-config/allowed-annotation-domains";
 
 /// Controller of Sandbox, SandboxTemplate, SandboxWarmPool and SandboxClaim.
 #[derive(Debug, Clone, Parser)]
@@ -87,6 +90,11 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = ClaimAnnotations::Auto)]
     claim_observability_annotations: ClaimAnnotations,
 
+    /// Whether a claim may put any annotation on its Pod that is not of kubernetes.io, k8s.io or
+    /// agents.x-k8s.io, as upstream has it. Otherwise only those of the allowed domains.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_any_claim_annotation: bool,
+
     /// DNS servers of Pods that their template's NetworkPolicy cuts off from the cluster's;
     /// empty leaves them the cluster's.
     #[arg(long, default_value = "8.8.8.8,1.1.1.1", value_delimiter = ',')]
@@ -134,7 +142,7 @@ impl Args {
             cluster_domain: self.cluster_domain.clone(),
             dns_servers: servers,
             evict_warm_pods: self.enable_warm_pool_eviction,
-            label_domains: label_domains(std::fs::read_to_string(LABEL_DOMAINS).ok().as_deref()),
+            claim_metadata: self.claim_metadata(),
             claim_annotations: annotations,
             claim_events: !self.disable_claim_events,
             pool_batch: self.sandbox_warm_pool_max_batch_size,
@@ -142,6 +150,14 @@ impl Args {
             pool_status_delay: self.pool_status_delay,
             node_heartbeat_timeout: self.node_heartbeat_timeout,
         })
+    }
+
+    fn claim_metadata(&self) -> Allowed {
+        let read = |file| domains(std::fs::read_to_string(file).ok().as_deref());
+        Allowed {
+            labels: read(LABEL_DOMAINS),
+            annotations: (!self.allow_any_claim_annotation).then(|| read(ANNOTATION_DOMAINS)),
+        }
     }
 
     pub(crate) fn limits(&self) -> Limits {
@@ -183,7 +199,8 @@ fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(parsed).map_err(|e| format!("{text}: {e}"))
 }
 
-fn label_domains(file: Option<&str>) -> Vec<String> {
+/// The domains in a file, one a line; without any, upstream's.
+fn domains(file: Option<&str>) -> Vec<String> {
     let lines = file.into_iter().flat_map(str::lines).map(str::trim);
     let domains: Vec<String> = lines
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
@@ -280,8 +297,8 @@ mod tests {
     }
 
     #[test]
-    fn label_domains_come_from_the_file_or_are_upstreams() {
-        assert_eq!(label_domains(None), ["sandbox.users.io"]);
-        assert_eq!(label_domains(Some("# ours\nA.example\n\n")), ["a.example"]);
+    fn domains_come_from_the_file_or_are_upstreams() {
+        assert_eq!(domains(None), ["sandbox.users.io"]);
+        assert_eq!(domains(Some("# ours\nA.example\n\n")), ["a.example"]);
     }
 }

@@ -33,6 +33,7 @@ use serde_json::Value;
 
 use crate::{
     cache::{Cache, Key},
+    claim::metadata::Allowed,
     error::{self, Result},
     metrics::Metrics,
     node::{Arrivals, Pulses},
@@ -53,8 +54,8 @@ pub(crate) struct Options {
     pub(crate) dns_servers: Vec<IpAddr>,
     /// Whether cluster-autoscaler may evict Pods that nobody has claimed.
     pub(crate) evict_warm_pods: bool,
-    /// Domains of labels that a claim may put on its Pod.
-    pub(crate) label_domains: Vec<String>,
+    /// Labels and annotations that a claim may put on its Pod.
+    pub(crate) claim_metadata: Allowed,
     pub(crate) claim_annotations: ClaimAnnotations,
     pub(crate) claim_events: bool,
     /// Most Sandboxes of a pool that are made at the same time.

@@ -12,14 +12,42 @@ use crate::error::{Error, Result};
 /// Domains of annotations that only the system sets.
 const RESTRICTED: [&str; 3] = ["kubernetes.io", "k8s.io", "agents.x-k8s.io"];
 
-/// Refuses what could make a Pod pass for part of the system, or opt it into somebody's policy.
-pub(super) fn check(metadata: &PodMetadata, label_domains: &[String]) -> Result<()> {
+/// Domains of the labels and annotations that a claim may bring, in lower case.
+#[derive(Debug, Clone)]
+pub(crate) struct Allowed {
+    /// Of labels.
+    pub(crate) labels: Vec<String>,
+    /// Of annotations; `None` for all but the system's, as upstream has it.
+    pub(crate) annotations: Option<Vec<String>>,
+}
+
+/// Refuses what a claim may not bring for its Pod and its volume claims.
+pub(super) fn check_claim(claim: &SandboxClaim, allowed: &Allowed) -> Result<()> {
+    if let Some(brought) = &claim.spec.additional_pod_metadata {
+        check(brought, allowed)?;
+    }
+    for volume in claim.spec.volume_claim_templates.iter().flatten() {
+        check_annotations(volume.metadata.annotations.as_ref(), allowed)?;
+    }
+    Ok(())
+}
+
+/// Refuses what could make a Pod pass for part of the system, opt it into somebody's policy, or have
+/// an operator of the cluster do something to it: give it a second network, a role, or secrets.
+fn check(metadata: &PodMetadata, allowed: &Allowed) -> Result<()> {
     for (key, value) in metadata.labels.iter().flatten() {
-        check_label(key, value, label_domains)
+        check_label(key, value, &allowed.labels)
             .map_err(|why| Error::Metadata(format!("failed to validate label \"{key}\": {why}")))?;
     }
-    for key in metadata.annotations.iter().flatten().map(|(key, _)| key) {
-        check_annotation(key).map_err(|why| {
+    check_annotations(metadata.annotations.as_ref(), allowed)
+}
+
+fn check_annotations(
+    annotations: Option<&BTreeMap<String, String>>,
+    allowed: &Allowed,
+) -> Result<()> {
+    for key in annotations.into_iter().flatten().map(|(key, _)| key) {
+        check_annotation(key, allowed.annotations.as_deref()).map_err(|why| {
             Error::Metadata(format!("failed to validate annotation \"{key}\": {why}"))
         })?;
     }
@@ -50,18 +78,31 @@ fn check_label(key: &str, value: &str, domains: &[String]) -> std::result::Resul
     Ok(())
 }
 
-fn check_annotation(key: &str) -> std::result::Result<(), String> {
+/// Refuses an annotation of the system's domains, and of any that is not in `domains`. One without a
+/// domain is its user's own, unless it has dots: container runtimes are configured by such
+/// (`io.katacontainers.config.…`, `dev.gvisor.…`).
+fn check_annotation(key: &str, domains: Option<&[String]>) -> std::result::Result<(), String> {
     check_key(key, "annotation")?;
-    let domain = key
-        .split_once('/')
-        .map_or("", |(domain, _)| domain)
-        .to_lowercase();
-    let is_restricted = RESTRICTED
-        .iter()
-        .any(|restricted| is_within(&domain, restricted));
-    if is_restricted && key != keys::SAFE_TO_EVICT {
+    let Some((domain, _)) = key.split_once('/') else {
+        if domains.is_some() && key.contains('.') {
+            return Err(format!(
+                "annotation \"{key}\" must have a domain prefix (e.g. 'sandbox.users.io/my-annotation'), or no dots"
+            ));
+        }
+        return Ok(());
+    };
+    if key == keys::SAFE_TO_EVICT {
+        return Ok(());
+    }
+    let domain = domain.to_lowercase();
+    if RESTRICTED.iter().any(|system| is_within(&domain, system)) {
         return Err(format!(
             "restricted system domain: \"{key}\" is not allowed in AdditionalPodMetadata"
+        ));
+    }
+    if domains.is_some_and(|all| !all.iter().any(|allowed| is_within(&domain, allowed))) {
+        return Err(format!(
+            "annotation domain \"{domain}\" is not in the allowlist"
         ));
     }
     Ok(())
@@ -154,13 +195,25 @@ mod tests {
 
     use super::*;
 
-    fn verdict(labels: &Value, annotations: &Value) -> String {
+    fn verdict_with(
+        annotation_domains: Option<&str>,
+        labels: &Value,
+        annotations: &Value,
+    ) -> String {
         let metadata =
             serde_json::from_value(json!({"labels": labels, "annotations": annotations})).unwrap();
-        match check(&metadata, &["sandbox.users.io".to_owned()]) {
+        let allowed = Allowed {
+            labels: vec!["sandbox.users.io".to_owned()],
+            annotations: annotation_domains.map(|domain| vec![domain.to_owned()]),
+        };
+        match check(&metadata, &allowed) {
             Ok(()) => "fine".to_owned(),
             Err(e) => e.to_string(),
         }
+    }
+
+    fn verdict(labels: &Value, annotations: &Value) -> String {
+        verdict_with(Some("sandbox.users.io"), labels, annotations)
     }
 
     #[test]
@@ -185,7 +238,7 @@ mod tests {
     fn annotations_of_the_system_are_refused() {
         for (key, text) in [
             ("note", "fine"),
-            ("example.com/note", "fine"),
+            ("sandbox.users.io/note", "fine"),
             ("cluster-autoscaler.kubernetes.io/safe-to-evict", "fine"),
             (
                 "cluster-autoscaler.kubernetes.io/other",
@@ -198,8 +251,35 @@ mod tests {
             ("Agents.x-k8s.io/pod-name", "invalid annotation key"),
             ("agents.x-k8s.io/pod-name", "restricted system domain"),
         ] {
-            let verdict = verdict(&json!({}), &json!({key: "x"}));
-            assert!(verdict.contains(text), "{key}: {verdict}");
+            for domains in [Some("sandbox.users.io"), None] {
+                let verdict = verdict_with(domains, &json!({}), &json!({key: "x"}));
+                assert!(verdict.contains(text), "{key}: {verdict}");
+            }
+        }
+    }
+
+    #[test]
+    fn annotations_that_others_in_the_cluster_act_on_are_refused() {
+        for key in [
+            "k8s.v1.cni.cncf.io/networks",
+            "cni.projectcalico.org/ipAddrs",
+            "sidecar.istio.io/inject",
+            "vault.hashicorp.com/role",
+            "iam.amazonaws.com/role",
+            "io.katacontainers.config.hypervisor.kernel_params",
+            "io.katacontainers.config.hypervisor/kernel_params",
+            "dev.gvisor.flag.network/x",
+            "evilsandbox.users.io/note",
+        ] {
+            let with = |domains| verdict_with(domains, &json!({}), &json!({key: "x"}));
+            let refused = with(Some("sandbox.users.io"));
+            let words = match key.contains('/') {
+                true => "not in the allowlist",
+                false => "must have a domain prefix",
+            };
+            assert!(refused.contains(words), "{key}: {refused}");
+            // As upstream has it.
+            assert_eq!(with(None), "fine", "{key}");
         }
     }
 
@@ -295,11 +375,12 @@ mod tests {
         bolero::check!().with_type::<Vec<u8>>().for_each(|key| {
             let key = text(key);
             let is_taken = verdict(&json!({}), &json!({&key: "any text"})) == "fine";
-            let domain = format!(".{}", key.split_once('/').map_or("", |(domain, _)| domain));
-            let is_systems = RESTRICTED
-                .iter()
-                .any(|r| domain.ends_with(&format!(".{r}")));
-            let is_open = !is_systems || key == keys::SAFE_TO_EVICT;
+            let domain = key.split_once('/').map(|(domain, _)| format!(".{domain}"));
+            let is_open = match domain {
+                Some(domain) => domain.ends_with(".sandbox.users.io"),
+                None => !key.contains('.'),
+            };
+            let is_open = is_open || key == keys::SAFE_TO_EVICT;
             assert_eq!(is_taken, is_key(&key) && is_open, "{key}");
         });
     }

@@ -8,7 +8,7 @@
 //! owner.
 
 mod build;
-mod metadata;
+pub(crate) mod metadata;
 mod status;
 
 use std::{cell::LazyCell, cmp::Reverse, collections::HashMap, sync::Arc, time::Duration};
@@ -272,9 +272,6 @@ fn is_made_for(sandbox: &Sandbox, claim: &SandboxClaim) -> bool {
 
 /// The Sandbox of a claim: the one that it has, one from a pool, or a new one.
 async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sandbox>> {
-    if let Some(brought) = &claim.spec.additional_pod_metadata {
-        metadata::check(brought, &context.options.label_domains)?;
-    }
     let uid = claim.uid().unwrap_or_default();
     let unanswered = context.unanswered().get(&uid).cloned();
     if let Some(key) = unanswered {
@@ -285,6 +282,7 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sand
     if let Some(sandbox) = bound(context, claim) {
         return keep_metadata(context, claim, sandbox).await;
     }
+    metadata::check_claim(claim, &context.options.claim_metadata)?;
     let source = Source::of(context, claim)?;
     if source.may_adopt
         && let Some(sandbox) = adopt(context, claim, &source).await?
@@ -517,9 +515,10 @@ fn is_free(
         && !context.is_reserved(sandbox)
 }
 
-/// Brings the labels and annotations of a claimed Sandbox up to date with its claim.
+/// Brings the labels and annotations of a claimed Sandbox up to date with its claim. What the claim
+/// may not bring, or its template has another value of by now, takes nothing from it: it is told.
 async fn keep_metadata(
-    context: &Context,
+    context: &Arc<Context>,
     claim: &SandboxClaim,
     sandbox: Arc<Sandbox>,
 ) -> Result<Arc<Sandbox>> {
@@ -529,7 +528,15 @@ async fn keep_metadata(
     let (Some(template), None) = (template, &sandbox.meta().deletion_timestamp) else {
         return Ok(sandbox);
     };
-    let wanted = metadata::merge(&template.spec.pod_template.metadata, claim)?;
+    let wanted = metadata::check_claim(claim, &context.options.claim_metadata)
+        .and_then(|()| metadata::merge(&template.spec.pod_template.metadata, claim));
+    let wanted = match wanted {
+        Ok(wanted) => wanted,
+        Err(e) => {
+            context.tell(claim, EventType::Warning, status::reason(&e), e.to_string());
+            return Ok(sandbox);
+        }
+    };
     let old = serde_json::to_value(&sandbox.spec.pod_template.metadata)?;
     match patch::diff(&old, &serde_json::to_value(&wanted)?) {
         Some(change) => {

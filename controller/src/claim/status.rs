@@ -125,8 +125,9 @@ fn forwarded(claim: &SandboxClaim, sandbox: &Sandbox) -> Condition {
     }
 }
 
-fn failed(claim: &SandboxClaim, error: &Error) -> Condition {
-    let reason = match error {
+/// The reason that a claim's condition and events give for an error.
+pub(super) fn reason(error: &Error) -> &'static str {
+    match error {
         Error::TemplateNotFound(_) => "TemplateNotFound",
         Error::WarmPoolNotFound(_) | Error::PoolOfOtherTemplate { .. } => "WarmPoolNotFound",
         Error::AdoptionConflict => "AdoptionConflict",
@@ -134,7 +135,11 @@ fn failed(claim: &SandboxClaim, error: &Error) -> Condition {
         Error::EnvVars(_) => "EnvVarsInjectionRejected",
         Error::VolumeClaims(_) => "VolumeClaimTemplatesError",
         _ => "ReconcilerError",
-    };
+    }
+}
+
+fn failed(claim: &SandboxClaim, error: &Error) -> Condition {
+    let reason = reason(error);
     let message = match reason {
         "ReconcilerError" => format!("Error seen: {error}"),
         _ => error.to_string(),

@@ -16,7 +16,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::env::{Env, Namespace, controller_of, line, same};
+use crate::env::{Env, Namespace, controller_of, line, merge, same};
 
 pub(crate) async fn a_pod_that_is_refused_is_explained(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
@@ -290,6 +290,14 @@ pub(crate) async fn metadata_of_the_system_is_refused(env: &Env) -> Result<()> {
             "system",
             json!({"annotations": {"container.apparmor.security.beta.kubernetes.io/main": "unconfined"}}),
         ),
+        (
+            "network",
+            json!({"annotations": {"k8s.v1.cni.cncf.io/networks": "[{\"name\": \"other\"}]"}}),
+        ),
+        (
+            "kernel",
+            json!({"annotations": {"io.katacontainers.config.hypervisor.kernel_params": "x"}}),
+        ),
     ] {
         let spec = json!({"warmPoolRef": {"name": "p"}, "additionalPodMetadata": metadata});
         ns.claim_with(name, spec).await?;
@@ -301,6 +309,97 @@ pub(crate) async fn metadata_of_the_system_is_refused(env: &Env) -> Result<()> {
         &ns.until_ready("p", 1).await?.status.unwrap().replicas,
         &1,
     )
+}
+
+/// What the template's Pod mounts, and what is somebody else's.
+pub(crate) async fn a_claim_replaces_and_names_no_volume(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let volumes = json!([{"name": "policy", "configMap": {"name": "policy"}}]);
+    ns.template(
+        "t",
+        json!({"volumeClaimTemplatesPolicy": "Allowed", "podTemplate": {"spec": {"volumes": volumes}}}),
+    )
+    .await?;
+    let storage =
+        json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+    let scheduling = json!({"volume.kubernetes.io/selected-node": "n"});
+    for (name, metadata, spec, reason) in [
+        (
+            "policy",
+            json!({"name": "policy"}),
+            json!({}),
+            "VolumeClaimTemplatesError",
+        ),
+        (
+            "named",
+            json!({"name": "v"}),
+            json!({"volumeName": "pv"}),
+            "VolumeClaimTemplatesError",
+        ),
+        (
+            "copied",
+            json!({"name": "v"}),
+            json!({"dataSource": {"kind": "PersistentVolumeClaim", "name": "others"}}),
+            "VolumeClaimTemplatesError",
+        ),
+        (
+            "placed",
+            json!({"name": "v", "annotations": scheduling}),
+            json!({}),
+            "InvalidMetadata",
+        ),
+    ] {
+        let mut whole = storage.clone();
+        merge(&mut whole, &spec);
+        let brings = json!([{"metadata": metadata, "spec": whole}]);
+        let spec = json!({"sandboxTemplateRef": {"name": "t"}, "volumeClaimTemplates": brings});
+        ns.claim_with(name, spec).await?;
+        ns.until_condition::<SandboxClaim>(name, "Ready", &format!("False {reason}"))
+            .await?;
+        ensure!(
+            ns.api::<Sandbox>().get_opt(name).await?.is_none(),
+            "{name} has a Sandbox"
+        );
+    }
+    Ok(())
+}
+
+/// A template that changes later says what new claims get; who has a Sandbox keeps it.
+pub(crate) async fn a_bound_claim_is_not_judged_anew(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.template("t", json!({})).await?;
+    ns.pool("p", "t", 2).await?;
+    let label = "sandbox.users.io/team";
+    let brings = json!({"warmPoolRef": {"name": "p"},
+        "additionalPodMetadata": {"labels": {label: "blue"}}});
+    let mut before = Vec::new();
+    for name in ["conflict", "refused"] {
+        ns.claim_with(name, brings.clone()).await?;
+        before.push(ns.claimed(name).await?);
+    }
+    let other = json!({"spec": {"podTemplate": {"metadata": {"labels": {label: "red"}}}}});
+    ns.patch::<SandboxTemplate>("t", other).await?;
+    let again = json!({"metadata": {"labels": {"look": "again"}}});
+    ns.patch::<SandboxClaim>("conflict", again).await?;
+    // Nor does what a claim may not bring reach its Pod.
+    let bad = json!({"spec": {"additionalPodMetadata": {"labels": {"app": "x"}}}});
+    ns.patch::<SandboxClaim>("refused", bad).await?;
+    for (name, words, before) in [
+        ("conflict", "metadata override conflict", &before[0]),
+        ("refused", "must have a domain prefix", &before[1]),
+    ] {
+        ns.until_told("SandboxClaim", name, words).await?;
+        let after = ns.claimed(name).await?;
+        same("the Sandbox", &after.uid(), &before.uid())?;
+        let labels = after.spec.pod_template.metadata.labels.unwrap_or_default();
+        same(
+            "team",
+            &labels.get(label).map(String::as_str),
+            &Some("blue"),
+        )?;
+        ensure!(!labels.contains_key("app"), "{labels:?}");
+    }
+    Ok(())
 }
 
 pub(crate) async fn a_strangers_network_policy_is_not_touched(env: &Env) -> Result<()> {

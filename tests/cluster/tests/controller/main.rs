@@ -64,6 +64,8 @@ fn main() -> ExitCode {
         bad::a_member_that_was_something_else_is_given_to_nobody,
         bad::nobody_is_served_from_another_namespace,
         bad::metadata_of_the_system_is_refused,
+        bad::a_claim_replaces_and_names_no_volume,
+        bad::a_bound_claim_is_not_judged_anew,
         bad::a_strangers_network_policy_is_not_touched,
         bad::a_claim_has_one_source,
         bad::an_edited_owner_brings_nobody_anothers,

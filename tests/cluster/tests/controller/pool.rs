@@ -272,7 +272,10 @@ pub(crate) async fn a_template_has_its_network_policy(env: &Env) -> Result<()> {
     same("types", &spec["policyTypes"], &json!(["Ingress", "Egress"]))?;
     let except = spec["egress"][0]["to"][0]["ipBlock"]["except"].as_array();
     for net in ["169.254.0.0/16", "100.64.0.0/10"] {
-        ensure!(except.is_some_and(|all| all.contains(&json!(net))), "{spec}");
+        ensure!(
+            except.is_some_and(|all| all.contains(&json!(net))),
+            "{spec}"
+        );
     }
     // What somebody changes by hand is put right.
     ns.patch::<NetworkPolicy>(name, json!({"spec": {"egress": []}}))
