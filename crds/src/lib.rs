@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod fair;
 pub mod keys;
 
 mod claim;
@@ -30,7 +31,8 @@ pub use claim::{
 };
 pub use manifest::{Manifest, manifests};
 pub use node::{
-    NodeClassSpec, NodeClassStatus, NodeTotal, SandboxNode, SandboxNodeSpec, SandboxNodeStatus,
+    MOST_CLASSES, NodeClassSpec, NodeClassStatus, NodeTotal, SandboxNode, SandboxNodeSpec,
+    SandboxNodeStatus,
 };
 pub use sandbox::{
     OperatingMode, PodMetadata, PodTemplate, Sandbox, SandboxSpec, SandboxStatus, ShutdownPolicy,

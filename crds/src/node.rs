@@ -21,10 +21,14 @@ use serde::{Deserialize, Serialize};
     derive = "PartialEq"
 )]
 pub struct SandboxNodeSpec {
-    /// Which warm sandboxes the node should hold; the controller writes it.
+    /// Which warm sandboxes the node should hold; the controller writes it. At most 64 shapes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub classes: Vec<NodeClassSpec>,
 }
+
+/// The most entries of [`SandboxNodeSpec::classes`].
+pub const MOST_CLASSES: usize = 64;
 
 /// Warm sandboxes of one class and shape that a node should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]

@@ -257,7 +257,11 @@ fn status(keeper: &Keeper, last: Option<&SandboxNodeStatus>) -> SandboxNodeStatu
             runtime_versions: version
                 .map(|v| BTreeMap::from([(name, v)]))
                 .unwrap_or_default(),
-            total: Some(NodeTotal::of(&classes)),
+            // Also where it holds none of any class yet.
+            total: Some(NodeTotal {
+                room: small(pool.room()),
+                ..NodeTotal::of(&classes)
+            }),
             classes,
             conditions: vec![ready(problem, last), guarded(&guarding, last)],
         }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use kiln_agent_api::Shape;
+use kiln_crds::fair;
 
 use crate::config::Limits;
 
@@ -153,8 +154,8 @@ impl Pool {
         });
     }
 
-    /// How many of each shape should be ready: what was asked for, then what was learned last,
-    /// within the bounds.
+    /// How many of each shape should be ready: what was asked for, shared fairly between the shapes,
+    /// then what was learned last, within the bounds.
     fn targets(&self) -> Vec<(&Shape, u32)> {
         let mut room = self.limits.total;
         let mut take = |count: u32| {
@@ -162,10 +163,12 @@ impl Pool {
             room -= count;
             count
         };
-        let asked: Vec<_> = self
-            .wanted
-            .iter()
-            .map(|(shape, wanted)| (shape, take(wanted.count)))
+        let wants = self.wanted.iter();
+        let wants = wants.map(|(shape, wanted)| (shape, wanted.count as usize));
+        let shares = fair::divide(&wants.collect(), self.limits.total as usize);
+        let asked: Vec<_> = shares
+            .into_iter()
+            .map(|(shape, share)| (shape, take(u32::try_from(share).unwrap_or(u32::MAX))))
             .collect();
         let mut recent: Vec<_> = self.learned.iter().collect();
         recent.sort_by_key(|(_, at)| std::cmp::Reverse(**at));
@@ -398,6 +401,28 @@ mod tests {
         assert_eq!(two_at_a_time.next_boot(), None);
         two_at_a_time.booted(&shape(1), None, Duration::ZERO);
         assert_eq!(two_at_a_time.next_boot(), Some(shape(1)));
+    }
+
+    #[test]
+    fn a_shape_that_is_wanted_without_end_leaves_the_others_their_share() {
+        let mut pool = pool(16, 0, &[(1, u32::MAX), (512, 2), (1024, u32::MAX)]);
+        let ids = fill(&mut pool);
+        let of = |memory: &str| ids.iter().filter(|id| id.ends_with(memory)).count();
+        assert_eq!((of("-1"), of("-512"), of("-1024")), (7, 2, 7));
+        // It comes later than one that has all the room.
+        let mut full = self::pool(16, 0, &[(1, u32::MAX)]);
+        assert_eq!(fill(&mut full).len(), 16);
+        let wanted = |memory, count| {
+            (
+                shape(memory),
+                Wanted {
+                    class: "c".into(),
+                    count,
+                },
+            )
+        };
+        full.want(BTreeMap::from([wanted(1, u32::MAX), wanted(512, 4)]));
+        assert_eq!(full.surplus().len(), 4);
     }
 
     #[test]

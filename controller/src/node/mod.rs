@@ -22,7 +22,7 @@ use k8s_openapi::{
     api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm},
     apimachinery::pkg::apis::meta::v1::Condition,
 };
-use kiln_crds::{NodeClassSpec, SandboxNode, SandboxNodeSpec};
+use kiln_crds::{NodeClassSpec, NodeTotal, Sandbox, SandboxNode, SandboxNodeSpec, SandboxWarmPool};
 use kube::{ResourceExt, core::ObjectMeta};
 
 use crate::{
@@ -51,6 +51,9 @@ const AT_ONCE: usize = 8;
 const PREFERRED: usize = 16;
 /// How much a warm sandbox counts among what a scheduler weighs, of 100.
 const WEIGHT: i32 = 50;
+
+/// Most warm sandboxes that a node is taken to hold, whatever its agent says.
+const MOST: usize = 1024;
 
 /// Type of a pool's condition.
 pub(crate) const CAPACITY: &str = "NodeCapacity";
@@ -119,10 +122,14 @@ pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
     let (templates, pools) = (context.templates.all(), context.pools.all());
     let demand = plan::demand(
         templates.iter().map(|t| &**t),
-        pools.iter().map(|p| &**p),
+        pools.iter().map(|p| (&**p, running(context, p))),
         &bursts,
     );
-    let mut shares = plan::share(&demand, &able);
+    let room_of = |class: &str| {
+        let holds = |node: &&Arc<SandboxNode>| able[&node.name_any()].contains(class);
+        live.iter().filter(holds).map(|node| room(node)).sum()
+    };
+    let mut shares = plan::share(&plan::fit(&demand, room_of), &able);
     let due: Vec<_> = live
         .into_iter()
         .map(|node| {
@@ -154,6 +161,27 @@ fn works(node: &SandboxNode) -> bool {
     let is_broken = conditions
         .any(|all| condition::find(all, READY).is_some_and(|ready| ready.status == "False"));
     !is_broken && node.metadata.deletion_timestamp.is_none()
+}
+
+/// How many Sandboxes of a pool have a Pod that runs.
+fn running(context: &Context, pool: &SandboxWarmPool) -> usize {
+    let is_running = |sandbox: &&Arc<Sandbox>| {
+        let status = sandbox.status.as_ref();
+        status.is_some_and(|s| condition::is_true(&s.conditions, READY))
+    };
+    let members = context.owned::<Sandbox>(pool);
+    members.iter().filter(is_running).count()
+}
+
+/// How many warm sandboxes a node can hold, by its agent's word. One that has made none yet, and
+/// does not say what it has room for, is taken to hold many.
+fn room(node: &SandboxNode) -> usize {
+    let total = node.status.as_ref().and_then(|s| s.total.as_ref());
+    let sum = |t: &NodeTotal| t.ready.saturating_add(t.warming).saturating_add(t.room);
+    match total.map(sum) {
+        Some(room) if room > 0 => usize::try_from(room).unwrap_or(0).min(MOST),
+        _ => MOST,
+    }
 }
 
 /// The classes that a node can hold.

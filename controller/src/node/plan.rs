@@ -3,11 +3,12 @@
 //! How many warm sandboxes of which shape each node should hold. Nothing here acts.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
-use kiln_crds::{NodeClassSpec, SandboxTemplate, SandboxWarmPool, keys};
+use kiln_crds::{MOST_CLASSES, NodeClassSpec, SandboxTemplate, SandboxWarmPool, fair, keys};
 use kube::ResourceExt;
 
 use super::shape::Shape;
@@ -77,21 +78,25 @@ fn largest(seconds: &VecDeque<(u64, usize)>) -> usize {
     most
 }
 
+/// How many sandboxes of which shape each namespace wants, by class.
+pub(crate) type Demand = BTreeMap<String, BTreeMap<String, BTreeMap<Shape, usize>>>;
+
 /// How many sandboxes of which shape are wanted in all: for each template as many as its largest
-/// burst of late took, and for what its pools hold at least a few.
+/// burst of late took, and at least a few for the Sandboxes of its pools that run. What a pool's spec
+/// asks for and no Pod has come of yet, such as for lack of quota, wants none. `pools` come with the
+/// number of their Sandboxes that run.
 pub(crate) fn demand<'a>(
     templates: impl IntoIterator<Item = &'a SandboxTemplate>,
-    pools: impl IntoIterator<Item = &'a SandboxWarmPool>,
+    pools: impl IntoIterator<Item = (&'a SandboxWarmPool, usize)>,
     bursts: &BTreeMap<Key, usize>,
-) -> BTreeMap<Shape, usize> {
+) -> Demand {
     let mut idle: BTreeMap<Key, usize> = BTreeMap::new();
-    for pool in pools {
+    for (pool, running) in pools {
         let namespace = pool.namespace().unwrap_or_default();
         let template = Key::new(&namespace, &pool.spec.sandbox_template_ref.name);
-        let replicas = usize::try_from(pool.spec.replicas.unwrap_or(1)).unwrap_or(0);
-        *idle.entry(template).or_default() += replicas.div_ceil(PODS_PER_IDLE);
+        *idle.entry(template).or_default() += running.div_ceil(PODS_PER_IDLE);
     }
-    let mut demand = BTreeMap::new();
+    let mut demand = Demand::new();
     for template in templates {
         let key = Key::of(template);
         let of = |from: &BTreeMap<Key, usize>| from.get(&key).copied().unwrap_or_default();
@@ -99,15 +104,36 @@ pub(crate) fn demand<'a>(
         if let Some(shape) = Shape::of(&template.spec.pod_template.spec)
             && wanted > 0
         {
-            *demand.entry(shape).or_default() += wanted;
+            let class = demand.entry(shape.class.clone()).or_default();
+            let namespace = class.entry(key.namespace).or_default();
+            *namespace.entry(shape).or_default() += wanted;
         }
     }
     demand
 }
 
+/// Cuts a demand down to the sandboxes that `room_of` a class there is for, fairly: first between
+/// namespaces, then between the shapes of each.
+pub(crate) fn fit(demand: &Demand, room_of: impl Fn(&str) -> usize) -> BTreeMap<Shape, usize> {
+    let mut fitting = BTreeMap::new();
+    for (class, namespaces) in demand {
+        let sums = namespaces.iter().map(|(namespace, shapes)| {
+            let sum = shapes.values().copied().fold(0, usize::saturating_add);
+            (namespace, sum)
+        });
+        for (namespace, room) in fair::divide(&sums.collect(), room_of(class)) {
+            for (shape, count) in fair::divide(&namespaces[namespace], room) {
+                *fitting.entry(shape).or_default() += count;
+            }
+        }
+    }
+    fitting.retain(|_, count| *count > 0);
+    fitting
+}
+
 /// Shares `demand` out among `nodes`, the classes that each can hold by its name. Each gets the
 /// same, and what is left over goes to one after the other, beginning at another node for each
-/// shape.
+/// shape. Of more shapes than a node can be asked for, those that it would hold most of stay.
 pub(crate) fn share(
     demand: &BTreeMap<Shape, usize>,
     nodes: &BTreeMap<String, BTreeSet<String>>,
@@ -131,6 +157,12 @@ pub(crate) fn share(
                 let share = shares.entry((*name).clone()).or_default();
                 share.push(shape.wish(warm));
             }
+        }
+    }
+    for share in shares.values_mut() {
+        if share.len() > MOST_CLASSES {
+            share.sort_by_key(|wish| Reverse(wish.warm));
+            share.truncate(MOST_CLASSES);
         }
     }
     shares
@@ -160,11 +192,11 @@ mod tests {
         .unwrap()
     }
 
-    fn pool(template: &str, replicas: i32) -> SandboxWarmPool {
+    fn pool(template: &str) -> SandboxWarmPool {
         serde_json::from_value(json!({
             "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
             "metadata": {"name": "p", "namespace": "ns"},
-            "spec": {"replicas": replicas, "sandboxTemplateRef": {"name": template}},
+            "spec": {"replicas": i32::MAX, "sandboxTemplateRef": {"name": template}},
         }))
         .unwrap()
     }
@@ -235,22 +267,62 @@ mod tests {
             template("unused", "gvisor", "3Mi"),
             template("classless", "", "1Mi"),
         ];
+        // With the number of their Sandboxes that run.
         let pools = [
-            pool("a", 5),
-            pool("a", 1),
-            pool("same-shape", 1),
-            pool("idle", 0),
-            pool("classless", 8),
-            pool("missing", 8),
+            (pool("a"), 5),
+            (pool("a"), 1),
+            (pool("same-shape"), 1),
+            (pool("idle"), 0),
+            (pool("classless"), 8),
+            (pool("missing"), 8),
         ];
         let bursts = BTreeMap::from([
             (Key::new("ns", "same-shape"), 7),
             (Key::new("ns", "a"), 2),
             (Key::new("other", "idle"), 9),
         ]);
-        let demand = demand(&templates, &pools, &bursts);
+        let pools = pools.iter().map(|(pool, running)| (pool, *running));
+        let demand = demand(&templates, pools, &bursts);
         // Two and one for the pools of the first, more than its burst; the burst of the second.
-        assert_eq!(demand, BTreeMap::from([(shape("gvisor", 1 << 20), 3 + 7)]));
+        let wanted = BTreeMap::from([(shape("gvisor", 1 << 20), 3 + 7)]);
+        let of_namespace = BTreeMap::from([("ns".to_owned(), wanted)]);
+        assert_eq!(demand, Demand::from([("gvisor".to_owned(), of_namespace)]));
+    }
+
+    #[test]
+    fn one_who_wants_all_leaves_the_others_their_share() {
+        let wants = |all: &[(i64, usize)]| -> BTreeMap<Shape, usize> {
+            let want = |(memory, count): &(i64, usize)| (shape("gvisor", *memory), *count);
+            all.iter().map(want).collect()
+        };
+        let many: Vec<(i64, usize)> = (0..5000).map(|memory| (memory, 9)).collect();
+        let of_class = BTreeMap::from([
+            (
+                "greedy".to_owned(),
+                wants(&[(1, usize::MAX), (2, usize::MAX)]),
+            ),
+            ("modest".to_owned(), wants(&[(512, 2)])),
+            ("varied".to_owned(), wants(&many)),
+        ]);
+        let demand = Demand::from([("gvisor".to_owned(), of_class)]);
+        let fitting = fit(&demand, |_| 16);
+        assert_eq!(fitting.values().sum::<usize>(), 16);
+        assert_eq!(fitting[&shape("gvisor", 512)], 2);
+        let greedy = [1, 2].map(|memory| fitting[&shape("gvisor", memory)]);
+        assert!(greedy.iter().all(|n| (3..=5).contains(n)), "{greedy:?}");
+        // There is room for all.
+        assert_eq!(fit(&demand, |_| usize::MAX)[&shape("gvisor", 4999)], 9);
+        assert!(fit(&demand, |_| 0).is_empty());
+    }
+
+    #[test]
+    fn a_node_is_asked_for_as_many_shapes_as_its_object_takes() {
+        let demand = (0..100).map(|memory| (shape("gvisor", memory), 1 + usize::from(memory > 90)));
+        let node = BTreeMap::from([("n".to_owned(), BTreeSet::from(["gvisor".to_owned()]))]);
+        let shares = share(&demand.collect(), &node);
+        assert_eq!(shares["n"].len(), MOST_CLASSES);
+        let most = shares["n"].iter().filter(|wish| wish.warm == 2);
+        assert_eq!(most.count(), 9);
     }
 
     #[test]

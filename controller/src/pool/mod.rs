@@ -390,6 +390,8 @@ async fn write_status(
     context
         .patch_status::<SandboxWarmPool>(&key, &patch)
         .await?;
+    // What runs of a pool is what nodes hold something for.
+    node::look(context);
     Ok(None)
 }
 

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         pool::a_template_has_its_network_policy,
         pool::one_takes_in_what_a_former_pool_has_left,
         node::nodes_are_asked_for_what_pools_and_claims_need,
+        node::room_is_for_what_runs_and_is_shared_between_namespaces,
         node::a_pod_prefers_a_node_that_holds_its_sandbox,
         claim::a_running_sandbox_changes_hands,
         claim::the_words_of_v1alpha1_mean_what_they_meant,

@@ -5,7 +5,10 @@
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::{core::v1::Pod, node::v1::RuntimeClass};
+use k8s_openapi::api::{
+    core::v1::{Pod, ResourceQuota},
+    node::v1::RuntimeClass,
+};
 use kiln_crds::{NodeClassStatus, NodeTotal, Sandbox, SandboxNode, SandboxWarmPool};
 use kiln_tests::wait;
 use kube::{
@@ -181,6 +184,52 @@ pub(crate) async fn nodes_are_asked_for_what_pools_and_claims_need(env: &Env) ->
     // Heard again it takes its share, whatever its clock says.
     fleet.report(&silent, 500, &[]).await?;
     fleet.until_wishes(&[1, 2, 2]).await?;
+    fleet.clean().await
+}
+
+/// A namespace whose pools ask for more than there is, and have no Pods or many, takes from nobody.
+pub(crate) async fn room_is_for_what_runs_and_is_shared_between_namespaces(
+    env: &Env,
+) -> Result<()> {
+    let modest = env.namespace().await?;
+    let greedy = env.namespace().await?;
+    let mut fleet = Fleet::new(env, &modest).await?;
+    let node = fleet.node("a", 0, &[fleet.held(0, 4)]).await?;
+    let counts = async || -> Result<Vec<(i64, i32)>> {
+        let classes = fleet.nodes.get(&node).await?.spec.classes;
+        Ok(classes.iter().map(|c| (c.memory_bytes, c.warm)).collect())
+    };
+    // No Pod comes of the largest pool that can be asked for.
+    greedy
+        .make::<ResourceQuota>("q", json!({"spec": {"hard": {"pods": "0"}}}))
+        .await?;
+    let quota_counts = |q: &ResourceQuota| q.status.as_ref()?.used.as_ref().map(|_| ());
+    greedy
+        .until("q", "the quota to count", quota_counts)
+        .await?;
+    let limits = json!({"memory": "1Mi", "cpu": "500m"});
+    let mut small = fleet.template();
+    small["podTemplate"]["spec"]["containers"][0]["resources"]["limits"] = limits;
+    greedy.template("t", small).await?;
+    let most = json!({"replicas": i32::MAX, "sandboxTemplateRef": {"name": "t"}});
+    greedy
+        .make::<SandboxWarmPool>("p", json!({ "spec": most }))
+        .await?;
+    modest.template("t", fleet.template()).await?;
+    modest.pool("p", "t", 1).await?;
+    fleet.until_wishes(&[1]).await?;
+    // And many Pods take no more than their share.
+    greedy.delete::<SandboxWarmPool>("p").await?;
+    greedy.delete::<ResourceQuota>("q").await?;
+    greedy.pool("many", "t", 24).await?;
+    let mut found = Vec::new();
+    wait::until("shares", wait::SOON, async || {
+        found = counts().await.ok()?;
+        found.sort_unstable();
+        (found == [(1 << 20, 3), (64 << 20, 1)]).then_some(())
+    })
+    .await
+    .with_context(|| format!("{found:?}"))?;
     fleet.clean().await
 }
 
