@@ -10,7 +10,7 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        core::v1::{PodDNSConfig, PodSpec},
+        core::v1::PodSpec,
         networking::v1::{
             IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule,
             NetworkPolicyPeer, NetworkPolicySpec,
@@ -205,10 +205,11 @@ pub(crate) fn secure(pod: &mut PodSpec, template: &SandboxTemplateSpec, dns_serv
     let is_default_policy = is_managed(template) && template.network_policy.is_none();
     if is_default_policy && pod.dns_policy.is_none() && !dns_servers.is_empty() {
         pod.dns_policy = Some("None".to_owned());
-        pod.dns_config = Some(PodDNSConfig {
-            nameservers: Some(dns_servers.iter().map(IpAddr::to_string).collect()),
-            ..PodDNSConfig::default()
-        });
+        let config = pod.dns_config.get_or_insert_default();
+        let nameservers = config.nameservers.get_or_insert_default();
+        if nameservers.is_empty() {
+            nameservers.extend(dns_servers.iter().map(IpAddr::to_string));
+        }
     }
 }
 
@@ -305,5 +306,22 @@ mod tests {
             secured(&json!({}), &said, &servers),
             (Some(true), Some("Default".to_owned()))
         );
+    }
+
+    #[test]
+    fn a_templates_own_dns_settings_stay() {
+        let servers = ["9.9.9.9".parse().unwrap()];
+        let config = |given: &Value| {
+            let pod = json!({"containers": [], "dnsConfig": given});
+            let mut pod: PodSpec = serde_json::from_value(pod).unwrap();
+            secure(&mut pod, &template(&json!({})).spec, &servers);
+            assert_eq!(pod.dns_policy.as_deref(), Some("None"));
+            serde_json::to_value(pod.dns_config).unwrap()
+        };
+        let whole = json!({"nameservers": ["10.0.0.10"], "searches": ["example.com"]});
+        assert_eq!(config(&whole), whole);
+        let searches = json!({"searches": ["example.com"]});
+        let merged = json!({"nameservers": ["9.9.9.9"], "searches": ["example.com"]});
+        assert_eq!(config(&searches), merged);
     }
 }
