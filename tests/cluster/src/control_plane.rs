@@ -214,6 +214,8 @@ impl ControlPlane {
             "--authorization-mode=RBAC".to_owned(),
             // As clusters have it; who may is for admission to say.
             "--allow-privileged=true".to_owned(),
+            // As OpenShift has it: who sets an owner may delete what is owned.
+            "--enable-admission-plugins=OwnerReferencesPermissionEnforcement".to_owned(),
             // Nobody makes service accounts here.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--endpoint-reconciler-type=none".to_owned(),
