@@ -92,12 +92,12 @@ fn sandbox() -> Manifest {
             let fields = &mut spec["properties"];
             fields["replicas"]["minimum"] = json!(0);
             fields["replicas"]["maximum"] = json!(1);
+            // In both versions: the scale subresource reads it, and with it disruption budgets.
+            fields["replicas"]["default"] = json!(1);
             fields["shutdownPolicy"]["default"] = json!("Retain");
             if is_v1beta1 {
                 fields["operatingMode"]["default"] = json!("Running");
                 rule(spec, IMMUTABLE_CLAIMS, "volumeClaimTemplates is immutable");
-            } else {
-                fields["replicas"]["default"] = json!(1);
             }
         });
     manifest::<Sandbox>(&["sandbox"], "Namespaced", versions)
