@@ -4,6 +4,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kiln_crds::Sandbox;
 
 /// Types of conditions, as upstream has them.
 pub(crate) const READY: &str = "Ready";
@@ -29,7 +30,28 @@ impl Is {
     }
 }
 
-/// A condition that has yet to be put among others: its time is when it changes there.
+/// Most bytes of a condition's reason and message that an apiserver takes.
+const REASON: usize = 1024;
+const MESSAGE: usize = 32_768;
+
+/// Whether an apiserver takes `text` as a condition's reason (`metav1.Condition`: a word that begins
+/// with a letter, and ends with a letter, digit or underscore).
+pub(crate) fn is_reason(text: &str) -> bool {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.len() <= REASON
+        && text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.ends_with(is_word)
+        && text.chars().all(|c| is_word(c) || matches!(c, ',' | ':'))
+}
+
+/// The beginning of `text`, of at most so many bytes.
+pub(crate) fn shorten(mut text: String, most: usize) -> String {
+    text.truncate(text.floor_char_boundary(most));
+    text
+}
+
+/// A condition that has yet to be put among others: its time is when it changes there. The message is
+/// cut to what an apiserver takes.
 pub(crate) fn condition(
     kind: &str,
     is: Is,
@@ -41,7 +63,7 @@ pub(crate) fn condition(
         type_: kind.to_owned(),
         status: is.text().to_owned(),
         reason: reason.to_owned(),
-        message: message.into(),
+        message: shorten(message.into(), MESSAGE),
         observed_generation: generation,
         last_transition_time: Time(Timestamp::UNIX_EPOCH),
     }
@@ -75,6 +97,14 @@ pub(crate) fn is_true(conditions: &[Condition], kind: &str) -> bool {
     find(conditions, kind).is_some_and(|c| c.status == "True")
 }
 
+/// Whether a Sandbox says that it is ready, and says so of the spec that it has now.
+pub(crate) fn is_ready(sandbox: &Sandbox) -> bool {
+    let conditions = sandbox.status.as_ref().map(|s| &s.conditions);
+    let ready = conditions.and_then(|all| find(all, READY));
+    ready
+        .is_some_and(|c| c.status == "True" && c.observed_generation == sandbox.metadata.generation)
+}
+
 /// The second in which a time lies.
 pub(crate) fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
@@ -83,6 +113,36 @@ pub(crate) fn seconds(time: Timestamp) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reasons_are_words_and_messages_have_an_end() {
+        for good in ["A", "Unschedulable", "a_1", "Foo:Bar,Baz2", "x_"] {
+            assert!(is_reason(good), "{good}");
+        }
+        for bad in [
+            "",
+            "1a",
+            "_a",
+            "pod-group not ready",
+            "a b",
+            "a:",
+            "ä",
+            "a\n",
+        ] {
+            assert!(!is_reason(bad), "{bad}");
+        }
+        assert!(!is_reason(&"x".repeat(REASON + 1)));
+        let long = condition(READY, Is::False, "A", "ä".repeat(MESSAGE), None);
+        assert_eq!(long.message.len(), MESSAGE);
+        let odd = condition(
+            READY,
+            Is::False,
+            "A",
+            format!("x{}", "ä".repeat(MESSAGE)),
+            None,
+        );
+        assert_eq!(odd.message.len(), MESSAGE - 1);
+    }
 
     #[test]
     fn the_time_is_that_of_the_last_change_of_status() {

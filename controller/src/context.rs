@@ -34,6 +34,7 @@ use serde_json::Value;
 use crate::{
     cache::{Cache, Key},
     claim::metadata::Allowed,
+    condition,
     error::{self, Result},
     metrics::Metrics,
     node::{Arrivals, Pulses},
@@ -45,6 +46,9 @@ use crate::{
 const FIELD_MANAGER: &str = "kiln-controller";
 /// How long the apiserver may take for an answer: what takes longer fails, and is tried again.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Most bytes of an event's note that an apiserver takes.
+const NOTE: usize = 1024;
 
 /// What an operator has chosen.
 #[derive(Debug, Clone)]
@@ -283,7 +287,7 @@ impl Context {
         let event = Event {
             type_: kind,
             reason: reason.to_owned(),
-            note: Some(note),
+            note: Some(condition::shorten(note, NOTE)),
             action: "Reconcile".to_owned(),
             secondary: None,
         };
@@ -297,7 +301,7 @@ impl Context {
         let event = Event {
             type_: EventType::Warning,
             reason: "InvalidObject".to_owned(),
-            note: Some(object.error.clone()),
+            note: Some(condition::shorten(object.error.clone(), NOTE)),
             action: "Read".to_owned(),
             secondary: None,
         };

@@ -81,6 +81,12 @@ impl Error {
             Self::Api(_) | Self::Encode(_) | Self::AdoptionConflict
         )
     }
+
+    /// Whether the apiserver says that an object cannot be as it is wanted. It is tried again all the
+    /// same, because a policy may have said so.
+    pub(crate) fn is_invalid(&self) -> bool {
+        matches!(self, Self::Api(e) if code(e) == Some(422))
+    }
 }
 
 /// The apiserver's own words, without the wrapping.

@@ -10,6 +10,15 @@ use crate::condition::{POD_SCHEDULED, READY, find};
 /// Reason of a Pod that no node takes.
 pub(crate) const UNSCHEDULABLE: &str = "Unschedulable";
 
+/// Reason of a Pod that somebody keeps from being scheduled until they are ready for it.
+const SCHEDULING_GATED: &str = "SchedulingGated";
+
+/// Reason of a Sandbox for which something could not be made.
+pub(crate) const RECONCILER_ERROR: &str = "ReconcilerError";
+
+/// Reason of a Sandbox of which the apiserver says that it can never be made: clients wait no longer.
+pub(crate) const INVALID_CONFIGURATION: &str = "InvalidConfiguration";
+
 /// What stands between a container and the reason for which it waits, in a Sandbox's message.
 pub(crate) const WAITS: &str = " is waiting: ";
 
@@ -25,7 +34,7 @@ pub(crate) struct Obstacle<'a> {
 
 impl Obstacle<'_> {
     /// Reasons of what the apiserver has refused.
-    const REFUSED: [&'static str; 2] = ["ReconcilerError", "MultiplePods"];
+    const REFUSED: [&'static str; 3] = [RECONCILER_ERROR, INVALID_CONFIGURATION, "MultiplePods"];
 
     /// Whether there could be no Pod at all, rather than one that does not start.
     pub(crate) fn is_refusal(&self) -> bool {
@@ -54,6 +63,13 @@ impl<'a> Obstacle<'a> {
 pub(crate) fn unschedulable(conditions: &[Condition]) -> Option<&Condition> {
     let scheduled = find(conditions, POD_SCHEDULED);
     scheduled.filter(|c| c.status == "False" && c.reason == UNSCHEDULABLE)
+}
+
+/// Whether a Sandbox with these conditions has a Pod that has not been put on a node: nothing can be
+/// said of how long it takes to start.
+pub(crate) fn is_unplaced(conditions: &[Condition]) -> bool {
+    let scheduled = find(conditions, POD_SCHEDULED).filter(|c| c.status == "False");
+    scheduled.is_some_and(|c| matches!(c.reason.as_str(), UNSCHEDULABLE | SCHEDULING_GATED))
 }
 
 /// What [`crate::sandbox`] adds to the message of a Pod that is not ready where one of its
@@ -122,5 +138,14 @@ mod tests {
         );
         assert_eq!(no_node(Is::False, "SchedulingGated"), None);
         assert_eq!(no_node(Is::Unknown, "Unschedulable"), None);
+        for (is, reason, expected) in [
+            (Is::False, "Unschedulable", true),
+            (Is::False, "SchedulingGated", true),
+            (Is::True, "Unschedulable", false),
+            (Is::False, "Else", false),
+        ] {
+            let conditions = [condition(POD_SCHEDULED, is, reason, "", None)];
+            assert_eq!(is_unplaced(&conditions), expected, "{reason}");
+        }
     }
 }

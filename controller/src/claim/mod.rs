@@ -442,8 +442,8 @@ async fn adopt(
     Err(Error::AdoptionConflict)
 }
 
-/// The Sandboxes that a claim may take, the best first: ready ones, from the node that holds most
-/// of them, the oldest.
+/// The Sandboxes that a claim may take, the best first: those from the node that holds most of them,
+/// and of these the oldest. All are ready, because a new one is as good as one that may never be.
 fn candidates(context: &Context, source: &Source) -> Vec<Arc<Sandbox>> {
     let mut all = Vec::new();
     for pool in &source.pools {
@@ -465,11 +465,7 @@ fn candidates(context: &Context, source: &Source) -> Vec<Arc<Sandbox>> {
     }
     let rank = |s: &Arc<Sandbox>| {
         let made = s.meta().creation_timestamp.as_ref().map(|t| t.0);
-        (
-            !is_ready(s),
-            Reverse(on_node.get(&node_of(s)).copied()),
-            made,
-        )
+        (Reverse(on_node.get(&node_of(s)).copied()), made)
     };
     let mut ranked: Vec<_> = all.iter().map(|s| (rank(s), s)).collect();
     ranked.sort_unstable_by(|(a, one), (b, other)| {
@@ -481,13 +477,6 @@ fn candidates(context: &Context, source: &Source) -> Vec<Arc<Sandbox>> {
 
 fn node_of(sandbox: &Sandbox) -> Option<&str> {
     sandbox.status.as_ref()?.node_name.as_deref()
-}
-
-fn is_ready(sandbox: &Sandbox) -> bool {
-    sandbox
-        .status
-        .as_ref()
-        .is_some_and(|s| condition::is_true(&s.conditions, READY))
 }
 
 /// Whether a Sandbox says of itself that it is the pool's, and can be given away.
@@ -505,7 +494,8 @@ fn is_free(
         .status
         .as_ref()
         .is_some_and(|s| condition::is_true(&s.conditions, FINISHED));
-    let lives = sandbox.meta().deletion_timestamp.is_none()
+    let lives = condition::is_ready(sandbox)
+        && sandbox.meta().deletion_timestamp.is_none()
         && !sandbox.spec.is_suspended()
         && sandbox.spec.shutdown_time.is_none()
         && !is_over;

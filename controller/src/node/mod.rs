@@ -165,12 +165,8 @@ fn works(node: &SandboxNode) -> bool {
 
 /// How many Sandboxes of a pool have a Pod that runs.
 fn running(context: &Context, pool: &SandboxWarmPool) -> usize {
-    let is_running = |sandbox: &&Arc<Sandbox>| {
-        let status = sandbox.status.as_ref();
-        status.is_some_and(|s| condition::is_true(&s.conditions, READY))
-    };
     let members = context.owned::<Sandbox>(pool);
-    members.iter().filter(is_running).count()
+    members.iter().filter(|s| condition::is_ready(s)).count()
 }
 
 /// How many warm sandboxes a node can hold, by its agent's word. One that has made none yet, and

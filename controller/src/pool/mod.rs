@@ -590,7 +590,7 @@ mod tests {
             is_forged: false,
             is_stale: false,
             is_over: false,
-            is_unschedulable: why.is_some(),
+            is_unplaced: why.is_some(),
             obstacle: why.map(|why| (UNSCHEDULABLE.to_owned(), why.to_owned())),
         };
         let missing = Error::TemplateNotFound("t".to_owned());

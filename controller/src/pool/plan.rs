@@ -10,8 +10,8 @@ use kiln_crds::Sandbox;
 use kube::{Resource, ResourceExt};
 
 use crate::{
-    condition::{self, FINISHED, READY},
-    obstacle::{Obstacle, unschedulable},
+    condition::{self, FINISHED},
+    obstacle::{Obstacle, is_unplaced},
 };
 
 /// Least age at which a Sandbox that has come to its end is replaced: one that ends at once must
@@ -30,8 +30,8 @@ pub(crate) struct Member {
     pub(crate) is_stale: bool,
     /// Its Pod has ended.
     pub(crate) is_over: bool,
-    /// No node takes its Pod.
-    pub(crate) is_unschedulable: bool,
+    /// Its Pod is on no node: none takes it, or a gate keeps it.
+    pub(crate) is_unplaced: bool,
     /// The reason and the message of what keeps it from being ready.
     pub(crate) obstacle: Option<(String, String)>,
 }
@@ -44,11 +44,11 @@ impl Member {
         Self {
             name: sandbox.name_any(),
             age: age(sandbox, now),
-            is_ready: is_genuine && condition::is_true(conditions, READY),
+            is_ready: is_genuine && condition::is_ready(sandbox),
             is_forged: !is_genuine,
             is_stale,
             is_over: condition::is_true(conditions, FINISHED),
-            is_unschedulable: unschedulable(conditions).is_some(),
+            is_unplaced: is_unplaced(conditions),
             obstacle: Obstacle::of(conditions).map(|o| (o.reason.to_owned(), o.message.to_owned())),
         }
     }
@@ -93,7 +93,7 @@ pub(crate) fn plan(
     for member in members {
         let limit = if member.is_over {
             Some(LEAST_LIFE)
-        } else if member.is_ready || member.is_unschedulable {
+        } else if member.is_ready || member.is_unplaced {
             None
         } else {
             Some(grace)
@@ -134,7 +134,7 @@ mod tests {
             is_forged: false,
             is_stale: false,
             is_over: false,
-            is_unschedulable: false,
+            is_unplaced: false,
             obstacle: None,
         }
     }
@@ -201,7 +201,7 @@ mod tests {
             ["slow"]
         );
         let homeless = Member {
-            is_unschedulable: true,
+            is_unplaced: true,
             ..slow
         };
         assert_eq!(plan(1, &[homeless], false, true, GRACE), Plan::default());
@@ -257,7 +257,7 @@ mod tests {
             is_forged: false,
             is_stale: *stale,
             is_over: *over,
-            is_unschedulable: *homeless,
+            is_unplaced: *homeless,
             obstacle: None,
         };
         all.iter().enumerate().map(member).collect()

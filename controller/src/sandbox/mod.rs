@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Pod, Service},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta},
 };
 use kiln_crds::{Sandbox, SandboxWarmPool, ShutdownPolicy, VolumeClaimTemplate, keys};
 use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
@@ -324,7 +324,7 @@ async fn reconcile_pod(
     }
     let found = match found {
         Some(found) => found,
-        None if !may_make => return Ok(None),
+        None if !may_make || finished(sandbox).is_some() => return Ok(None),
         None => {
             let mut wanted = pod::desired(sandbox, context.options.evict_warm_pods);
             if let Some(spec) = &mut wanted.spec {
@@ -345,6 +345,13 @@ async fn reconcile_pod(
     };
     note_pod(context, sandbox, Some(&pod.name_any())).await?;
     Ok(Some(pod))
+}
+
+/// The condition that says that the work of a Sandbox is done. It is over with a suspension.
+fn finished(sandbox: &Sandbox) -> Option<&Condition> {
+    let conditions = sandbox.status.as_ref().map(|s| &s.conditions);
+    let finished = conditions.and_then(|all| condition::find(all, condition::FINISHED));
+    finished.filter(|c| c.status == "True" && !sandbox.spec.is_suspended())
 }
 
 /// The Pod that a Sandbox owns, else one of the name that it is to have.

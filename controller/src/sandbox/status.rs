@@ -14,7 +14,7 @@ use kube::ResourceExt;
 use crate::{
     condition::{self, FINISHED, Is, POD_SCHEDULED, READY, SUSPENDED, condition},
     error::Error,
-    obstacle::{SERVICE, WAITS},
+    obstacle::{INVALID_CONFIGURATION, RECONCILER_ERROR, SERVICE, WAITS},
     owner,
 };
 
@@ -158,8 +158,13 @@ fn end_of(pod: &Pod) -> Option<(&'static str, &'static str)> {
     }
 }
 
+/// That the Pod has come to its end: also when it is gone, because whoever collects Pods that have
+/// ended takes no work back. It begins anew when the Sandbox was suspended.
 fn finished(sandbox: &Sandbox, own: Option<&Pod>) -> Option<Condition> {
-    let (reason, message) = end_of(own?)?;
+    let Some(pod) = own else {
+        return super::finished(sandbox).cloned();
+    };
+    let (reason, message) = end_of(pod)?;
     let generation = sandbox.metadata.generation;
     Some(condition(FINISHED, Is::True, reason, message, generation))
 }
@@ -193,12 +198,14 @@ fn pod_scheduled(sandbox: &Sandbox, seen: &Seen<'_>, own: Option<&Pod>) -> Optio
         "False" => Is::False,
         _ => Is::Unknown,
     };
-    let reason = match pods.reason.as_deref() {
-        Some(reason) if !reason.is_empty() => reason,
-        _ if is == Is::True => "PodScheduled",
-        _ => "PodSchedulingUnknown",
-    };
     let message = pods.message.clone().unwrap_or_default();
+    let (reason, message) = match pods.reason.as_deref() {
+        Some(reason) if condition::is_reason(reason) => (reason, message),
+        // Other schedulers write what they like into a Pod, and a Sandbox would be refused for it.
+        Some(words) if !words.is_empty() => ("PodSchedulingUnknown", format!("{words}: {message}")),
+        _ if is == Is::True => ("PodScheduled", message),
+        _ => ("PodSchedulingUnknown", message),
+    };
     Some(condition(POD_SCHEDULED, is, reason, message, generation))
 }
 
@@ -215,10 +222,11 @@ fn ready(sandbox: &Sandbox, seen: &Seen<'_>) -> Condition {
     }
     if !seen.errors.is_empty() {
         let texts: Vec<String> = seen.errors.iter().map(Error::to_string).collect();
-        return no(
-            "ReconcilerError",
-            format!("Error seen: {}", texts.join("\n")),
-        );
+        let reason = match seen.errors.iter().any(Error::is_invalid) {
+            true => INVALID_CONFIGURATION,
+            false => RECONCILER_ERROR,
+        };
+        return no(reason, format!("Error seen: {}", texts.join("\n")));
     }
     if sandbox.spec.is_suspended() {
         let message = match seen.pod {
@@ -229,6 +237,9 @@ fn ready(sandbox: &Sandbox, seen: &Seen<'_>) -> Condition {
     }
     if let Some((reason, message)) = seen.pod.and_then(end_of) {
         return no(reason, message.to_owned());
+    }
+    if let Some(end) = super::finished(sandbox).filter(|_| seen.pod.is_none()) {
+        return no(&end.reason, end.message.clone());
     }
     let (pod_is_ready, mut message) = seen
         .pod
@@ -245,6 +256,10 @@ fn ready(sandbox: &Sandbox, seen: &Seen<'_>) -> Condition {
 }
 
 fn readiness(pod: &Pod) -> (bool, String) {
+    // It still runs, and serves whoever is connected, but nobody is to begin with it.
+    if pod.metadata.deletion_timestamp.is_some() {
+        return (false, "Pod is terminating".to_owned());
+    }
     let (is_ready, mut text) = phase_and_readiness(pod);
     if !is_ready && let Some(why) = stuck(pod) {
         text.push_str("; ");
@@ -292,6 +307,8 @@ fn phase_and_readiness(pod: &Pod) -> (bool, String) {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use kiln_crds::OperatingMode;
     use serde_json::{Value, json};
 
     use super::*;
@@ -389,6 +406,55 @@ mod tests {
             keys::name_hash("box")
         );
         assert_eq!(status.selector, Some(selector));
+    }
+
+    #[test]
+    fn a_pod_that_terminates_is_not_ready() {
+        let mut pod = pod("u1", &running("True"));
+        pod.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        let status = status_of(&sandbox(&json!({})), Some(&pod), None, &[]);
+        let is = "Ready False DependenciesNotReady: Pod is terminating";
+        assert!(lines(&status).contains(&is.to_owned()), "{status:?}");
+    }
+
+    #[test]
+    fn what_has_finished_stays_so_until_it_is_suspended() {
+        let ended = pod("u1", &json!({"phase": "Succeeded"}));
+        let mut sandbox = sandbox(&json!({}));
+        sandbox.status = Some(status_of(&sandbox, Some(&ended), None, &[]));
+        let gone = status_of(&sandbox, None, None, &[]);
+        for line in [
+            "Finished True PodSucceeded: Pod completed successfully",
+            "Ready False PodSucceeded: Pod completed successfully",
+        ] {
+            assert!(lines(&gone).contains(&line.to_owned()), "{gone:?}");
+        }
+        sandbox.spec.operating_mode = Some(OperatingMode::Suspended);
+        let suspended = status_of(&sandbox, None, None, &[]);
+        assert!(condition::find(&suspended.conditions, FINISHED).is_none());
+    }
+
+    #[test]
+    fn reasons_of_other_schedulers_are_taken_as_words() {
+        for (reason, expected) in [
+            ("SchedulingGated", "False SchedulingGated: why"),
+            (
+                "pod-group not ready",
+                "False PodSchedulingUnknown: pod-group not ready: why",
+            ),
+            ("", "False PodSchedulingUnknown: why"),
+        ] {
+            let scheduled = json!({"type": "PodScheduled", "status": "False", "reason": reason, "message": "why"});
+            let pod = pod(
+                "u1",
+                &json!({"phase": "Pending", "conditions": [scheduled]}),
+            );
+            let status = status_of(&sandbox(&json!({})), Some(&pod), None, &[]);
+            assert!(
+                lines(&status).contains(&format!("PodScheduled {expected}")),
+                "{status:?}"
+            );
+        }
     }
 
     #[test]

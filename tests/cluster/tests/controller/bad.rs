@@ -41,13 +41,20 @@ pub(crate) async fn a_pod_that_is_refused_is_explained(env: &Env) -> Result<()> 
         .await?;
     let twice =
         json!({"podTemplate": {"spec": {"volumes": [{"name": "Not A Name", "emptyDir": {}}]}}});
-    ns.sandbox("name", twice).await?;
+    ns.sandbox("name", twice.clone()).await?;
     ns.until_warned("name", "spec.volumes[0].name").await?;
+    let never = "False InvalidConfiguration: Error seen: ";
+    ns.until_condition::<Sandbox>("name", "Ready", never)
+        .await?;
     // Those who wait for it learn of it, too.
     ns.template("t", class).await?;
-    ns.claim_with("c", json!({"sandboxTemplateRef": {"name": "t"}}))
-        .await?;
-    ns.until_condition::<SandboxClaim>("c", "Ready", is).await?;
+    ns.template("never", twice).await?;
+    for (name, template, is) in [("c", "t", is), ("d", "never", never)] {
+        ns.claim_with(name, json!({"sandboxTemplateRef": {"name": template}}))
+            .await?;
+        ns.until_condition::<SandboxClaim>(name, "Ready", is)
+            .await?;
+    }
     Ok(())
 }
 
@@ -276,7 +283,11 @@ pub(crate) async fn nobody_is_served_from_another_namespace(env: &Env) -> Result
             "{name} was adopted"
         );
     }
-    Ok(())
+    // The garbage collector would look for their owners again and again, and for little else.
+    for sandbox in evil.list::<Sandbox>().await? {
+        evil.delete::<Sandbox>(&sandbox.name_any()).await?;
+    }
+    evil.delete::<Pod>("evil").await
 }
 
 pub(crate) async fn metadata_of_the_system_is_refused(env: &Env) -> Result<()> {
@@ -501,6 +512,25 @@ pub(crate) async fn a_claim_without_a_node_is_explained(env: &Env) -> Result<()>
     for kind in ["SandboxClaim", "Sandbox"] {
         ns.until_told(kind, "c", "0/4 nodes are available").await?;
     }
+    Ok(())
+}
+
+/// What a condition of a Sandbox cannot say in the same words.
+pub(crate) async fn another_schedulers_words_are_passed_on(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let stays = json!({"podTemplate": {"metadata": {"annotations": {FATE: "pending"}}}});
+    ns.sandbox("box", stays).await?;
+    ns.until("box", "a Pod", |pod: &Pod| pod.uid()).await?;
+    let scheduled = json!({"type": "PodScheduled", "status": "False",
+        "reason": "pod-group not ready", "message": "1 of 2 members"});
+    let status = Patch::Merge(json!({"status": {"conditions": [scheduled]}}));
+    let params = PatchParams::default();
+    ns.api::<Pod>()
+        .patch_status("box", &params, &status)
+        .await?;
+    let is = "False PodSchedulingUnknown: pod-group not ready: 1 of 2 members";
+    ns.until_condition::<Sandbox>("box", "PodScheduled", is)
+        .await?;
     Ok(())
 }
 

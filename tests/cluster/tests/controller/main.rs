@@ -32,6 +32,9 @@ fn main() -> ExitCode {
         sandbox::a_pod_that_takes_its_time_is_waited_for,
         sandbox::a_pod_that_is_deleted_comes_back,
         sandbox::a_strangers_pod_is_left_alone,
+        sandbox::a_pod_that_terminates_is_ready_for_nobody,
+        sandbox::what_has_finished_runs_no_second_time,
+        sandbox::every_sandbox_has_a_scale,
         sandbox::one_ends_at_its_time,
         sandbox::one_that_is_retained_keeps_that_it_has_finished,
         sandbox::volume_claims_are_made_and_immutable,
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         bad::an_edited_owner_brings_nobody_anothers,
         bad::an_owner_reference_alone_gives_nothing,
         bad::a_claim_without_a_node_is_explained,
+        bad::another_schedulers_words_are_passed_on,
         bad::a_container_that_does_not_start_is_explained,
         bad::objects_may_be_large,
     );

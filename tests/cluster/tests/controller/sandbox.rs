@@ -6,9 +6,9 @@ use anyhow::{Context, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kiln_cluster::standin::FATE;
-use kiln_crds::{Sandbox, SandboxClaim, keys};
+use kiln_crds::{Sandbox, SandboxClaim, SandboxWarmPool, keys};
 use kube::ResourceExt;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::env::{Env, controller_of, line, same};
 
@@ -224,6 +224,94 @@ pub(crate) async fn a_strangers_pod_is_left_alone(env: &Env) -> Result<()> {
     let adopted: Pod = ns.get("box").await?;
     same("the stranger", &adopted.uid(), &stranger.uid())?;
     ensure!(controller_of(&adopted).is_some_and(|(_, kind, _)| kind == "Sandbox"));
+    Ok(())
+}
+
+/// Who collects Pods that have ended takes no work back.
+pub(crate) async fn what_has_finished_runs_no_second_time(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let ends = json!({"podTemplate": {"metadata": {"annotations": {FATE: "succeeded"}}}});
+    ns.sandbox("box", ends).await?;
+    ns.until_condition::<Sandbox>("box", "Finished", "True PodSucceeded")
+        .await?;
+    ns.delete::<Pod>("box").await?;
+    ns.until_gone::<Pod>("box").await?;
+    let has_seen = |sandbox: &Sandbox| {
+        let status = sandbox.status.as_ref()?;
+        (status.replicas == Some(0)).then(|| status.conditions.clone())
+    };
+    let conditions = ns.until("box", "no Pod", has_seen).await?;
+    for (kind, begins) in [
+        ("Finished", "True PodSucceeded"),
+        ("Ready", "False PodSucceeded"),
+    ] {
+        let line = line(&conditions, kind);
+        ensure!(
+            line.as_ref().is_some_and(|l| l.starts_with(begins)),
+            "{line:?}"
+        );
+    }
+    ensure!(
+        ns.api::<Pod>().get_opt("box").await?.is_none(),
+        "it runs again"
+    );
+    // Unless its user says so.
+    ns.patch::<Sandbox>("box", json!({"spec": {"operatingMode": "Suspended"}}))
+        .await?;
+    ns.until("box", "an end of the end", |sandbox: &Sandbox| {
+        let conditions = &sandbox.status.as_ref()?.conditions;
+        line(conditions, "Finished").is_none().then_some(())
+    })
+    .await?;
+    ns.patch::<Sandbox>("box", json!({"spec": {"operatingMode": "Running"}}))
+        .await?;
+    ns.until("box", "a Pod", |pod: &Pod| pod.uid()).await?;
+    Ok(())
+}
+
+pub(crate) async fn a_pod_that_terminates_is_ready_for_nobody(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.template("t", json!({})).await?;
+    ns.pool("p", "t", 2).await?;
+    let members = ns.list::<Sandbox>().await?;
+    let going = members.first().context("an empty pool")?.name_any();
+    let held = json!({"metadata": {"finalizers": ["kiln.test/hold"]}});
+    ns.patch::<Pod>(&going, held).await?;
+    ns.delete::<Pod>(&going).await?;
+    let is = "False DependenciesNotReady: Pod is terminating";
+    ns.until_condition::<Sandbox>(&going, "Ready", is).await?;
+    ns.until("p", "one that is ready", |pool: &SandboxWarmPool| {
+        (pool.status.as_ref()?.ready_replicas == 1).then_some(())
+    })
+    .await?;
+    for name in ["first", "second"] {
+        ns.claim(name, "p").await?;
+        let sandbox = ns.claimed(name).await?.name_any();
+        ensure!(sandbox != going, "{name} has got a Pod that terminates");
+    }
+    ns.patch::<Pod>(&going, json!({"metadata": {"finalizers": null}}))
+        .await?;
+    ns.until_condition::<Sandbox>(&going, "Ready", "True")
+        .await?;
+    Ok(())
+}
+
+/// Disruption budgets and `kubectl scale` ask for it.
+pub(crate) async fn every_sandbox_has_a_scale(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.sandbox("box", json!({})).await?;
+    ns.until_condition::<Sandbox>("box", "Ready", "True")
+        .await?;
+    for version in ["v1alpha1", "v1beta1"] {
+        let path = format!(
+            "/apis/agents.x-k8s.io/{version}/namespaces/{}/sandboxes/box/scale",
+            ns.name
+        );
+        let scale = env.plane.kubectl(&["get", "--raw", &path]).await?;
+        let scale: Value = serde_json::from_str(&scale)?;
+        same("spec", &scale["spec"]["replicas"], &json!(1))?;
+        same("status", &scale["status"]["replicas"], &json!(1))?;
+    }
     Ok(())
 }
 

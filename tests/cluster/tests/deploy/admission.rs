@@ -436,10 +436,25 @@ pub(crate) async fn marks_of_sandboxes_are_the_controllers(env: &Env) -> Result<
         }
     }
     // Who may do anything may restore a backup.
+    let mut restored = Vec::new();
     for (number, (metadata, _)) in refused.iter().enumerate() {
-        env.make(&sandbox(&format!("restored-{number}"), metadata.clone()))
-            .await?;
+        let name = format!("restored-{number}");
+        env.make(&sandbox(&name, metadata.clone())).await?;
+        restored.push(name);
     }
+    // The garbage collector looks for owners of unknown versions again and again.
+    let delete = [
+        "-n",
+        &namespace,
+        "delete",
+        "sandbox",
+        "--ignore-not-found",
+        "--wait=false",
+    ];
+    let restored: Vec<&str> = restored.iter().map(String::as_str).collect();
+    env.plane
+        .kubectl(&[&delete[..], &restored].concat())
+        .await?;
     Ok(())
 }
 
