@@ -116,7 +116,7 @@ fuzz: ## What comes from outside with anything in it, FUZZ_SECONDS (60) for each
 	BOLERO_RANDOM_TEST_TIME_MS=$$(($(or $(FUZZ_SECONDS),60) * 1000)) \
 		$(CARGO) test --release $(FUZZED:%=-p %) --lib --bin kiln-controller -- any_ answered
 
-NODE_SUITES := badinput cri faults install isolation kata lives many warm
+NODE_SUITES := badinput cri faults install isolation kata lives many noexec warm
 
 .PHONY: test-node
 test-node: deps build guest programs ## Suites against real containerd, runsc and runc

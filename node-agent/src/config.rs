@@ -4,7 +4,7 @@
 //!
 //! ```toml
 //! socket = "/run/kiln-agent/agent.sock"
-//! state = "/run/kiln-agent"               # must be on the file system of /run/kiln
+//! state = "/run/kiln-agent"               # must be on the file system of /run/kiln, noexec or not
 //! runtime_config = "/etc/kiln/runsc.toml" # the file that the shim reads
 //! namespace = "k8s.io"                    # containerd's
 //! pause = "/opt/kiln/bin/kiln-pause"
@@ -79,7 +79,8 @@ pub enum ConfigError {
 pub struct Config {
     /// Where shims ask.
     pub socket: PathBuf,
-    /// Directory for warm sandboxes, on a file system with the shims' own.
+    /// Directory for warm sandboxes, on a file system with the shims' own (`/run/kiln`). That may
+    /// be `noexec`: a tmpfs is mounted at `exec` below it then, until the agent is drained.
     pub state: PathBuf,
     /// The runtime's configuration, which shims read too.
     pub runtime_config: PathBuf,

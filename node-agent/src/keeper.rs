@@ -25,6 +25,7 @@ use tracing::{error, info, warn};
 use crate::{
     boot::{BootError, Booter, Ending, Gofers, Warm, blocking},
     config::{Class, Config},
+    exec_dir::{self, ExecDirError},
     metrics::Metrics,
     netns,
     pool::{Miss, Pool},
@@ -532,6 +533,8 @@ impl Keeper {
     }
 
     async fn take_up(&self, runtime: Runtime) -> Result<Active, TakeUp> {
+        let state = self.config.state.clone();
+        tokio::task::spawn_blocking(move || exec_dir::prepare(&state)).await??;
         let (rootfs, image) = (self.store.rootfs(), self.store.image());
         let pause = self.config.pause.clone();
         let what = format!("install {}", pause.display());
@@ -604,11 +607,15 @@ impl Keeper {
         if !left.is_empty() {
             self.destroy_all(left).await?;
         }
+        let (store, state) = (self.store.clone(), self.config.state.clone());
+        blocking("look whether all are gone", move || store.check_empty()).await?;
+        blocking("unmount what sandboxes execute", move || {
+            exec_dir::unmount(&state)
+        })
+        .await?;
         let (state, cgroup) = (self.config.state.clone(), self.config.cgroup.clone());
-        let store = self.store.clone();
         blocking("remove the agent's directories", move || {
             use std::io::ErrorKind::{ReadOnlyFilesystem, ResourceBusy};
-            store.check_empty()?;
             spec::remove_cgroups_below(&cgroup, spec::END_TIME);
             spec::remove_cgroup(&cgroup, spec::END_TIME);
             match std::fs::remove_dir_all(state) {
@@ -716,6 +723,10 @@ async fn guard_new_netns(policy: LinkLocal) -> Result<(), BootError> {
 /// Why a runtime was not taken up.
 #[derive(Debug, thiserror::Error)]
 enum TakeUp {
+    #[error(transparent)]
+    ExecDir(#[from] ExecDirError),
+    #[error(transparent)]
+    Task(#[from] tokio::task::JoinError),
     #[error(transparent)]
     Boot(#[from] BootError),
     #[error(transparent)]

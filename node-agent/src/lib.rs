@@ -10,6 +10,7 @@
 mod boot;
 pub mod config;
 mod erofs;
+mod exec_dir;
 mod fs;
 pub mod http;
 pub mod install;

@@ -8,7 +8,8 @@
 //!      └──────────────┴───────────────┴──► doomed/<id> ──► gone
 //! ```
 //!
-//! Every step is one rename, so that a sandbox has one owner whoever is killed when.
+//! Every step is one rename, so that a sandbox has one owner whoever is killed when. What sandboxes
+//! execute is in [`exec_dir`], which is not renamed and may be on another file system.
 
 use std::{
     fs, io,
@@ -20,7 +21,10 @@ use std::{
 use kiln_agent_api::Shape;
 use serde::{Deserialize, Serialize};
 
-use crate::fs::{remove_dir_if_there, remove_file_if_there};
+use crate::{
+    exec_dir,
+    fs::{remove_dir_if_there, remove_file_if_there},
+};
 
 /// What a sandbox is, by its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,17 +99,17 @@ impl Store {
 
     /// The root file system that all warm sandboxes start with.
     pub(crate) fn rootfs(&self) -> PathBuf {
-        self.root.join("rootfs")
+        exec_dir::of(&self.root).join("rootfs")
     }
 
     /// The same as an image that sentries read by themselves.
     pub(crate) fn image(&self) -> PathBuf {
-        self.root.join("rootfs.erofs")
+        exec_dir::of(&self.root).join("rootfs.erofs")
     }
 
     /// What gofers with slots are made from.
     pub(crate) fn slots(&self) -> PathBuf {
-        self.root.join("slots")
+        exec_dir::of(&self.root).join("slots")
     }
 
     /// Makes file and bundle of a sandbox that is to boot. Blocks.

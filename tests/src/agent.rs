@@ -97,7 +97,16 @@ impl Agent {
     /// # Errors
     /// When it cannot be run.
     pub async fn run(&self, place: &Place) -> Result<()> {
-        self.start(place, &["--standalone".as_ref()], &[]).await
+        self.run_by(place, &[]).await
+    }
+
+    /// The same by the words of a command that becomes it.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub async fn run_by(&self, place: &Place, command: &[&str]) -> Result<()> {
+        self.start(place, command, &["--standalone".as_ref()], &[])
+            .await
     }
 
     /// Runs it as the agent of `node` in the cluster of `kubeconfig`.
@@ -108,13 +117,30 @@ impl Agent {
         let args = ["--node-name", node].map(OsStr::new);
         let envs = [("KUBECONFIG", kubeconfig.as_os_str())];
         // It must reach the apiserver, as the host's own programs do.
-        self.start(place, &args, &envs).await
+        self.start(place, &[], &args, &envs).await
     }
 
-    async fn start(&self, place: &Place, args: &[&OsStr], envs: &[(&str, &OsStr)]) -> Result<()> {
-        let args = [args, &["--config".as_ref(), self.config.as_os_str()]].concat();
-        let program = tools::ours("kiln-node-agent")?;
-        let daemon = Daemon::start(&program, &args, envs, None, place.cgroup(), &self.log)?;
+    async fn start(
+        &self,
+        place: &Place,
+        command: &[&str],
+        args: &[&OsStr],
+        envs: &[(&str, &OsStr)],
+    ) -> Result<()> {
+        let agent = tools::ours("kiln-node-agent")?;
+        let config = ["--config".as_ref(), self.config.as_os_str()];
+        let mut words: Vec<&OsStr> = command.iter().map(OsStr::new).collect();
+        words.push(agent.as_os_str());
+        words.extend(args.iter().copied().chain(config));
+        let (program, args) = words.split_first().context("no program")?;
+        let daemon = Daemon::start(
+            Path::new(program),
+            args,
+            envs,
+            None,
+            place.cgroup(),
+            &self.log,
+        )?;
         *self.daemon.lock().await = Some(daemon);
         Ok(())
     }

@@ -313,7 +313,15 @@ impl Node {
     /// # Errors
     /// When it cannot be run.
     pub async fn run_agent(&self) -> Result<()> {
-        self.agent()?.run(&self.place).await
+        self.run_agent_by(&[]).await
+    }
+
+    /// Starts the agent again by the words of a command that becomes it.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub async fn run_agent_by(&self, command: &[&str]) -> Result<()> {
+        self.agent()?.run_by(&self.place, command).await
     }
 
     /// A Pod of a handler, to be described and run.

@@ -213,6 +213,22 @@ impl<'a> Pod<'a> {
         self.container(["sh", "-c", script])
     }
 
+    /// Starts its first container, and waits for the shim's word that it was made in slots.
+    ///
+    /// # Errors
+    /// When it does not run, or was made otherwise; with the end of containerd's log.
+    pub async fn start_in_slots(&self) -> Result<Container<'_, 'a>> {
+        let container = self.script("echo fine; sleep 3600").start().await?;
+        container.logged("fine").await?;
+        let is_said = || {
+            let lines = self.node.log_lines("is made in slots").unwrap_or_default();
+            lines.iter().any(|line| line.contains(&self.id))
+        };
+        let said = wait::until_true("a container in slots", wait::SOON, is_said);
+        said.await.with_context(|| self.node.log())?;
+        Ok(container)
+    }
+
     /// Fails unless a privileged container is refused, in words, and another one runs.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use super::{
     installation, is_installed, lock,
     wire::{Own, dump_of},
 };
-use crate::{config::Config, fs::remove_dir_if_there};
+use crate::{config::Config, exec_dir, fs::remove_dir_if_there};
 
 /// Takes it away, unless Pods run by it: without their handler, containerd would no more exec in
 /// them or start their containers anew. Then nothing is changed, and their number is returned.
@@ -73,6 +73,8 @@ fn remove_empty(config: &Config, install: &super::Install) -> Result<(), Error> 
     for dir in dirs.into_iter().flatten() {
         fs::remove_dir(dir).ok();
     }
+    let exec_dir = exec_dir::of(&config.state);
+    exec_dir::unmount(&config.state).map_err(Error::at("unmount", &exec_dir))?;
     remove_dir_if_there(&config.state).map_err(Error::at("remove", &config.state))
 }
 
@@ -139,7 +141,32 @@ impl Run<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use nix::mount::MsFlags;
+
+    use super::{super::Install, *};
+    use crate::exec_dir::tests::on_a_tmpfs;
+
+    #[test]
+    #[ignore = "needs root"]
+    fn what_an_agent_has_mounted_for_its_sandboxes_goes_too() {
+        on_a_tmpfs(MsFlags::MS_NOEXEC, |dir| {
+            let state = dir.join("agent");
+            exec_dir::prepare(&state).unwrap();
+            fs::write(exec_dir::of(&state).join("rootfs.erofs"), "").unwrap();
+            let install = Install {
+                dir: dir.join("kiln"),
+                runtime_root: dir.join("runsc"),
+                ..Install::default()
+            };
+            let config = Config {
+                state,
+                runtime_config: dir.join("runsc.toml"),
+                ..Config::default()
+            };
+            remove_empty(&config, &install).unwrap();
+            assert!(!config.state.exists());
+        });
+    }
 
     #[test]
     fn who_runs_a_program_is_seen_also_when_it_was_replaced() {

@@ -9,7 +9,6 @@ use kiln_agent_api::slots_socket;
 use kiln_tests::{
     agent::socket,
     node::Node,
-    pod::Pod,
     wait::{self, SOON},
 };
 use nix::sys::signal::Signal;
@@ -18,18 +17,6 @@ use crate::{HANDLER, WARM, agent::warm_sentries};
 
 /// How long an agent may take to try its runtime out.
 const TRIAL: Duration = Duration::from_secs(60);
-
-/// Waits until the first container of a Pod runs, and for the word that it was made in slots.
-async fn is_made_in_slots(node: &Node, pod: &Pod<'_>) -> Result<()> {
-    let container = pod.script("echo fine; sleep 3600").start().await?;
-    container.logged("fine").await?;
-    let is_said = || {
-        let lines = node.log_lines("is made in slots").unwrap_or_default();
-        lines.iter().any(|line| line.contains(pod.id()))
-    };
-    let said = wait::until_true("a container in slots", SOON, is_said);
-    said.await.with_context(|| node.log())
-}
 
 /// A sandbox that another agent has left has a gofer again, which ended with that agent.
 pub(crate) async fn the_gofers_come_back_with_the_agent(node: &Node) -> Result<()> {
@@ -46,7 +33,7 @@ pub(crate) async fn the_gofers_come_back_with_the_agent(node: &Node) -> Result<(
         "{sentry:?} is not of {kept:?}\n{}",
         agent.log()
     );
-    is_made_in_slots(node, &pod).await?;
+    pod.start_in_slots().await?;
     pod.remove().await
 }
 
@@ -105,7 +92,7 @@ pub(crate) async fn sockets_that_are_removed_are_made_anew(node: &Node) -> Resul
     let made = wait::until_true("other sockets", SOON, are_there);
     made.await.with_context(|| agent.log())?;
     let pod = node.pod(HANDLER).run().await?;
-    is_made_in_slots(node, &pod).await?;
+    pod.start_in_slots().await?;
     ensure!(agent.pid().await == pid, "another agent has taken over");
     pod.remove().await
 }

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! A node whose `/run` is mounted `noexec,nosuid,nodev`, as on Debian and Ubuntu: what sandboxes
+//! execute is in a tmpfs of the agent's, in the host's mount namespace or in that of a container.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, ensure};
+use kiln_tests::{
+    agent::holding,
+    mounts,
+    node::{Node, NodeOpts},
+    process::{Cmd, Proc},
+    suite::Cases,
+    wait::{self, SOON},
+};
+use nix::sys::{
+    signal::Signal,
+    statvfs::{FsFlags, statvfs},
+};
+
+/// The handler whose Pods adopt.
+const HANDLER: &str = "gvisor-warm";
+
+/// How many sandboxes the agent of the suite holds.
+const WARM: u32 = 2;
+
+/// What is mounted so.
+const RUN: &str = "/run";
+
+/// Becomes a command in a mount namespace of its own, of which the host sees no mount: what the
+/// agent has as a container.
+const CONTAINER: [&str; 4] = ["unshare", "--mount", "--propagation", "slave"];
+
+/// Becomes a command that may mount nothing.
+const POWERLESS: [&str; 5] = [
+    "setpriv",
+    "--bounding-set",
+    "-sys_admin",
+    "--inh-caps",
+    "-sys_admin",
+];
+
+fn main() -> ExitCode {
+    let mut cases = Cases::<Node>::new();
+    macro_rules! alone {
+        ($($case:ident),+ $(,)?) => {
+            $(cases.add_alone(stringify!($case), $case);)+
+        };
+    }
+    alone!(
+        nothing_can_be_executed_from_run,
+        sandboxes_boot_from_a_tmpfs_of_the_agents,
+        a_pod_adopts_and_another_starts_cold,
+        another_agent_takes_up_tmpfs_and_sandboxes,
+        a_drain_leaves_no_mount_and_its_pods,
+        an_agent_in_a_container_has_the_tmpfs_to_itself,
+        an_agent_that_may_not_mount_says_what_to_do,
+    );
+    // While there is one thread.
+    if let Err(e) = mounts::enter_with_noexec(Path::new(RUN)) {
+        panic!("{e:#}");
+    }
+    let opts = || NodeOpts {
+        agent: Some(holding(WARM, 2 * WARM)),
+        ..NodeOpts::default()
+    };
+    cases.run(move || Node::start(opts()))
+}
+
+/// Puts a program into the agent's state, beside the tmpfs.
+async fn program_in_state(node: &Node, name: &str) -> Result<PathBuf> {
+    let state = node.agent()?.state();
+    wait::until_true("the agent's directory", SOON, || state.exists()).await?;
+    let program = state.join(name);
+    fs::copy("/bin/true", &program).with_context(|| program.display().to_string())?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    Ok(program)
+}
+
+/// Whether `process` is among those of `before`.
+fn is_of(before: &[Proc], process: &Proc) -> bool {
+    before.iter().any(|p| p.pid == process.pid)
+}
+
+/// The other cases prove something only where the kernel refuses to execute a program in `/run`.
+async fn nothing_can_be_executed_from_run(node: &Node) -> Result<()> {
+    let state = node.agent()?.state();
+    ensure!(state.starts_with(RUN), "{}", state.display());
+    let program = program_in_state(node, "program").await?;
+    let wanted = FsFlags::ST_NOEXEC | FsFlags::ST_NOSUID | FsFlags::ST_NODEV;
+    for dir in [Path::new(RUN), state] {
+        let flags = statvfs(dir)?.flags();
+        ensure!(flags.contains(wanted), "{}: {flags:?}", dir.display());
+    }
+    let ran = Cmd::new(&program).output().await;
+    fs::remove_file(&program)?;
+    let refused = ran
+        .as_ref()
+        .err()
+        .and_then(|e| e.downcast_ref::<io::Error>());
+    let kind = refused.map(io::Error::kind);
+    ensure!(kind == Some(io::ErrorKind::PermissionDenied), "{ran:?}");
+    Ok(())
+}
+
+/// What an agent with a runtime that is known can do, it does: sandboxes from an image, adopted
+/// over the sentry's socket.
+async fn sandboxes_boot_from_a_tmpfs_of_the_agents(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let log = agent.log();
+    ensure!(log.contains("can be adopted, way: Control"), "{log}");
+    ensure!(!log.contains("adoption from an image"), "{log}");
+    let mounted = mounts::below(agent.state())?;
+    ensure!(mounted == [agent.state().join("exec")], "{mounted:?}");
+    let flags = statvfs(&mounted[0])?.flags();
+    ensure!(!flags.contains(FsFlags::ST_NOEXEC), "{flags:?}");
+    let wanted = FsFlags::ST_NOSUID | FsFlags::ST_NODEV;
+    ensure!(flags.contains(wanted), "{flags:?}");
+    let report = agent.report().await?;
+    ensure!(report.problem.is_empty(), "{}", report.problem);
+    Ok(())
+}
+
+async fn a_pod_adopts_and_another_starts_cold(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let before = node.processes();
+    let warm = node.pod(HANDLER).run().await?;
+    let sentry = warm.sentry()?;
+    ensure!(is_of(&before, &sentry), "{sentry:?} is new");
+    let container = warm.start_in_slots().await?;
+    ensure!(container.sh("echo $((6 * 7))").await? == "42\n");
+    // By the runtime's command: the slots are spent.
+    let second = warm.idle().start().await?;
+    ensure!(second.sh("echo $((6 * 7))").await? == "42\n");
+    let cold = node.pod("gvisor").run().await?;
+    let container = cold.idle().start().await?;
+    ensure!(container.sh("echo $((6 * 7))").await? == "42\n");
+    for pod in [warm, cold] {
+        let (id, sandbox) = (pod.id().to_owned(), pod.sandbox());
+        pod.remove().await?;
+        node.expect_gone(&id).await?;
+        node.expect_gone(&sandbox).await?;
+    }
+    Ok(())
+}
+
+/// The tmpfs stays with the sandboxes, and there is one.
+async fn another_agent_takes_up_tmpfs_and_sandboxes(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.expect_ready(WARM).await?;
+    let before = node.processes();
+    let mounted = mounts::below(agent.state())?;
+    agent.stop(Signal::SIGKILL).await?;
+    node.run_agent().await?;
+    agent.expect_ready(WARM).await?;
+    let now = mounts::below(agent.state())?;
+    ensure!(now == mounted && now.len() == 1, "{now:?}");
+    let pod = node.pod(HANDLER).run().await?;
+    let sentry = pod.sentry()?;
+    ensure!(is_of(&before, &sentry), "{sentry:?} is new");
+    pod.start_in_slots().await?;
+    pod.remove().await
+}
+
+/// A Pod has what it needs of the tmpfs when that is unmounted.
+async fn a_drain_leaves_no_mount_and_its_pods(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    let pod = node.pod(HANDLER).run().await?;
+    let container = pod.start_in_slots().await?;
+    agent.drain().await?;
+    ensure!(!agent.state().exists());
+    let mounted = mounts::below(agent.state())?;
+    ensure!(mounted.is_empty(), "{mounted:?}");
+    ensure!(container.sh("echo $((6 * 7))").await? == "42\n");
+    let second = pod.idle().start().await?;
+    ensure!(second.sh("echo $((6 * 7))").await? == "42\n");
+    let sandbox = pod.sandbox();
+    pod.remove().await?;
+    node.expect_gone(&sandbox).await?;
+    node.run_agent().await?;
+    agent.expect_ready(WARM).await
+}
+
+/// The agent of a cluster: nobody but itself sees the tmpfs, also not the shims and the runtime's
+/// commands that take up, start and delete what is booted with it.
+async fn an_agent_in_a_container_has_the_tmpfs_to_itself(node: &Node) -> Result<()> {
+    node.agent()?.drain().await?;
+    let worked = in_a_container(node).await;
+    // On the node, as `kiln-node-agent uninstall` is run there.
+    node.agent()?.drain().await?;
+    node.run_agent().await?;
+    worked.with_context(|| node.agent().map(|a| a.log()).unwrap_or_default())?;
+    node.agent()?.expect_ready(WARM).await
+}
+
+async fn in_a_container(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    node.run_agent_by(&CONTAINER).await?;
+    agent.expect_ready(WARM).await?;
+    let seen = mounts::below(agent.state())?;
+    ensure!(seen.is_empty(), "{seen:?}");
+    let before = node.processes();
+    // Its mount namespace ends with it, and the next agent has another.
+    agent.stop(Signal::SIGKILL).await?;
+    node.run_agent_by(&CONTAINER).await?;
+    agent.expect_ready(WARM).await?;
+    let pod = node.pod(HANDLER).run().await?;
+    let sentry = pod.sentry()?;
+    ensure!(is_of(&before, &sentry), "{sentry:?} is new");
+    let container = pod.start_in_slots().await?;
+    ensure!(container.sh("echo $((6 * 7))").await? == "42\n");
+    pod.remove().await?;
+    // With this flag adoptions are by the runtime's command.
+    let config = node.dir().join(format!("{HANDLER}.toml"));
+    let text = fs::read_to_string(&config)?;
+    let changed = text.replace("[runsc_config]\n", "[runsc_config]\nqdisc = \"none\"\n");
+    ensure!(changed != text);
+    fs::write(&config, &changed)?;
+    let adopted = adopts_by_command(node).await;
+    fs::write(&config, &text)?;
+    adopted
+}
+
+async fn adopts_by_command(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    let is_said = || agent.log().contains("can be adopted, way: Command");
+    wait::until_true("adoption by command", SOON, is_said).await?;
+    agent.expect_ready(WARM).await?;
+    let pod = node.pod(HANDLER).run().await?;
+    let container = pod.idle().start().await?;
+    ensure!(container.sh("echo $((6 * 7))").await? == "42\n");
+    pod.remove().await
+}
+
+/// Where the tmpfs cannot be mounted, whoever asks is told which directory it is, and what to do.
+async fn an_agent_that_may_not_mount_says_what_to_do(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    agent.drain().await?;
+    node.run_agent_by(&POWERLESS).await?;
+    let dir = agent.state().join("exec").display().to_string();
+    let told = wait::until("the agent's word on it", SOON, async || {
+        let problem = agent.report().await.ok()?.problem;
+        let words = [&dir, "mounted noexec", "CAP_SYS_ADMIN"];
+        words.iter().all(|w| problem.contains(w)).then_some(())
+    });
+    let told = told.await.with_context(|| agent.log());
+    agent.drain().await?;
+    node.run_agent().await?;
+    told?;
+    agent.expect_ready(WARM).await
+}
