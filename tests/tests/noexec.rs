@@ -17,12 +17,14 @@ use kiln_tests::{
     node::{Node, NodeOpts},
     process::{Cmd, Proc},
     suite::Cases,
+    tools,
     wait::{self, SOON},
 };
 use nix::sys::{
     signal::Signal,
     statvfs::{FsFlags, statvfs},
 };
+use serde_json::Value;
 
 /// The handler whose Pods adopt.
 const HANDLER: &str = "gvisor-warm";
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
     }
     alone!(
         nothing_can_be_executed_from_run,
+        preflight_tells_what_must_be_executable,
         sandboxes_boot_from_a_tmpfs_of_the_agents,
         a_pod_adopts_and_another_starts_cold,
         another_agent_takes_up_tmpfs_and_sandboxes,
@@ -106,6 +109,56 @@ async fn nothing_can_be_executed_from_run(node: &Node) -> Result<()> {
         .and_then(|e| e.downcast_ref::<io::Error>());
     let kind = refused.map(io::Error::kind);
     ensure!(kind == Some(io::ErrorKind::PermissionDenied), "{ran:?}");
+    Ok(())
+}
+
+/// kilnctl names the programs that cannot be executed where they lie, and not the agent's state.
+async fn preflight_tells_what_must_be_executable(node: &Node) -> Result<()> {
+    let dir = node.volume()?;
+    let (config, runtime) = (dir.join("containerd.toml"), dir.join("runsc.toml"));
+    let preflight = async |shim: &Path, runsc: &Path| -> Result<Vec<Value>> {
+        let handler = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.gvisor";
+        let text = format!(
+            "version = 3\n[{handler}]\nruntime_type = 'io.containerd.kiln.v2'\nruntime_path = {shim:?}\n"
+        );
+        fs::write(&config, text)?;
+        fs::write(&runtime, format!("binary_name = {runsc:?}\n"))?;
+        let output = Cmd::new(&tools::ours("kilnctl")?)
+            .args(["node", "preflight", "-o", "json", "--containerd"])
+            .args([tools::program("containerd")?])
+            .args(["--containerd-config".as_ref(), config.as_os_str()])
+            .args(["--runtime-config".as_ref(), runtime.as_os_str()])
+            .output()
+            .await?;
+        serde_json::from_slice(&output.stdout).with_context(|| output.errors())
+    };
+    let told = |checks: &[Value], name: &str| -> Result<(String, String)> {
+        let found = checks.iter().find(|c| c["check"] == name);
+        let found = found.with_context(|| format!("no {name} in {checks:?}"))?;
+        let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+        Ok((text("verdict"), text("found")))
+    };
+    let checks = preflight(&tools::shim()?, &tools::runsc()?).await?;
+    for name in ["shim", "runtime", "agent's state"] {
+        let (verdict, found) = told(&checks, name)?;
+        ensure!(verdict == "ok", "{name}: {found}");
+    }
+    let (_, found) = told(&checks, "agent's state")?;
+    ensure!(found.contains(", noexec: the agent mounts"), "{found}");
+    let programs = [
+        program_in_state(node, "shim").await?,
+        program_in_state(node, "runsc").await?,
+    ];
+    let checks = preflight(&programs[0], &programs[1]).await;
+    for program in &programs {
+        fs::remove_file(program)?;
+    }
+    let checks = checks?;
+    for name in ["shim", "runtime"] {
+        let (verdict, found) = told(&checks, name)?;
+        ensure!(verdict == "missing", "{name}: {found}");
+        ensure!(found.contains("mounted noexec"), "{name}: {found}");
+    }
     Ok(())
 }
 

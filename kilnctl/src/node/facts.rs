@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use kiln_node_agent::install::{config_argument, output};
+use nix::sys::statvfs::FsFlags;
 use tokio::process::Command;
 
 /// How long a program may take to say something of itself.
@@ -62,6 +63,14 @@ pub(super) fn find_program(name: &str, dirs: &[&Path]) -> Option<PathBuf> {
 pub(super) fn is_executable(path: &Path) -> bool {
     let meta = fs::metadata(path);
     meta.is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+/// Whether no program can be executed where `path`, or what there is of it, lies: the file system
+/// is mounted `noexec`. `None` where it cannot be looked at. Blocks.
+pub(super) fn is_noexec(path: &Path) -> Option<bool> {
+    let there = path.ancestors().find(|p| p.exists())?;
+    let flags = nix::sys::statvfs::statvfs(there).ok()?.flags();
+    Some(flags.contains(FsFlags::ST_NOEXEC))
 }
 
 /// What a program prints.

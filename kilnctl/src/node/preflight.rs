@@ -35,6 +35,9 @@ const RUNSC: u32 = 20_240_101;
 /// Bytes that the agent leaves to the node by default.
 const MEMORY: u64 = 512 << 20;
 
+/// Where the agent keeps its state unless told otherwise.
+const STATE: &str = "/run/kiln-agent";
+
 /// Bytes below which images and sandboxes have no room.
 const DISK: u64 = 1 << 30;
 
@@ -135,6 +138,7 @@ fn machine() -> Vec<Check> {
         user_namespaces(namespaces.ok().as_deref().map(str::trim)),
         memory(facts::available_memory()),
         disk("disk", "/run", facts::space(Path::new("/run")), 64 << 20),
+        agent_state(facts::is_noexec(Path::new(STATE))),
     ]
 }
 
@@ -235,6 +239,33 @@ fn disk(check: &'static str, path: &str, space: Option<Space>, least: u64) -> Ch
     match free < total / 100 * 15 {
         true => Check::warning(check, found, "below 15% the kubelet evicts Pods"),
         false => Check::ok(check, found),
+    }
+}
+
+/// The agent's state, which may be where nothing can be executed: Debian and Ubuntu mount `/run`
+/// so.
+fn agent_state(is_noexec: Option<bool>) -> Check {
+    const CHECK: &str = "agent's state";
+    match is_noexec {
+        None => Check::missing(CHECK, format!("{STATE} cannot be looked at"), "mount /run"),
+        Some(false) => Check::ok(CHECK, STATE),
+        Some(true) => Check::ok(
+            CHECK,
+            format!("{STATE}, noexec: the agent mounts a tmpfs there for what sandboxes execute"),
+        ),
+    }
+}
+
+/// A program that is there, and whether it can be executed from where it lies.
+fn program(check: &'static str, path: &Path, is_noexec: Option<bool>) -> Check {
+    let found = path.display().to_string();
+    match is_noexec {
+        Some(true) => Check::missing(
+            check,
+            format!("{found}, on a file system that is mounted noexec"),
+            "mount it without noexec, or install the program elsewhere",
+        ),
+        _ => Check::ok(check, found),
     }
 }
 
@@ -405,7 +436,7 @@ fn shim(named: Option<PathBuf>, containerd: &Path) -> Check {
         None => facts::find_program(SHIM, &[beside]),
     };
     match found {
-        Some(path) => Check::ok("shim", path.display().to_string()),
+        Some(path) => program("shim", &path, facts::is_noexec(&path)),
         None => Check::missing(
             "shim",
             "not there",
@@ -432,13 +463,18 @@ async fn runtime(args: &Preflight, named: Option<PathBuf>) -> Result<Vec<Check>>
         ));
         return Ok(checks);
     }
-    checks.push(match facts::ask(&config.binary, &["--version"]).await {
-        Ok(words) => runsc_version(&words, &config.binary),
-        Err(e) => Check::missing(
-            "runtime",
-            format!("{e:#}"),
-            "install runsc of 2024 or newer, or name it by binary_name in the configuration",
-        ),
+    let binary = config.binary.clone();
+    let place = spawn_blocking(move || program("runtime", &binary, facts::is_noexec(&binary)));
+    checks.push(match place.await? {
+        check if check.verdict != Verdict::Ok => check,
+        _ => match facts::ask(&config.binary, &["--version"]).await {
+            Ok(words) => runsc_version(&words, &config.binary),
+            Err(e) => Check::missing(
+                "runtime",
+                format!("{e:#}"),
+                "install runsc of 2024 or newer, or name it by binary_name in the configuration",
+            ),
+        },
     });
     if config.flags.get("platform").is_some_and(|p| p == "kvm") {
         let is_there = spawn_blocking(|| Path::new("/dev/kvm").exists()).await?;
@@ -560,6 +596,26 @@ mod tests {
         verdict(&disk("disk", "/x", space(50 << 30), DISK), Verdict::Ok);
         verdict(&disk("disk", "/x", space(10 << 30), DISK), Verdict::Warning);
         verdict(&disk("disk", "/x", space(10 << 20), DISK), Verdict::Missing);
+    }
+
+    #[test]
+    fn programs_must_be_executable_where_they_lie_and_the_agents_state_need_not_be() {
+        let runsc = Path::new("/data/bin/runsc");
+        for is_noexec in [Some(false), None] {
+            let check = program("runtime", runsc, is_noexec);
+            verdict(&check, Verdict::Ok);
+            assert_eq!(check.found, "/data/bin/runsc");
+        }
+        let check = program("runtime", runsc, Some(true));
+        verdict(&check, Verdict::Missing);
+        assert!(check.found.starts_with("/data/bin/runsc"), "{check:?}");
+        assert!(check.found.contains("noexec"), "{check:?}");
+        verdict(&agent_state(Some(false)), Verdict::Ok);
+        verdict(&agent_state(None), Verdict::Missing);
+        let check = agent_state(Some(true));
+        verdict(&check, Verdict::Ok);
+        assert!(check.found.contains("noexec"), "{check:?}");
+        assert!(check.found.contains("tmpfs"), "{check:?}");
     }
 
     #[test]
