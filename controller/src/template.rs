@@ -25,11 +25,15 @@ use serde_json::{Value, json};
 use crate::{
     cache::Key,
     context::Context,
-    error::{Error, Result},
+    error::{self, Error, Result},
     owner, patch,
     queue::Outcome,
 };
 
+/// Most characters of an object's name (RFC 1123, as Kubernetes "Object names and IDs" has it).
+const LONGEST_NAME: usize = 253;
+/// What a NetworkPolicy has in its name behind its template's.
+pub(crate) const POLICY_SUFFIX: &str = "-network-policy";
 /// Where the sandbox router runs.
 const ROUTER_NAMESPACE: &str = "agent-sandbox-system";
 const ROUTER_APP: &str = "sandbox-router";
@@ -61,7 +65,42 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         return Ok(Outcome::Done);
     }
     label(context, &template).await?;
-    let wanted = policy(&template);
+    put_policy_right(context, &template).await?;
+    Ok(Outcome::Done)
+}
+
+/// Sees that a template has its NetworkPolicy before a Pod of it is made.
+///
+/// # Errors
+/// When somebody else's is in its place, or the apiserver refuses it.
+pub(crate) async fn ensure_policy(
+    context: &Arc<Context>,
+    template: &SandboxTemplate,
+) -> Result<()> {
+    let key = policy_key(template);
+    let is_there = |policy: Arc<NetworkPolicy>| owner::controls(template, &*policy);
+    if !is_managed(&template.spec) || context.policies.get(&key).is_some_and(is_there) {
+        return Ok(());
+    }
+    put_policy_right(context, template).await
+}
+
+/// Makes the NetworkPolicy of a template what it says, and tells where that cannot be.
+async fn put_policy_right(context: &Arc<Context>, template: &SandboxTemplate) -> Result<()> {
+    let done = write_policy(context, template).await;
+    if let Err(e) = &done {
+        let reason = match e {
+            Error::ForeignPolicy { .. } => "NetworkPolicyConflict",
+            _ => "NetworkPolicyFailed",
+        };
+        let note = format!("no Pod of this template can be made without its NetworkPolicy: {e}");
+        context.tell(template, EventType::Warning, reason, note);
+    }
+    done
+}
+
+async fn write_policy(context: &Context, template: &SandboxTemplate) -> Result<()> {
+    let wanted = policy(template);
     let policy_key = Key::of(&wanted);
     let found = match context.policies.get(&policy_key) {
         Some(found) => Some(found),
@@ -69,35 +108,35 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     };
     let is_ours = found
         .as_ref()
-        .is_none_or(|p| owner::controls(&*template, &**p));
+        .is_none_or(|p| owner::controls(template, &**p));
     if !is_managed(&template.spec) {
         if let Some(policy) = found.filter(|_| is_ours) {
             context.delete(&*policy, DeleteParams::default()).await?;
         }
-        return Ok(Outcome::Done);
+        return Ok(());
     }
     if !is_ours {
-        let e = Error::ForeignPolicy {
+        return Err(Error::ForeignPolicy {
             name: wanted.name_any(),
             template: template.name_any(),
-        };
-        context.tell(
-            &*template,
-            EventType::Warning,
-            "NetworkPolicyConflict",
-            e.to_string(),
-        );
-        return Err(e);
+        });
     }
     match found {
-        None => drop(context.create(&wanted).await?),
+        None => match context.create(&wanted).await {
+            Err(e) if error::is_conflict(&e) => {
+                // Made just now for another Pod, or somebody else's: the next look tells which.
+                context.fetch::<NetworkPolicy>(&policy_key).await?;
+                return Err(e.into());
+            }
+            made => drop(made?),
+        },
         Some(found) => {
             if let Some(patch) = correction(&found, &wanted)? {
                 context.patch::<NetworkPolicy>(&policy_key, &patch).await?;
             }
         }
     }
-    Ok(Outcome::Done)
+    Ok(())
 }
 
 /// The patch that makes a policy what it should be. It takes away what others have added, which an
@@ -130,6 +169,20 @@ fn is_managed(template: &SandboxTemplateSpec) -> bool {
     template.network_policy_management.unwrap_or_default() == NetworkPolicyManagement::Managed
 }
 
+/// The policy has the template's name in its own, as upstream's has; of a longer one, its beginning
+/// and its hash.
+fn policy_key(template: &SandboxTemplate) -> Key {
+    let template_name = template.name_any();
+    let mut name = format!("{template_name}{POLICY_SUFFIX}");
+    if name.len() > LONGEST_NAME {
+        let end = format!("-{}{POLICY_SUFFIX}", keys::name_hash(&template_name));
+        name.truncate(LONGEST_NAME - end.len());
+        let begin = name.trim_end_matches(['-', '.']);
+        name = format!("{begin}{end}");
+    }
+    Key::new(&template.namespace().unwrap_or_default(), &name)
+}
+
 fn policy(template: &SandboxTemplate) -> NetworkPolicy {
     let (ingress, egress) = match &template.spec.network_policy {
         Some(rules) => (rules.ingress.clone(), rules.egress.clone()),
@@ -138,7 +191,7 @@ fn policy(template: &SandboxTemplate) -> NetworkPolicy {
     let hash = keys::name_hash(&template.name_any());
     NetworkPolicy {
         metadata: ObjectMeta {
-            name: Some(format!("{}-network-policy", template.name_any())),
+            name: Some(policy_key(template).name),
             namespace: template.namespace(),
             owner_references: Some(vec![owner::reference(template)]),
             ..ObjectMeta::default()
@@ -306,6 +359,27 @@ mod tests {
             secured(&json!({}), &said, &servers),
             (Some(true), Some("Default".to_owned()))
         );
+    }
+
+    #[test]
+    fn the_policy_of_a_long_name_has_a_name_that_can_be() {
+        let of = |name: &str| {
+            let mut template = template(&json!({}));
+            template.metadata.name = Some(name.to_owned());
+            policy_key(&template).name
+        };
+        assert_eq!(of("t"), "t-network-policy");
+        for length in [238, 239, 246, 253] {
+            let (one, other) = (
+                of(&"a".repeat(length)),
+                of(&format!("{}b", "a".repeat(length - 1))),
+            );
+            assert!(one.len() <= LONGEST_NAME, "{one}");
+            assert!(one.ends_with("-network-policy"), "{one}");
+            assert_ne!(one, other);
+        }
+        let dotted = of(&format!("{}.b", "a".repeat(229)));
+        assert!(!dotted.contains(".-"), "{dotted}");
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::{
     context::{Context, Kind, orphan_word, pool_word, template_word},
     error, node, owner,
     queue::{Class, Work},
+    template::POLICY_SUFFIX,
 };
 
 /// How long changes of a pool's Sandboxes are gathered before the pool is looked at.
@@ -270,23 +271,32 @@ fn pool_changed(context: &Context, new: &SandboxWarmPool, old: Option<&SandboxWa
 }
 
 fn template_changed(context: &Context, new: &SandboxTemplate, _old: Option<&SandboxTemplate>) {
-    let namespace = new.namespace().unwrap_or_default();
-    context.add(Class::Template, Key::of(new));
     node::look(context);
-    let word = template_word(&namespace, &new.name_any());
-    for pool in context.pools.find(&word) {
-        context.add(Class::Pool, Key::of(&*pool));
-        wake_claims(context, &pool_word(&namespace, &pool.name_any()));
-    }
-    wake_claims(context, &word);
+    wake_template(context, Key::of(new));
 }
 
+/// Has a template looked at, and all that is made from it.
+fn wake_template(context: &Context, template: Key) {
+    let namespace = &template.namespace;
+    let word = template_word(namespace, &template.name);
+    for pool in context.pools.find(&word) {
+        context.add(Class::Pool, Key::of(&*pool));
+        wake_claims(context, &pool_word(namespace, &pool.name_any()));
+    }
+    wake_claims(context, &word);
+    context.add(Class::Template, template);
+}
+
+/// A policy is its template's, or in the way of it.
 fn policy_changed(context: &Context, new: &NetworkPolicy, _old: Option<&NetworkPolicy>) {
-    if let Some(owner) = owner::controller(new)
-        && owner::is_kind::<SandboxTemplate>(owner)
-    {
-        let key = Key::new(&new.namespace().unwrap_or_default(), &owner.name);
-        context.add(Class::Template, key);
+    let owner = owner::controller(new).filter(|o| owner::is_kind::<SandboxTemplate>(o));
+    let name = new.name_any();
+    let template = owner.map(|o| o.name.as_str());
+    if let Some(template) = template.or_else(|| name.strip_suffix(POLICY_SUFFIX)) {
+        wake_template(
+            context,
+            Key::new(&new.namespace().unwrap_or_default(), template),
+        );
     }
 }
 

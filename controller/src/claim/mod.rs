@@ -31,6 +31,7 @@ use crate::{
     obstacle::{Obstacle, UNSCHEDULABLE, WAITS},
     owner, patch, pool,
     queue::{Class, Outcome, Work},
+    template,
     watch::GATHER,
 };
 
@@ -293,6 +294,7 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sand
         return Err(Error::TemplateNotFound(source.template_name));
     };
     let sandbox = build::cold(claim, template, &context.options.dns_servers)?;
+    template::ensure_policy(context, template).await?;
     match context.create(&sandbox).await {
         Ok(made) => {
             let pool = claim.spec.warm_pool_ref.as_ref();

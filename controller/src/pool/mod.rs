@@ -108,7 +108,11 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         }
     }
     let mut left = 0;
-    if let Some(source) = &source {
+    if let Some(template) = &template
+        && let Err(e) = template::ensure_policy(context, template).await
+    {
+        failure = Some(e);
+    } else if let Some(source) = &source {
         let missing = plan.make.saturating_sub(to_come);
         match make(context, &pool, source, missing).await {
             Ok(held_back) => left = held_back,

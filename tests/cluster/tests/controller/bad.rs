@@ -7,6 +7,7 @@ use k8s_openapi::api::{
     core::v1::{Pod, ResourceQuota},
     networking::v1::NetworkPolicy,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kiln_cluster::standin::FATE;
 use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool, keys};
 use kiln_tests::wait;
@@ -16,7 +17,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::env::{Env, Namespace, controller_of, line, merge, same};
+use crate::env::{Conditions, Env, Namespace, controller_of, line, merge, same};
 
 pub(crate) async fn a_pod_that_is_refused_is_explained(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
@@ -430,7 +431,51 @@ pub(crate) async fn a_strangers_network_policy_is_not_touched(env: &Env) -> Resu
         .match_labels
         .unwrap();
     same("selector", &selector["a"].as_str(), &"b")?;
+    // Nor does a Pod of the template run without a policy of its own.
+    let words = "refusing to update NetworkPolicy";
+    cannot_run(&ns, "t", words).await?;
+    ns.delete::<NetworkPolicy>("t-network-policy").await?;
+    ns.until_ready("p-t", 1).await?;
+    ns.claimed("c-t").await?;
+    // Where the policy goes and cannot come back, the pool says so.
+    let none = json!({"spec": {"hard": {"count/networkpolicies.networking.k8s.io": "0"}}});
+    ns.make::<ResourceQuota>("q", none).await?;
+    let quota_counts = |q: &ResourceQuota| q.status.as_ref()?.used.as_ref().map(|_| ());
+    ns.until("q", "the quota to count", quota_counts).await?;
+    ns.template("u", json!({})).await?;
+    ns.until_warned("u", "exceeded quota").await?;
+    cannot_run(&ns, "u", "exceeded quota").await?;
     ns.delete::<SandboxTemplate>("t").await
+}
+
+/// Makes a pool and a claim of a template, and waits until they say why they have no Pod.
+async fn cannot_run(ns: &Namespace<'_>, template: &str, words: &str) -> Result<()> {
+    let (pool, claim) = (format!("p-{template}"), format!("c-{template}"));
+    let reference = json!({"name": template});
+    let spec = json!({"replicas": 1, "sandboxTemplateRef": reference});
+    ns.make::<SandboxWarmPool>(&pool, json!({ "spec": spec }))
+        .await?;
+    ns.claim_with(&claim, json!({"sandboxTemplateRef": reference}))
+        .await?;
+    let says = |conditions: &[Condition]| {
+        let line = line(conditions, "Ready")?;
+        (line.starts_with("False") && line.contains(words)).then_some(())
+    };
+    ns.until(&pool, words, |p: &SandboxWarmPool| says(p.conditions()))
+        .await?;
+    ns.until(&claim, words, |c: &SandboxClaim| says(c.conditions()))
+        .await?;
+    let of_template = |s: &Sandbox| {
+        s.annotations()
+            .get(keys::TEMPLATE_REF)
+            .is_some_and(|t| t == template)
+    };
+    let sandboxes = ns.list::<Sandbox>().await?;
+    ensure!(
+        !sandboxes.iter().any(of_template),
+        "{template} has a Sandbox"
+    );
+    Ok(())
 }
 
 pub(crate) async fn a_claim_has_one_source(env: &Env) -> Result<()> {
