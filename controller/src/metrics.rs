@@ -70,6 +70,7 @@ struct Sandboxes {
     namespace: String,
     ready_condition: String,
     expired: String,
+    operating_mode: &'static str,
     launch_type: String,
     sandbox_template: String,
     owned_by: &'static str,
@@ -424,6 +425,10 @@ impl Metrics {
                 namespace: sandbox.namespace().unwrap_or_default(),
                 ready_condition: is_ready(&sandbox).to_string(),
                 expired: is_expired(conditions).to_string(),
+                operating_mode: match sandbox.spec.is_suspended() {
+                    true => "Suspended",
+                    false => "Running",
+                },
                 launch_type: launch_of(&sandbox),
                 sandbox_template,
                 owned_by,
