@@ -123,10 +123,12 @@ async fn write_policy(context: &Context, template: &SandboxTemplate) -> Result<(
     }
     match found {
         None => match context.create(&wanted).await {
+            // Made just now, for another Pod or by somebody else.
             Err(e) if error::is_conflict(&e) => {
-                // Made just now for another Pod, or somebody else's: the next look tells which.
-                context.fetch::<NetworkPolicy>(&policy_key).await?;
-                return Err(e.into());
+                let found = context.fetch::<NetworkPolicy>(&policy_key).await?;
+                if !found.is_some_and(|p| owner::controls(template, &*p)) {
+                    return Err(e.into());
+                }
             }
             made => drop(made?),
         },
