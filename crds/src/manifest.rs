@@ -15,6 +15,10 @@ use crate::{
 /// Volume claims stay what they were when the Sandbox was made, since theirs are made just then.
 const IMMUTABLE_CLAIMS: &str = "has(self.volumeClaimTemplates) == has(oldSelf.volumeClaimTemplates) && (!has(self.volumeClaimTemplates) || self.volumeClaimTemplates == oldSelf.volumeClaimTemplates)";
 
+/// A Service has the Sandbox's name, which has to be a DNS label then. Sandboxes that have theirs
+/// already can still be changed.
+const SERVICE_NAME: &str = "!has(self.spec.service) || !self.spec.service || size(self.metadata.name) <= 63 || (oldSelf.hasValue() && has(oldSelf.value().spec.service) && oldSelf.value().spec.service)";
+
 /// Where a claim's Sandbox comes from is said in the words of one version.
 const ONE_SOURCE: &str = "has(self.warmPoolRef) != has(self.sandboxTemplateRef)";
 
@@ -100,7 +104,16 @@ fn sandbox() -> Manifest {
                 rule(spec, IMMUTABLE_CLAIMS, "volumeClaimTemplates is immutable");
             }
         });
-    manifest::<Sandbox>(&["sandbox"], "Namespaced", versions)
+    let mut manifest = manifest::<Sandbox>(&["sandbox"], "Namespaced", versions);
+    let versions = manifest.definition["spec"]["versions"].as_array_mut();
+    for version in versions.into_iter().flatten() {
+        version["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] = json!([{
+            "rule": SERVICE_NAME,
+            "message": "name must be no more than 63 characters when spec.service is true",
+            "optionalOldSelf": true,
+        }]);
+    }
+    manifest
 }
 
 fn template() -> Manifest {

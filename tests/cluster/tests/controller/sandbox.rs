@@ -296,6 +296,24 @@ pub(crate) async fn a_pod_that_terminates_is_ready_for_nobody(env: &Env) -> Resu
     Ok(())
 }
 
+/// Its Service would have the name.
+pub(crate) async fn a_long_name_and_a_service_do_not_go_together(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let long = "x".repeat(64);
+    let refused = ns.sandbox(&long, json!({"service": true})).await;
+    let words = format!("{:#}", refused.unwrap_err());
+    ensure!(words.contains("no more than 63 characters"), "{words}");
+    ns.sandbox(&long, json!({})).await?;
+    let later = json!({"spec": {"service": true}});
+    let refused = ns.patch::<Sandbox>(&long, later).await;
+    ensure!(format!("{:#}", refused.unwrap_err()).contains("no more than 63 characters"));
+    ns.until_condition::<Sandbox>(&long, "Ready", "True")
+        .await?;
+    ns.sandbox(&"y".repeat(63), json!({"service": true}))
+        .await?;
+    Ok(())
+}
+
 /// Disruption budgets and `kubectl scale` ask for it.
 pub(crate) async fn every_sandbox_has_a_scale(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
