@@ -110,6 +110,9 @@ pub(crate) struct Context {
     seen: Mutex<HashMap<String, Instant>>,
     /// Sandboxes that are what their pool made, by uid, with the generation that was looked at.
     genuine: Mutex<HashMap<String, Option<i64>>>,
+    /// How often Sandboxes of a pool were replaced, because they were not ready in time, since it was
+    /// full.
+    impatience: Mutex<HashMap<Key, u32>>,
     /// Since when the status of a pool should be written.
     pending_statuses: Mutex<HashMap<Key, Instant>>,
     arrivals: Mutex<Arrivals>,
@@ -156,6 +159,7 @@ impl Context {
             unanswered: Mutex::default(),
             seen: Mutex::default(),
             genuine: Mutex::default(),
+            impatience: Mutex::default(),
             pending_statuses: Mutex::default(),
             nodes: Cache::new(|_| Vec::new()),
             started: Instant::now(),
@@ -367,6 +371,13 @@ impl Context {
     pub(crate) fn pending_statuses(&self) -> MutexGuard<'_, HashMap<Key, Instant>> {
         let pending = self.pending_statuses.lock();
         pending.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See the field.
+    pub(crate) fn impatience(&self) -> MutexGuard<'_, HashMap<Key, u32>> {
+        self.impatience
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn arrivals(&self) -> MutexGuard<'_, Arrivals> {

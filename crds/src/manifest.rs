@@ -139,6 +139,7 @@ fn warm_pool() -> Manifest {
         fields["replicas"]["minimum"] = json!(0);
         fields["replicas"]["default"] = json!(1);
         fields["updateStrategy"]["properties"]["type"]["default"] = json!("OnReplenish");
+        fields["readinessGracePeriodSeconds"]["minimum"] = json!(30);
     });
     manifest::<SandboxWarmPool>(&["swp"], "Namespaced", versions)
 }

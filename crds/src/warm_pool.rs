@@ -26,6 +26,10 @@ pub struct SandboxWarmPoolSpec {
     /// What happens to them when the template changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_strategy: Option<UpdateStrategy>,
+    /// Seconds that a Sandbox may take to become ready before it is replaced, at least 30; without
+    /// it, what the controller is told by `--sandbox-warm-pool-readiness-grace-period`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness_grace_period_seconds: Option<i32>,
 }
 
 /// Names a template in the same namespace.

@@ -46,6 +46,9 @@ const HOLD_BACK: Duration = Duration::from_millis(100);
 /// to be taken in and that somebody else has changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How often the time that a pool's Sandboxes have is doubled at the most: 5 minutes are 5 hours then.
+const MOST_DOUBLINGS: u32 = 6;
+
 /// Reason of a pool that is on its way.
 const WARMING: &str = "Warming";
 
@@ -59,6 +62,7 @@ const LONGEST_NAME: usize = 63;
 /// Makes a pool hold what its spec says.
 pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outcome> {
     let Some(pool) = context.pools.get(key) else {
+        context.impatience().remove(key);
         return Ok(Outcome::Done);
     };
     if pool.meta().deletion_timestamp.is_some() {
@@ -82,8 +86,11 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         &members,
         replaces_stale(&pool),
         source.is_some(),
-        context.options.pool_grace,
+        grace(context, &pool),
     );
+    if plan.late > 0 {
+        be_patient(context, &pool, plan.late);
+    }
     let mut failure = None;
     if template.is_none() {
         failure = Some(Error::TemplateNotFound(template_name.clone()));
@@ -120,6 +127,9 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         }
     }
     let members = self::members(context, &pool, source.as_ref());
+    if members.iter().filter(|m| m.is_ready).count() >= desired(&pool) {
+        context.impatience().remove(key);
+    }
     let pod = source.as_ref().map(|s| &s.model.spec.pod_template.spec);
     let wait = write_status(context, &pool, &members, pod, failure.as_ref()).await?;
     if failure.is_some_and(|e| !e.is_final()) {
@@ -138,6 +148,27 @@ pub(crate) fn replaces_stale(pool: &SandboxWarmPool) -> bool {
     strategy == Some(UpdateStrategyType::Recreate)
 }
 
+/// How long a Sandbox of a pool may take to become ready: twice as long after each time that one was
+/// replaced for it, so that what never can be ready in time is not made again and again.
+fn grace(context: &Context, pool: &SandboxWarmPool) -> Duration {
+    let own = pool.spec.readiness_grace_period_seconds;
+    let own = own.and_then(|seconds| u64::try_from(seconds).ok());
+    let grace = own.map_or(context.options.pool_grace, Duration::from_secs);
+    let rounds = context.impatience().get(&Key::of(pool)).copied();
+    grace.saturating_mul(1 << rounds.unwrap_or_default().min(MOST_DOUBLINGS))
+}
+
+/// Notes that Sandboxes of a pool are replaced because they are late, and tells.
+fn be_patient(context: &Arc<Context>, pool: &SandboxWarmPool, late: usize) {
+    let had = grace(context, pool).as_secs();
+    *context.impatience().entry(Key::of(pool)).or_default() += 1;
+    let have = grace(context, pool).as_secs();
+    let note = format!(
+        "Sandboxes that are not ready within {had} s are replaced, now {late}; the next have {have} s"
+    );
+    context.tell(pool, EventType::Warning, "SandboxesNotReady", note);
+}
+
 fn desired(pool: &SandboxWarmPool) -> usize {
     usize::try_from(pool.spec.replicas.unwrap_or(1)).unwrap_or(0)
 }
@@ -152,7 +183,12 @@ fn members(context: &Context, pool: &SandboxWarmPool, source: Option<&Source>) -
         .filter(|s| s.meta().deletion_timestamp.is_none())
         .map(|s| {
             let is_stale = source.is_some_and(|source| source.is_stale(s));
-            Member::of(s, is_genuine(context, s, || source), is_stale, now)
+            let waited = match condition::is_ready(s) {
+                true => Duration::ZERO,
+                false => context.first_seen(&**s).elapsed(),
+            };
+            let is_genuine = is_genuine(context, s, || source);
+            Member::of(s, is_genuine, is_stale, waited, now)
         })
         .collect()
 }
@@ -590,6 +626,7 @@ mod tests {
         let member = |is_ready, why: Option<&str>| Member {
             name: "m".to_owned(),
             age: Duration::ZERO,
+            waited: Duration::ZERO,
             is_ready,
             is_forged: false,
             is_stale: false,

@@ -14,15 +14,18 @@ use crate::{
     obstacle::{Obstacle, is_unplaced},
 };
 
-/// Least age at which a Sandbox that has come to its end is replaced: one that ends at once must
-/// not make the pool spin.
+/// How long a Sandbox that has come to its end is kept: one that ends at once must not make the pool
+/// spin.
 const LEAST_LIFE: Duration = Duration::from_secs(10);
 
 /// One Sandbox of a pool.
 #[derive(Debug, Clone)]
 pub(crate) struct Member {
     pub(crate) name: String,
+    /// How long ago it was made, by the apiserver's clock and ours.
     pub(crate) age: Duration,
+    /// How long this process has seen that it is not ready, by one clock.
+    pub(crate) waited: Duration,
     pub(crate) is_ready: bool,
     /// Bears the pool's marks, but is not what the pool made.
     pub(crate) is_forged: bool,
@@ -39,11 +42,18 @@ pub(crate) struct Member {
 impl Member {
     /// A Sandbox with the pool's marks, if it `is_genuine`: what the pool made. A forged one is
     /// never ready.
-    pub(crate) fn of(sandbox: &Sandbox, is_genuine: bool, is_stale: bool, now: Timestamp) -> Self {
+    pub(crate) fn of(
+        sandbox: &Sandbox,
+        is_genuine: bool,
+        is_stale: bool,
+        waited: Duration,
+        now: Timestamp,
+    ) -> Self {
         let conditions: &[Condition] = sandbox.status.as_ref().map_or(&[], |s| &s.conditions);
         Self {
             name: sandbox.name_any(),
             age: age(sandbox, now),
+            waited,
             is_ready: is_genuine && condition::is_ready(sandbox),
             is_forged: !is_genuine,
             is_stale,
@@ -75,6 +85,8 @@ pub(crate) fn batches(most: usize) -> impl Iterator<Item = usize> {
 pub(crate) struct Plan {
     pub(crate) make: usize,
     pub(crate) delete: Vec<String>,
+    /// How many of these were not ready in time.
+    pub(crate) late: usize,
     /// When something else will be to do, if nothing changes.
     pub(crate) again: Option<Duration>,
 }
@@ -98,10 +110,11 @@ pub(crate) fn plan(
         } else {
             Some(grace)
         };
-        let left = limit.map(|limit| limit.saturating_sub(member.age));
-        let goes =
-            member.is_forged || (member.is_stale && replaces_stale) || left == Some(Duration::ZERO);
+        let left = limit.map(|limit| limit.saturating_sub(member.waited));
+        let is_due = left == Some(Duration::ZERO);
+        let goes = member.is_forged || (member.is_stale && replaces_stale) || is_due;
         if can_make && goes {
+            plan.late += usize::from(is_due && !member.is_over);
             plan.delete.push(member.name.clone());
             continue;
         }
@@ -130,6 +143,7 @@ mod tests {
         Member {
             name: name.to_owned(),
             age: Duration::from_secs(60),
+            waited: Duration::ZERO,
             is_ready: true,
             is_forged: false,
             is_stale: false,
@@ -181,7 +195,7 @@ mod tests {
         let over = |age| Member {
             is_ready: false,
             is_over: true,
-            age: Duration::from_secs(age),
+            waited: Duration::from_secs(age),
             ..member("over")
         };
         let soon = plan(1, &[over(4)], false, true, GRACE);
@@ -193,13 +207,20 @@ mod tests {
         assert_eq!((now.make, names(&now)), (1, vec!["over"]));
         let slow = Member {
             is_ready: false,
-            age: GRACE,
+            waited: GRACE,
             ..member("slow")
         };
-        assert_eq!(
-            names(&plan(1, std::slice::from_ref(&slow), false, true, GRACE)),
-            ["slow"]
-        );
+        let late = plan(1, std::slice::from_ref(&slow), false, true, GRACE);
+        assert_eq!((names(&late), late.late), (vec!["slow"], 1));
+        // What a clock says that is ahead of the apiserver's counts for nothing.
+        let seems_old = Member {
+            age: 10 * GRACE,
+            waited: Duration::from_secs(1),
+            ..slow.clone()
+        };
+        let kept = plan(1, &[seems_old], false, true, GRACE);
+        let left = GRACE - Duration::from_secs(1);
+        assert_eq!((kept.delete.len(), kept.again), (0, Some(left)));
         let homeless = Member {
             is_unplaced: true,
             ..slow
@@ -240,7 +261,7 @@ mod tests {
     fn without_a_template_nothing_is_made_and_nothing_taken_for_broken() {
         let over = Member {
             is_over: true,
-            age: GRACE,
+            waited: GRACE,
             ..member("over")
         };
         assert_eq!(plan(3, &[over], true, false, GRACE).make, 0);
@@ -253,6 +274,7 @@ mod tests {
         let member = |(index, (age, ready, stale, over, homeless)): (usize, &Some)| Member {
             name: format!("m{index}"),
             age: Duration::from_secs((*age).into()),
+            waited: Duration::from_secs((*age).into()),
             is_ready: *ready && !over,
             is_forged: false,
             is_stale: *stale,
@@ -268,6 +290,7 @@ mod tests {
         let stay = members.iter().filter(|m| !plan.delete.contains(&m.name));
         let made = (0..plan.make).map(|n| Member {
             age: Duration::ZERO,
+            waited: Duration::ZERO,
             ..member(&format!("new{n}"))
         });
         stay.cloned().chain(made).collect()
@@ -295,7 +318,7 @@ mod tests {
                 let later: Vec<Member> = after
                     .iter()
                     .map(|m| Member {
-                        age: m.age + rest.again.unwrap_or_default(),
+                        waited: m.waited + rest.again.unwrap_or_default(),
                         ..m.clone()
                     })
                     .collect();

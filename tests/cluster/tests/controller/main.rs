@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         pool::one_holds_what_its_spec_says,
         pool::one_follows_its_scale,
         pool::what_has_ended_is_replaced,
+        pool::one_that_is_never_ready_in_time_is_not_made_without_end,
         pool::a_changed_template_replaces_or_waits,
         pool::another_template_is_followed_and_other_pools_are_left_alone,
         pool::one_says_why_it_is_not_ready,

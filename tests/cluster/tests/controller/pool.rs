@@ -12,7 +12,7 @@ use kiln_tests::wait;
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::env::{Env, Namespace, controller_of, merge, same};
+use crate::env::{Conditions, Env, Namespace, controller_of, line, merge, same};
 
 async fn uids(ns: &Namespace<'_>, pool: &str) -> Result<BTreeSet<String>> {
     let all = ns.list::<Sandbox>().await?;
@@ -72,6 +72,55 @@ pub(crate) async fn one_holds_what_its_spec_says(env: &Env) -> Result<()> {
     .await?;
     ns.delete::<SandboxWarmPool>("p").await?;
     ns.until_gone::<Sandbox>(&first.name_any()).await
+}
+
+/// The next ones have more time, and those that wait behind a gate have no end.
+pub(crate) async fn one_that_is_never_ready_in_time_is_not_made_without_end(
+    env: &Env,
+) -> Result<()> {
+    let ns = env.namespace().await?;
+    let pending = json!({"podTemplate": {"metadata": {"annotations": {FATE: "pending"}}}});
+    let mut gated = pending.clone();
+    gated["podTemplate"]["spec"]["schedulingGates"] = json!([{"name": "kiln.test/gate"}]);
+    for (name, template) in [("slow", pending), ("gated", gated)] {
+        ns.template(name, template).await?;
+        let spec = json!({"replicas": 2, "readinessGracePeriodSeconds": 30,
+            "sandboxTemplateRef": {"name": name}});
+        ns.make::<SandboxWarmPool>(name, json!({ "spec": spec }))
+            .await?;
+    }
+    let too_short = json!({"spec": {"readinessGracePeriodSeconds": 29}});
+    let refused = ns.patch::<SandboxWarmPool>("slow", too_short).await;
+    ensure!(format!("{:#}", refused.unwrap_err()).contains("greater than or equal to 30"));
+    let full = async |pool: &str| {
+        let two = async || uids(&ns, pool).await.ok().filter(|uids| uids.len() == 2);
+        wait::until("two Sandboxes", wait::SOON, two).await
+    };
+    let (slow, gates) = (full("slow").await?, full("gated").await?);
+    let words = "Sandboxes that are not ready within 30 s are replaced";
+    ns.until_told("SandboxWarmPool", "slow", words).await?;
+    wait::until("others", wait::SOON, async || {
+        let now = uids(&ns, "slow").await.ok()?;
+        (now.len() == 2 && now.is_disjoint(&slow)).then_some(())
+    })
+    .await?;
+    same("gated Sandboxes", &uids(&ns, "gated").await?, &gates)?;
+    let gated = ns.list::<Sandbox>().await?;
+    let of_gated = |s: &&Sandbox| {
+        s.metadata
+            .uid
+            .as_ref()
+            .is_some_and(|uid| gates.contains(uid))
+    };
+    for sandbox in gated.iter().filter(of_gated) {
+        let why = line(sandbox.conditions(), "PodScheduled");
+        ensure!(
+            why.as_ref()
+                .is_some_and(|w| w.starts_with("False SchedulingGated")),
+            "{why:?}"
+        );
+    }
+    Ok(())
 }
 
 pub(crate) async fn one_takes_in_what_a_former_pool_has_left(env: &Env) -> Result<()> {
