@@ -86,6 +86,23 @@ build_containerd() {
     "$module"/cmd/{containerd,ctr,containerd-shim-runc-v2}
 }
 
+# What nodes still have: containerd alone, to be asked what it makes of configuration files.
+build_containerd-1.7() {
+  local module=github.com/containerd/containerd version
+  version=$(module_version containerd-1.7 "$module")
+  compile containerd-1.7 "-X $module/version.Version=${version#v}" \
+    -tags 'no_btrfs no_devmapper no_zfs no_aufs osusergo netgo' "$module/cmd/containerd"
+  mv "$out/bin/containerd" "$out/bin/containerd-1.7"
+}
+
+build_containerd-2.1() {
+  local module=github.com/containerd/containerd/v2 version
+  version=$(module_version containerd-2.1 "$module")
+  compile containerd-2.1 "-X $module/version.Version=${version#v}" \
+    -tags 'no_btrfs no_devmapper no_zfs no_aufs osusergo netgo' "$module/cmd/containerd"
+  mv "$out/bin/containerd" "$out/bin/containerd-2.1"
+}
+
 build_cni() {
   local module=github.com/containernetworking/plugins
   compile cni "-X $module/pkg/utils/buildversion.BuildVersion=$(module_version cni "$module")" \
@@ -394,7 +411,7 @@ publish() {
 
 # A function, so that bash has read the whole file before the first build: it may change meanwhile.
 main() {
-  local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest kubernetes helm python-clients runsc-2024'
+  local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest kubernetes helm python-clients runsc-2024 containerd-1.7 containerd-2.1'
   if ! on_debian; then
     say "not a Debian: python-rootfs and runsc-2024 are left out, runc and busybox are the machine's"
     all=${all/python-rootfs /} all=${all/ runsc-2024/}
@@ -422,6 +439,8 @@ main() {
   component helm 120 helm/go.{mod,sum}
   component python-clients 30 python-clients/{requirements,0.4.6,0.5.6,1.0.8}.txt
   component runsc-2024 10
+  component containerd-1.7 90 containerd-1.7/go.{mod,sum}
+  component containerd-2.1 90 containerd-2.1/go.{mod,sum}
   component runsc-arm64 90 gvisor/go.{mod,sum}
 }
 
