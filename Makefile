@@ -105,7 +105,7 @@ check: $(TOOLS)/bin/cargo-deny ## Format, lints, licences
 TESTED_PROGRAMS := kiln-controller kilnctl kiln-bench kiln-demo
 
 .PHONY: test-unit
-test-unit: deps ## Tests that need no containerd; some need root
+test-unit: deps ## Tests that need no running containerd; some need root
 	$(CARGO) test $(ALL) --lib $(TESTED_PROGRAMS:%=--bin %) --test service --test real --test router -- --include-ignored
 	$(CARGO) test $(ALL) --doc
 

@@ -35,7 +35,7 @@ pub struct Containerd {
     /// Its own file; the one that it was started with.
     pub config: Option<PathBuf>,
     /// The file that is added; `kiln.toml` where containerd's own file imports all files of a
-    /// directory, else in `conf.d` beside that.
+    /// directory, else in `conf.d` beside that. With containerd 1.7: beside its own file.
     pub drop_in: Option<PathBuf>,
     /// What starts it anew on the node.
     pub restart: Vec<String>,

@@ -136,16 +136,36 @@ impl Containerd {
             version: (0, 0),
             restart: config.restart.clone(),
         };
-        let words = found
-            .ask(&found.program, &["--version".as_ref()], ANSWER)
+        found.version = found.ask_version().await?;
+        Ok(found)
+    }
+
+    /// One that does not run, with its own file at `config`.
+    #[cfg(test)]
+    pub(super) async fn of(program: PathBuf, config: PathBuf) -> Self {
+        let mut this = Self {
+            socket: "/nowhere".into(),
+            ctr: "/nowhere".into(),
+            config,
+            program,
+            search: OsString::new(),
+            version: (0, 0),
+            restart: Vec::new(),
+        };
+        this.version = this.ask_version().await.unwrap();
+        this
+    }
+
+    async fn ask_version(&self) -> Result<(u32, u32), Error> {
+        let words = self
+            .ask(&self.program, &["--version".as_ref()], ANSWER)
             .await?;
-        found.version = version(&words)
+        version(&words)
             .filter(|v| *v >= OLDEST)
             .ok_or_else(|| Error::Lacks {
-                what: format!("{} is {}", found.program.display(), words.trim()),
+                what: format!("{} is {}", self.program.display(), words.trim()),
                 advice: "use containerd 1.7 or newer".to_owned(),
-            })?;
-        Ok(found)
+            })
     }
 
     /// Runs a program as containerd would, and returns what it prints.

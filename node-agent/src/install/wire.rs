@@ -63,7 +63,20 @@ pub(super) async fn dump_of(
     text: &str,
 ) -> Result<Table, Error> {
     let own = beside(path, text)?;
-    containerd.dump(own.path()).await
+    let dump = containerd.dump(own.path()).await;
+    dump.map_err(|e| renamed(e, own.path(), path))
+}
+
+/// Has a program's words about the file at `trial`, which is gone by now, name `path` instead.
+fn renamed(error: Error, trial: &Path, path: &Path) -> Error {
+    let [trial, path] = [trial, path].map(|p| p.display().to_string());
+    match error {
+        Error::Program { line, why } => Error::Program {
+            line: line.replace(&trial, &path),
+            why: why.replace(&trial, &path),
+        },
+        other => other,
+    }
 }
 
 impl Run<'_> {
@@ -83,8 +96,9 @@ impl Run<'_> {
         };
         let without = own.clone().without(&drop_in);
         let before = dump_of(self.containerd, path, &without).await?;
-        let wanted = handler.drop_in(major, &before)?;
-        self.try_out(&handler, &before, &without, &wanted).await?;
+        let wanted = handler.drop_in(own.main.format(major), &before)?;
+        let after = self.try_out(&without, &drop_in, &wanted).await?;
+        handler.expect_alone(&before, &after)?;
 
         let record = &mut self.changes.record;
         record.wired = Some(Wired {
@@ -118,19 +132,32 @@ impl Run<'_> {
             })
     }
 
-    /// Asks containerd what it would make of the files, before they are where it reads them.
-    async fn try_out(
-        &self,
-        handler: &Handler<'_>,
-        before: &Table,
-        without: &str,
-        wanted: &str,
-    ) -> Result<(), Error> {
+    /// Asks containerd what it would make of the files, before they are where it reads them: of its
+    /// own, which says `without`, and the drop-in, which is to say `wanted`.
+    async fn try_out(&self, without: &str, drop_in: &Path, wanted: &str) -> Result<Table, Error> {
         let path = &self.containerd.config;
-        let drop_in = beside(path, wanted)?;
+        let trial = beside(path, wanted)?;
         let mut main = Main::parse(path, without)?;
-        main.import(drop_in.path())?;
-        let after = dump_of(self.containerd, path, &main.text()).await?;
-        handler.expect_alone(before, &after)
+        let is_first = main.is_of_version_1();
+        main.import(trial.path())?;
+        let dump = dump_of(self.containerd, path, &main.text()).await;
+        dump.map_err(|e| match renamed(e, trial.path(), drop_in) {
+            // containerd 1.7 takes names of plugins for those of the newest file that it has read.
+            Error::Program { why, .. } if is_first && self.containerd.version.0 < 2 => {
+                Error::Lacks {
+                    what: format!(
+                        "{} is in version 1 of containerd's format, which bears no file of ours \
+                         beside it: {why}",
+                        path.display()
+                    ),
+                    advice: "write it in version 2, as `containerd config dump` prints it"
+                        .to_owned(),
+                }
+            }
+            other => other,
+        })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,12 +30,31 @@ pub(super) struct Handler<'a> {
     pub(super) config: &'a Path,
 }
 
-/// Which of containerd's configurations this is, by its major version: the name of CRI's plugin,
-/// and of the format.
-fn format(major: u32) -> (&'static str, u32) {
-    match major {
-        2.. => (CRI[0], 3),
-        _ => (CRI[1], 2),
+/// How a file must be written that containerd reads as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Format {
+    /// `version` in the file.
+    version: u32,
+    /// The name of CRI's plugin in this version.
+    cri: &'static str,
+    /// A plugin's section in this file replaces that of the file that imports it.
+    replaces: bool,
+}
+
+impl Format {
+    /// For a containerd of this major version, whose own file has this `version`.
+    fn of(major: u32, own: Option<i64>) -> Self {
+        let (version, cri) = match (major, own) {
+            // containerd 2.0 and 2.1 translate what their files say from version 2 only where no
+            // file is newer.
+            (..2, _) | (_, Some(2)) => (2, CRI[1]),
+            _ => (3, CRI[0]),
+        };
+        Self {
+            version,
+            cri,
+            replaces: major < 2,
+        }
     }
 }
 
@@ -57,15 +76,12 @@ impl Handler<'_> {
         ])
     }
 
-    /// The drop-in for a containerd of this major version whose whole configuration without it is
-    /// `base`.
-    pub(super) fn drop_in(&self, major: u32, base: &Table) -> Result<String, Error> {
-        let (cri, version) = format(major);
-        let mut section = match major {
-            2.. => Table::new(),
-            // Before version 2 a plugin's section in an imported file replaces the whole section
-            // of the file that imports it, so that all of it must be there.
-            _ => plugin(base, cri).cloned().unwrap_or_default(),
+    /// The drop-in for a containerd whose whole configuration without it is `base`.
+    pub(super) fn drop_in(&self, format: Format, base: &Table) -> Result<String, Error> {
+        let Format { version, cri, .. } = format;
+        let mut section = match format.replaces {
+            true => plugin(base, cri).cloned().unwrap_or_default(),
+            false => Table::new(),
         };
         let mut at = &mut section;
         for key in ["containerd", "runtimes"] {
@@ -87,25 +103,26 @@ impl Handler<'_> {
     /// Fails unless `after` is `before` with this handler, and nothing else.
     pub(super) fn expect_alone(&self, before: &Table, after: &Table) -> Result<(), Error> {
         let (mut before, mut after) = (before.clone(), after.clone());
-        let refuse = |what: &str| {
-            Err(Error::Config(format!(
-                "{what}. Look at what `containerd config dump` says, and at the files that \
-                 containerd's configuration imports"
-            )))
+        let refuse = |what: &str, advice: &str| {
+            Err(Error::Lacks {
+                what: what.to_owned(),
+                advice: advice.to_owned(),
+            })
         };
+        let look = "look at what `containerd config dump` says, and at the files that \
+                    containerd's configuration imports";
         take_handler(&mut before, self.name);
         match take_handler(&mut after, self.name) {
             None => {
-                return refuse(&format!(
-                    "containerd does not see the handler {}",
-                    self.name
-                ));
+                let what = format!("containerd does not see the handler {}", self.name);
+                return refuse(&what, look);
             }
             Some(found) if !is_in(&self.table(), &found) => {
-                return refuse(&format!(
+                let what = format!(
                     "another file changes what ours says of the handler {}",
                     self.name
-                ));
+                );
+                return refuse(&what, look);
             }
             Some(_) => {}
         }
@@ -113,7 +130,11 @@ impl Handler<'_> {
             table.remove("imports");
         }
         match difference(&before, &after) {
-            Some(key) => refuse(&format!("with our file, containerd would change {key} too")),
+            Some(key) => refuse(
+                &format!("with our file, containerd would change {key} too"),
+                "write containerd's own file and all that it imports in one version, as \
+                 `containerd config dump` prints it, or put the handler into its own file by hand",
+            ),
             None => Ok(()),
         }
     }
@@ -178,10 +199,25 @@ impl Main {
         })
     }
 
-    /// One that says nothing but its format.
+    /// One that says nothing but its version.
     pub(super) fn new(path: &Path, major: u32) -> Result<Self, Error> {
-        let (_, version) = format(major);
+        let Format { version, .. } = Format::of(major, None);
         Self::parse(path, &format!("version = {version}\n"))
+    }
+
+    /// Its `version`; none is the same as 1.
+    fn version(&self) -> Option<i64> {
+        self.document.get("version")?.as_integer()
+    }
+
+    /// Whether it is in the first version, which knows plugins by other names.
+    pub(super) fn is_of_version_1(&self) -> bool {
+        self.version().is_none_or(|version| version < 2)
+    }
+
+    /// How a file must be written that a containerd of this major version reads beside this one.
+    pub(super) fn format(&self, major: u32) -> Format {
+        Format::of(major, self.version())
     }
 
     fn imports(&self) -> impl Iterator<Item = &str> {
@@ -280,20 +316,30 @@ mod tests {
     #[test]
     fn an_old_containerd_gets_its_whole_section_and_a_new_one_the_handler() {
         let base: Table = toml::from_str(BASE).unwrap();
-        let old: Table = toml::from_str(&handler().drop_in(1, &base).unwrap()).unwrap();
+        let drop_in = |format| -> Table {
+            toml::from_str(&handler().drop_in(format, &base).unwrap()).unwrap()
+        };
+        let old = drop_in(Format::of(1, Some(2)));
         // As that one merges: section by section.
         let mut merged = base.clone();
         merged["plugins"] = old["plugins"].clone();
         handler().expect_alone(&base, &merged).unwrap();
-        let new: Table = toml::from_str(&handler().drop_in(2, &base).unwrap()).unwrap();
-        assert_eq!(new["version"].as_integer(), Some(3));
-        let section = plugin(&new, CRI[0]).unwrap();
-        assert_eq!(section.len(), 1);
-        let found = &section["containerd"]["runtimes"]["gvisor"];
-        assert_eq!(
-            found["options"]["ConfigPath"].as_str(),
-            Some("/etc/kiln/runsc.toml")
-        );
+        for (own, version, cri) in [
+            (None, 3, CRI[0]),
+            (Some(1), 3, CRI[0]),
+            (Some(2), 2, CRI[1]),
+            (Some(3), 3, CRI[0]),
+        ] {
+            let new = drop_in(Format::of(2, own));
+            assert_eq!(new["version"].as_integer(), Some(version), "{own:?}");
+            let section = plugin(&new, cri).unwrap();
+            assert_eq!(section.len(), 1);
+            let found = &section["containerd"]["runtimes"]["gvisor"];
+            assert_eq!(
+                found["options"]["ConfigPath"].as_str(),
+                Some("/etc/kiln/runsc.toml")
+            );
+        }
     }
 
     #[test]
@@ -307,7 +353,7 @@ mod tests {
                 .to_string()
         };
         assert!(with(BASE).contains("does not see the handler gvisor"));
-        let ours = handler().drop_in(1, &base).unwrap();
+        let ours = handler().drop_in(Format::of(1, Some(2)), &base).unwrap();
         let other = ours.replace("\"pause\"", "\"other\"");
         assert!(with(&other).contains("sandbox_image"), "{other}");
         let theirs = ours.replace("/opt/kiln/bin/shim", "/bin/theirs");
