@@ -12,7 +12,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use kiln_node_agent::install::{CRI, RUNTIME_TYPE, SHIM};
+use kiln_node_agent::install::{
+    CRI, RUNTIME_TYPE, SHIM, containerd_version as containerd_version_of,
+};
 use runsc_wrapper::{Config as RuntimeConfig, RuntimeKind};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
@@ -25,6 +27,9 @@ use crate::{
 
 /// Where the runtime's configuration is when containerd names none, in this order.
 const RUNTIME_CONFIGS: [&str; 2] = ["/etc/kiln/runsc.toml", "/etc/containerd/runsc.toml"];
+
+/// containerd's own file when it was started with no other.
+const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 
 /// The oldest kernel: openat2(2) came with it.
 const KERNEL: (u32, u32) = (5, 6);
@@ -327,7 +332,10 @@ async fn containerd(args: &Preflight) -> Result<(Vec<Check>, Option<Handler>)> {
             return Ok((checks, None));
         }
     };
-    let (check, handler) = handler(&dump, &args.handler);
+    let major = words.ok().and_then(|w| containerd_version_of(&w));
+    let own = config.unwrap_or_else(|| CONTAINERD_CONFIG.into());
+    let place = spawn_blocking(move || ByHand::find(major.map(|(major, _)| major), own)).await?;
+    let (check, handler) = handler(&dump, &args.handler, &place);
     checks.push(check);
     let root = dump.get("root").and_then(toml::Value::as_str);
     let root = root.unwrap_or("/var/lib/containerd").to_owned();
@@ -388,8 +396,45 @@ async fn dump(program: &Path, config: Option<&Path>) -> Result<toml::Table> {
     toml::from_str(&text).context("read what `containerd config dump` says")
 }
 
+/// Where a user adds a handler to containerd's configuration by hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum ByHand {
+    /// In this file, containerd's own: a file beside it would take settings away, or stop
+    /// containerd.
+    Append(PathBuf),
+    /// In a file that this one, containerd's own, imports.
+    DropIn(PathBuf),
+}
+
+impl ByHand {
+    /// For a containerd of a major version, 2 if that is not known, whose own file is `own`. Blocks.
+    fn find(major: Option<u32>, own: PathBuf) -> Self {
+        let text = fs::read_to_string(&own).unwrap_or_default();
+        let file = toml::from_str::<toml::Table>(&text).unwrap_or_default();
+        let is_version_2 = file.get("version").and_then(toml::Value::as_integer) == Some(2);
+        match is_version_2 || major.is_some_and(|major| major < 2) {
+            true => Self::Append(own),
+            false => Self::DropIn(own),
+        }
+    }
+
+    fn advice(&self) -> String {
+        let by_hand = match self {
+            Self::Append(own) => format!(
+                "append deploy/containerd-1.7.toml to {}, which must say `version = 2`,",
+                own.display()
+            ),
+            Self::DropIn(own) => format!(
+                "put deploy/containerd.toml where `imports` of {} finds it,",
+                own.display()
+            ),
+        };
+        format!("kilnctl node enable, or {by_hand} and restart containerd")
+    }
+}
+
 /// What containerd's whole configuration says of the handler `name`.
-fn handler(dump: &toml::Table, name: &str) -> (Check, Option<Handler>) {
+fn handler(dump: &toml::Table, name: &str, by_hand: &ByHand) -> (Check, Option<Handler>) {
     const CHECK: &str = "containerd's handler";
     let disabled = dump.get("disabled_plugins").and_then(toml::Value::as_array);
     let off = |plugin: &toml::Value| {
@@ -406,9 +451,7 @@ fn handler(dump: &toml::Table, name: &str) -> (Check, Option<Handler>) {
         cri.get("containerd")?.get("runtimes")?.get(name)
     });
     let Some(found) = found else {
-        let advice = "kilnctl node enable, or put deploy/containerd.toml where `imports` of \
-                      containerd's configuration finds it, and restart containerd";
-        let check = Check::missing(CHECK, format!("no handler {name}"), advice);
+        let check = Check::missing(CHECK, format!("no handler {name}"), &by_hand.advice());
         return (check, None);
     };
     let text = |value: Option<&toml::Value>| {
@@ -627,6 +670,9 @@ mod tests {
             );
             toml::from_str(&text).unwrap()
         };
+        let handler = |dump: &toml::Table, name: &str| {
+            handler(dump, name, &ByHand::DropIn(CONTAINERD_CONFIG.into()))
+        };
         for cri in CRI {
             let (check, found) = handler(&dump(cri, RUNTIME_TYPE), "gvisor");
             verdict(&check, Verdict::Ok);
@@ -642,5 +688,36 @@ mod tests {
         }
         let off = toml::from_str("disabled_plugins = ['cri']").unwrap();
         assert_eq!(handler(&off, "gvisor").0.found, "CRI is off");
+    }
+
+    #[test]
+    fn a_handler_goes_where_this_containerd_can_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("config.toml");
+        let advice = |major: Option<u32>| {
+            let place = ByHand::find(major, own.clone());
+            let (check, _) = handler(&toml::Table::new(), "gvisor", &place);
+            verdict(&check, Verdict::Missing);
+            check.advice
+        };
+        let append = format!("append deploy/containerd-1.7.toml to {}", own.display());
+        let drop_in = format!(
+            "put deploy/containerd.toml where `imports` of {} finds it",
+            own.display()
+        );
+        // Without a file, and with one of each version.
+        for (text, of_2) in [
+            (None, &drop_in),
+            (Some("oom_score = 0\n"), &drop_in),
+            (Some("version = 2\n"), &append),
+            (Some("version = 3\n"), &drop_in),
+        ] {
+            if let Some(text) = text {
+                fs::write(&own, text).unwrap();
+            }
+            assert!(advice(Some(1)).contains(&append), "{text:?}");
+            assert!(advice(Some(2)).contains(of_2), "{text:?}");
+            assert!(advice(None).contains(of_2), "{text:?}");
+        }
     }
 }

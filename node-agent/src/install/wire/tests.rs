@@ -22,6 +22,11 @@ const BEFORE_2_2: &str = "containerd-2.1";
 const NEWEST: &str = "containerd";
 const ALL: [&str; 3] = [OLD, BEFORE_2_2, NEWEST];
 
+/// Files for users.
+const DROP_IN: &str = include_str!("../../../../deploy/containerd.toml");
+const TABLE: &str = include_str!("../../../../deploy/containerd-1.7.toml");
+const KATA: &str = include_str!("../../../../deploy/kata/containerd.toml");
+
 /// Own files of nodes, each with settings of CRI and of other plugins.
 const VERSION_1: &str = r#"
 oom_score = -999
@@ -101,6 +106,11 @@ impl Node {
 
     fn own(&self) -> PathBuf {
         self.at("config.toml")
+    }
+
+    fn append(&self, text: &str) {
+        let own = fs::read_to_string(self.own()).unwrap();
+        fs::write(self.own(), own + text).unwrap();
     }
 
     async fn containerd(&self) -> Containerd {
@@ -340,4 +350,79 @@ async fn a_file_that_containerd_cannot_read_is_named() {
     let node = Node::new(OLD, Some(VERSION_3));
     node.expect_refused(&["config.toml", "unsupported config version"], OLD)
         .await;
+}
+
+/// How README has a user add a handler.
+enum ByHand {
+    /// To the own file.
+    Append,
+    /// In a directory that the own file imports.
+    DropIn,
+}
+
+impl ByHand {
+    /// A node with this own file, before and after `text` was added.
+    async fn add(
+        &self,
+        program: &str,
+        own: &str,
+        text: &str,
+    ) -> (Settings, Result<Settings, Error>) {
+        let node = Node::importing(program, own, &[]);
+        let before = node.dump().await.unwrap();
+        match self {
+            Self::Append => node.append(text),
+            Self::DropIn => fs::write(node.at("conf.d/kiln.toml"), text).unwrap(),
+        }
+        (before, node.dump().await)
+    }
+}
+
+#[tokio::test]
+async fn files_for_users_add_the_handler_and_nothing_else() {
+    for (program, own, by_hand, text) in [
+        (OLD, VERSION_2, ByHand::Append, TABLE),
+        (BEFORE_2_2, VERSION_2, ByHand::Append, TABLE),
+        (NEWEST, VERSION_2, ByHand::Append, TABLE),
+        (BEFORE_2_2, VERSION_3, ByHand::DropIn, DROP_IN),
+        (NEWEST, VERSION_3, ByHand::DropIn, DROP_IN),
+        (BEFORE_2_2, VERSION_1, ByHand::DropIn, DROP_IN),
+        (NEWEST, VERSION_1, ByHand::DropIn, DROP_IN),
+    ] {
+        let (before, after) = by_hand.add(program, own, text).await;
+        let (after, case) = (after.unwrap(), format!("{program} with {own}"));
+        after.expect_handler("gvisor", RUNTIME_TYPE, "/etc/kiln/runsc.toml", &case);
+        assert_eq!(
+            after.of_handler("gvisor", "options/TypeUrl"),
+            Some("io.containerd.runsc.v1.options")
+        );
+        assert_eq!(before.without("gvisor"), after.without("gvisor"), "{case}");
+    }
+    // As docs/kata.md has it for an own file of version 2.
+    let table = KATA.replace("version = 3\n", "").replace(CRI[0], CRI[1]);
+    for (program, own, by_hand, text) in [
+        (OLD, VERSION_2, ByHand::Append, &*table),
+        (BEFORE_2_2, VERSION_2, ByHand::Append, &*table),
+        (BEFORE_2_2, VERSION_3, ByHand::DropIn, KATA),
+        (NEWEST, VERSION_3, ByHand::DropIn, KATA),
+    ] {
+        let (before, after) = by_hand.add(program, own, text).await;
+        let after = after.unwrap();
+        let config = "/opt/kata/share/defaults/kata-containers/configuration.toml";
+        after.expect_handler("kata", "io.containerd.kata.v2", config, program);
+        assert_eq!(before.without("kata"), after.without("kata"), "{program}");
+    }
+}
+
+/// Why README has two ways.
+#[tokio::test]
+async fn files_for_users_do_harm_in_another_place() {
+    let (_, after) = ByHand::DropIn.add(OLD, VERSION_2, DROP_IN).await;
+    let said = after.unwrap_err().to_string();
+    assert!(said.contains("unsupported config version `3`"), "{said}");
+    for (program, text) in [(OLD, TABLE), (BEFORE_2_2, DROP_IN)] {
+        let (before, after) = ByHand::DropIn.add(program, VERSION_2, text).await;
+        assert!(before.has_systemd_cgroup());
+        assert!(!after.unwrap().has_systemd_cgroup(), "{program}");
+    }
 }
