@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         a_containerd_that_cannot_be_restarted_is_named,
         a_containerd_that_is_too_old_is_named,
         two_installations_are_not_under_way_at_once,
+        a_second_installation_leaves_the_first_alone,
     );
     cases.run(|| Node::start(NodeOpts::default()))
 }
@@ -571,4 +572,25 @@ async fn two_installations_are_not_under_way_at_once(place: &Installation<'_>) -
     place.does("enable").await?;
     place.does("disable").await?;
     place.expect_as(&before)
+}
+
+async fn a_second_installation_leaves_the_first_alone(place: &Installation<'_>) -> Result<()> {
+    let other = Installation::new(place.node, "second")?;
+    let text = fs::read_to_string(other.dir.join("agent.toml"))?;
+    let named = format!("handler = \"{HANDLER}\"");
+    let text = text.replace(&named, "handler = \"second\"");
+    fs::write(other.dir.join("agent.toml"), text)?;
+    let before = place.listing()?;
+    place.does("enable").await?;
+    let first = other.listing()?;
+    let words = ["another installation of Kiln", HANDLER, "put back"];
+    other.fails("enable", &words).await?;
+    other.expect_as(&first)?;
+    place.expect_handler().await?;
+    place.does("disable").await?;
+    other.does("enable").await?;
+    other.does("disable").await?;
+    place.expect_as(&before)?;
+    fs::remove_dir_all(&other.dir)?;
+    Ok(())
 }

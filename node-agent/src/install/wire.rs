@@ -16,7 +16,7 @@ use super::{
     DROP_IN, Error, Run,
     containerd::Containerd,
     files::{Source, Wired},
-    wiring::{Handler, Main},
+    wiring::{self, Handler, Main},
 };
 
 /// containerd's own file as it is.
@@ -86,6 +86,7 @@ impl Run<'_> {
         let path = &self.containerd.config;
         let mut own = Own::read(path, major)?;
         let drop_in = self.drop_in(&own.main, major);
+        self.expect_no_other_installation(&own.main, &drop_in, shim)?;
         if let Some(dir) = path.parent() {
             self.changes.make_dir(dir)?;
         }
@@ -130,6 +131,34 @@ impl Run<'_> {
                 // It has a whole section in it, and must be the last that is read.
                 _ => self.containerd.config.with_file_name(DROP_IN),
             })
+    }
+
+    /// Fails when another installation of Kiln, one with another shim, has its file at `drop_in` or
+    /// where `main` imports it. To take that for the user's would take its handler away and leave
+    /// the file at the end; and each would put the own file back as it was before itself.
+    fn expect_no_other_installation(
+        &self,
+        main: &Main,
+        drop_in: &Path,
+        shim: &Path,
+    ) -> Result<(), Error> {
+        for file in main.imported().into_iter().chain([drop_in.to_owned()]) {
+            // What cannot be read is told by containerd, or by who writes it.
+            let text = fs::read(&file).unwrap_or_default();
+            let other = wiring::other_handler(&String::from_utf8_lossy(&text), shim);
+            if let Some(other) = other {
+                return Err(Error::Lacks {
+                    what: format!(
+                        "{} is of another installation of Kiln: {other}",
+                        file.display()
+                    ),
+                    advice: "take that away first, by `kilnctl node disable` with its \
+                             configuration"
+                        .to_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Asks containerd what it would make of the files, before they are where it reads them: of its

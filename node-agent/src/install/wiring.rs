@@ -2,7 +2,10 @@
 
 //! What containerd's files must say for it to know the handler.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use toml::{Table, Value};
 use toml_edit::{Array, DocumentMut};
@@ -140,6 +143,26 @@ impl Handler<'_> {
     }
 }
 
+/// Describes Kiln's handler in a drop-in that an installation with another shim than `shim` has
+/// written; none in any other file.
+pub(super) fn other_handler(text: &str, shim: &Path) -> Option<String> {
+    let file: Table = text.strip_prefix(HEAD).map(toml::from_str)?.ok()?;
+    let runtimes = |cri: &&str| {
+        let containerd = plugin(&file, cri)?.get("containerd")?;
+        containerd.get("runtimes")?.as_table()
+    };
+    let handlers = CRI.iter().filter_map(runtimes).flatten();
+    let ours = handlers.filter_map(|(name, handler)| {
+        let is_ours = handler.get("runtime_type")?.as_str() == Some(RUNTIME_TYPE);
+        let path = handler.get("runtime_path")?.as_str()?;
+        is_ours.then_some((name, path))
+    });
+    let ours: Vec<_> = ours.collect();
+    let is_same = ours.iter().any(|(_, path)| Path::new(path) == shim);
+    let (name, path) = ours.first().filter(|_| !is_same)?;
+    Some(format!("handler {name} by {path}"))
+}
+
 /// The section of a plugin.
 fn plugin<'a>(config: &'a Table, name: &str) -> Option<&'a Table> {
     config.get("plugins")?.get(name)?.as_table()
@@ -257,6 +280,18 @@ impl Main {
             }
     }
 
+    /// The files that containerd reads as well, as far as they are there.
+    pub(super) fn imported(&self) -> Vec<PathBuf> {
+        let of_import = |import| {
+            let dir = self.absolute(import).parent().map(fs::read_dir);
+            let entries = dir.and_then(Result::ok).into_iter().flatten().flatten();
+            entries
+                .map(|entry| entry.path())
+                .filter(move |file| self.is_imported_by(import, file))
+        };
+        self.imports().flat_map(of_import).collect()
+    }
+
     /// Whether containerd reads `file` as well.
     pub(super) fn imports_file(&self, file: &Path) -> bool {
         self.imports().any(|i| self.is_imported_by(i, file))
@@ -343,6 +378,21 @@ mod tests {
     }
 
     #[test]
+    fn the_drop_in_of_another_installation_is_told_from_ours_and_the_users() {
+        let base: Table = toml::from_str(BASE).unwrap();
+        for format in [Format::of(1, Some(2)), Format::of(2, Some(3))] {
+            let text = handler().drop_in(format, &base).unwrap();
+            let other = |text: &str, shim: &str| other_handler(text, Path::new(shim));
+            assert_eq!(other(&text, "/opt/kiln/bin/shim"), None);
+            assert_eq!(
+                other(&text, "/kiln/bin/shim").as_deref(),
+                Some("handler gvisor by /opt/kiln/bin/shim")
+            );
+            assert_eq!(other(text.strip_prefix(HEAD).unwrap(), "/x"), None);
+        }
+    }
+
+    #[test]
     fn anything_else_that_changes_is_refused() {
         let base: Table = toml::from_str(BASE).unwrap();
         let with = |text: &str| -> String {
@@ -379,6 +429,21 @@ mod tests {
         }
         let elsewhere = main("imports = ['/srv/c/*.toml']").place_for("kiln.toml");
         assert_eq!(elsewhere, Path::new("/srv/c/kiln.toml"));
+    }
+
+    #[test]
+    fn files_that_are_imported_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("conf.d")).unwrap();
+        for name in ["conf.d/a.toml", "conf.d/b.txt", "c.toml", "d.toml"] {
+            fs::write(at(name), "").unwrap();
+        }
+        let absolute = at("c.toml").display().to_string();
+        let text =
+            format!("imports = ['conf.d/*.toml', '{absolute}', '/nowhere/*.toml', 'e.toml']");
+        let main = Main::parse(&at("config.toml"), &text).unwrap();
+        assert_eq!(main.imported(), [at("conf.d/a.toml"), at("c.toml")]);
     }
 
     #[test]

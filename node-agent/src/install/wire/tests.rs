@@ -125,12 +125,18 @@ impl Node {
         Ok(Settings::of(dump))
     }
 
-    /// Has containerd's files name the handler, as an installation does. Returns whether files have
-    /// changed.
+    /// Has containerd's files name the handler of the installation in `opt`, as an installation
+    /// does. Returns whether files have changed.
     async fn wire(&self) -> Result<bool, Error> {
-        let dir = self.at("opt");
+        self.wire_another("opt", "gvisor", "").await
+    }
+
+    /// Has them name that of the installation in `dir`, which has `more` in its configuration.
+    async fn wire_another(&self, dir: &str, handler: &str, more: &str) -> Result<bool, Error> {
+        let dir = self.at(dir);
         let text = format!(
-            "runtime_config = '/etc/gvisor.toml'\n[install]\ndir = '{}'\n",
+            "runtime_config = '/etc/{handler}.toml'\n\
+             [install]\ndir = '{}'\nhandler = '{handler}'\n{more}\n",
             dir.display()
         );
         let config: Config = toml::from_str(&text).unwrap();
@@ -350,6 +356,36 @@ async fn a_file_that_containerd_cannot_read_is_named() {
     let node = Node::new(OLD, Some(VERSION_3));
     node.expect_refused(&["config.toml", "unsupported config version"], OLD)
         .await;
+}
+
+#[tokio::test]
+async fn the_handler_of_another_installation_stays() {
+    for (program, own) in [(OLD, VERSION_2), (NEWEST, VERSION_3)] {
+        for node in [
+            Node::new(program, Some(own)),
+            Node::importing(program, own, &[]),
+        ] {
+            assert!(node.wire().await.unwrap());
+            let before = node.files();
+            let first = node.at("opt/bin").join(SHIM).display().to_string();
+            let elsewhere = node.at("kiln-2.toml").display().to_string();
+            let elsewhere = format!("[install.containerd]\ndrop_in = '{elsewhere}'\n");
+            for (handler, more) in [("gvisor", ""), ("second", ""), ("second", &*elsewhere)] {
+                let case = format!("{program}, {handler}, {more}");
+                let said = node.wire_another("opt2", handler, more).await;
+                let said = said.unwrap_err().to_string();
+                for word in [
+                    "another installation of Kiln: handler gvisor by",
+                    &first,
+                    "kilnctl node disable",
+                ] {
+                    assert!(said.contains(word), "{case}: no {word:?} in {said}");
+                }
+                assert_eq!(node.files(), before, "{case}");
+            }
+            assert!(!node.wire().await.unwrap());
+        }
+    }
 }
 
 /// How README has a user add a handler.
