@@ -5,7 +5,7 @@
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -316,11 +316,20 @@ async fn containerd(args: &Preflight) -> Result<(Vec<Check>, Option<Handler>)> {
         Ok(words) => containerd_version(words, running.is_some()),
         Err(e) => Check::missing("containerd", format!("{e:#}"), "install it anew"),
     }];
-    let config = args
+    let own = args
         .containerd_config
         .clone()
-        .or(running.and_then(|r| r.config));
-    let dump = match dump(&program, config.as_deref()).await {
+        .or(running.and_then(|r| r.config))
+        .unwrap_or_else(|| CONTAINERD_CONFIG.into());
+    let major = words.ok().and_then(|w| containerd_version_of(&w));
+    let looked = spawn_blocking(move || {
+        // Every containerd starts without a file, but 1.7 dumps nothing without one.
+        let there = Some(own.clone()).filter(|own| own.exists());
+        let file = there.unwrap_or_else(|| "/dev/null".into());
+        (file, ByHand::find(major.map(|(major, _)| major), own))
+    });
+    let (file, by_hand) = looked.await?;
+    let dump = match dump(&program, &file).await {
         Ok(dump) => dump,
         Err(e) => {
             let advice = "correct containerd's configuration: `containerd config dump` must work";
@@ -332,10 +341,7 @@ async fn containerd(args: &Preflight) -> Result<(Vec<Check>, Option<Handler>)> {
             return Ok((checks, None));
         }
     };
-    let major = words.ok().and_then(|w| containerd_version_of(&w));
-    let own = config.unwrap_or_else(|| CONTAINERD_CONFIG.into());
-    let place = spawn_blocking(move || ByHand::find(major.map(|(major, _)| major), own)).await?;
-    let (check, handler) = handler(&dump, &args.handler, &place);
+    let (check, handler) = handler(&dump, &args.handler, &by_hand);
     checks.push(check);
     let root = dump.get("root").and_then(toml::Value::as_str);
     let root = root.unwrap_or("/var/lib/containerd").to_owned();
@@ -386,12 +392,13 @@ fn containerd_version(words: &str, runs: bool) -> Check {
     }
 }
 
-async fn dump(program: &Path, config: Option<&Path>) -> Result<toml::Table> {
-    let mut args: Vec<OsString> = Vec::new();
-    if let Some(config) = config {
-        args.extend(["--config".into(), config.into()]);
-    }
-    args.extend(["config".into(), "dump".into()]);
+async fn dump(program: &Path, config: &Path) -> Result<toml::Table> {
+    let args: [&OsStr; 4] = [
+        "--config".as_ref(),
+        config.as_ref(),
+        "config".as_ref(),
+        "dump".as_ref(),
+    ];
     let text = facts::ask(program, &args).await?;
     toml::from_str(&text).context("read what `containerd config dump` says")
 }

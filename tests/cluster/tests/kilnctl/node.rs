@@ -83,6 +83,27 @@ pub(crate) async fn preflight_says_what_is_missing(env: &Env) -> Result<()> {
         );
     }
 
+    // containerd 1.7 reads another form, with no file of its own as well.
+    fs::remove_file(dir.join("config.toml"))?;
+    let old = tools::program("containerd-1.7")?;
+    for own in [None, Some("version = 2\n")] {
+        if let Some(text) = own {
+            fs::write(dir.join("config.toml"), text)?;
+        }
+        let (_, checks) = preflight(&old, &dir).await?;
+        let found = check(&checks, "containerd's handler");
+        let told = found["advice"].as_str().unwrap_or_default();
+        ensure!(
+            told.contains("append deploy/containerd-1.7.toml to"),
+            "{found}"
+        );
+    }
+    let table = fs::read_to_string(deploy().join("containerd-1.7.toml"))?;
+    fs::write(dir.join("config.toml"), format!("version = 2\n{table}"))?;
+    let (_, checks) = preflight(&old, &dir).await?;
+    let found = check(&checks, "containerd's handler");
+    ensure!(found["verdict"] == "ok", "{found}");
+
     fs::write(dir.join("runsc.toml"), "binary_name = 3\n")?;
     fs::write(dir.join("config.toml"), "version = [")?;
     let (output, checks) = preflight(&containerd, &dir).await?;
