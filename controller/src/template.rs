@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
+    time::Duration,
 };
 
 use k8s_openapi::{
@@ -30,6 +31,8 @@ use crate::{
     queue::Outcome,
 };
 
+/// When to look again at Pods without a label that they will get.
+const UNLABELLED: Duration = Duration::from_secs(1);
 /// Most characters of an object's name (RFC 1123, as Kubernetes "Object names and IDs" has it).
 const LONGEST_NAME: usize = 253;
 /// What a NetworkPolicy has in its name behind its template's.
@@ -66,7 +69,23 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     }
     label(context, &template).await?;
     put_policy_right(context, &template).await?;
-    Ok(Outcome::Done)
+    Ok(match are_labelled(context, &template) {
+        true => Outcome::Done,
+        false => Outcome::Again(UNLABELLED),
+    })
+}
+
+/// Whether all Pods that a template's policy is for have the label that no other template's have.
+/// Those of an earlier controller get it when their Sandboxes are looked at.
+fn are_labelled(context: &Context, template: &SandboxTemplate) -> bool {
+    let hash = keys::name_hash(&template.name_any());
+    let namespace = template.namespace();
+    let pods = context.pods.all();
+    !pods.iter().any(|pod| {
+        pod.namespace() == namespace
+            && pod.labels().get(keys::TEMPLATE_REF_HASH) == Some(&hash)
+            && !pod.labels().contains_key(keys::TEMPLATE_NAME_DIGEST)
+    })
 }
 
 /// Sees that a template has its NetworkPolicy before a Pod of it is made.
@@ -100,7 +119,7 @@ async fn put_policy_right(context: &Arc<Context>, template: &SandboxTemplate) ->
 }
 
 async fn write_policy(context: &Context, template: &SandboxTemplate) -> Result<()> {
-    let wanted = policy(template);
+    let wanted = policy(template, are_labelled(context, template));
     let policy_key = Key::of(&wanted);
     let found = match context.policies.get(&policy_key) {
         Some(found) => Some(found),
@@ -185,12 +204,21 @@ fn policy_key(template: &SandboxTemplate) -> Key {
     Key::new(&template.namespace().unwrap_or_default(), &name)
 }
 
-fn policy(template: &SandboxTemplate) -> NetworkPolicy {
+/// The policy of a template. It is for its own Pods alone if these `are_labelled` so; else also for
+/// those of another template with the same hash, because none may be without.
+fn policy(template: &SandboxTemplate, are_labelled: bool) -> NetworkPolicy {
     let (ingress, egress) = match &template.spec.network_policy {
         Some(rules) => (rules.ingress.clone(), rules.egress.clone()),
         None => (Some(vec![from_router()]), Some(vec![to_internet()])),
     };
-    let hash = keys::name_hash(&template.name_any());
+    let name = template.name_any();
+    let mut labels = BTreeMap::from([(keys::TEMPLATE_REF_HASH.to_owned(), keys::name_hash(&name))]);
+    if are_labelled {
+        labels.insert(
+            keys::TEMPLATE_NAME_DIGEST.to_owned(),
+            keys::name_digest(&name),
+        );
+    }
     NetworkPolicy {
         metadata: ObjectMeta {
             name: Some(policy_key(template).name),
@@ -199,7 +227,7 @@ fn policy(template: &SandboxTemplate) -> NetworkPolicy {
             ..ObjectMeta::default()
         },
         spec: Some(NetworkPolicySpec {
-            pod_selector: Some(labels(keys::TEMPLATE_REF_HASH, &hash)),
+            pod_selector: Some(selector(labels)),
             policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
             // The apiserver keeps no empty lists.
             ingress: ingress.filter(|rules| !rules.is_empty()),
@@ -208,14 +236,16 @@ fn policy(template: &SandboxTemplate) -> NetworkPolicy {
     }
 }
 
-fn labels(key: &str, value: &str) -> LabelSelector {
+fn selector(labels: BTreeMap<String, String>) -> LabelSelector {
     LabelSelector {
-        match_labels: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
+        match_labels: Some(labels),
         match_expressions: None,
     }
 }
 
 fn from_router() -> NetworkPolicyIngressRule {
+    let labels =
+        |key: &str, value: &str| selector(BTreeMap::from([(key.to_owned(), value.to_owned())]));
     NetworkPolicyIngressRule {
         from: Some(vec![NetworkPolicyPeer {
             namespace_selector: Some(labels("kubernetes.io/metadata.name", ROUTER_NAMESPACE)),
@@ -286,11 +316,14 @@ mod tests {
 
     #[test]
     fn without_rules_only_the_router_comes_in_and_only_the_internet_is_reached() {
-        let spec = serde_json::to_value(policy(&template(&json!({}))).spec).unwrap();
+        let spec = serde_json::to_value(policy(&template(&json!({})), true).spec).unwrap();
         assert_eq!(
             spec,
             json!({
-                "podSelector": {"matchLabels": {keys::TEMPLATE_REF_HASH: keys::name_hash("t")}},
+                "podSelector": {"matchLabels": {
+                    keys::TEMPLATE_REF_HASH: keys::name_hash("t"),
+                    keys::TEMPLATE_NAME_DIGEST: keys::name_digest("t"),
+                }},
                 "policyTypes": ["Ingress", "Egress"],
                 "ingress": [{"from": [{
                     "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "agent-sandbox-system"}},
@@ -316,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_template_without_rules_in_its_policy_denies_all() {
-        let spec = policy(&template(&json!({"networkPolicy": {"ingress": []}})))
+        let spec = policy(&template(&json!({"networkPolicy": {"ingress": []}})), true)
             .spec
             .unwrap();
         assert!(spec.ingress.is_none() && spec.egress.is_none());
@@ -325,7 +358,10 @@ mod tests {
 
     #[test]
     fn what_others_have_added_to_a_policy_goes() {
-        let wanted = policy(&template(&json!({"networkPolicy": {"ingress": [{}]}})));
+        let wanted = policy(
+            &template(&json!({"networkPolicy": {"ingress": [{}]}})),
+            true,
+        );
         let mut found = wanted.clone();
         found.metadata.uid = Some("p".to_owned());
         found.metadata.resource_version = Some("9".to_owned());

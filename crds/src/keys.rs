@@ -3,8 +3,18 @@
 //! Labels and annotations, as upstream has them (its `api/v1beta1/sandbox_types.go` and
 //! `extensions/api/v1beta1`).
 
+use std::fmt::Write as _;
+
+use sha2::{Digest as _, Sha256};
+
 /// Label of a Pod, a Service's selector and a volume claim: [`name_hash`] of the Sandbox.
 pub const SANDBOX_NAME_HASH: &str = "agents.x-k8s.io/sandbox-name-hash";
+/// Label of a Pod, in the selector of its Sandbox's Service: [`name_digest`] of the Sandbox. Names
+/// with the same [`SANDBOX_NAME_HASH`] are found in a second, and others' traffic is led by it.
+pub const SANDBOX_NAME_DIGEST: &str = "kiln.dev/sandbox-name-digest";
+/// Label of a Pod of a pool or a claim, in the selector of its template's NetworkPolicy:
+/// [`name_digest`] of the template.
+pub const TEMPLATE_NAME_DIGEST: &str = "kiln.dev/sandbox-template-digest";
 /// Annotation of a Sandbox: the name of its Pod.
 pub const POD_NAME: &str = "agents.x-k8s.io/pod-name";
 /// Label of a pool's Sandbox: [`name_hash`] of the pool. It goes when a claim adopts it.
@@ -69,9 +79,33 @@ pub fn name_hash(name: &str) -> String {
     format!("{hash:08x}")
 }
 
+/// A hash of a name that no other name has: the first 160 bits of its SHA-256, as 40 hexadecimal
+/// digits, which is short enough for a label's value.
+#[must_use]
+pub fn name_digest(name: &str) -> String {
+    let digest = Sha256::digest(name.as_bytes());
+    digest[..20].iter().fold(String::new(), |mut text, byte| {
+        // Writing into a string cannot fail.
+        write!(text, "{byte:02x}").ok();
+        text
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_one_hash_have_two_digests() {
+        let (one, other) = ("agent-jen08m1", "agent-znis702");
+        assert_eq!(name_hash(one), name_hash(other));
+        assert_ne!(name_digest(one), name_digest(other));
+        // FIPS 180-4, "abc".
+        assert_eq!(
+            name_digest("abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a3"
+        );
+    }
 
     #[test]
     fn names_hash_as_fnv_1a_has_it() {

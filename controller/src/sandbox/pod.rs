@@ -12,10 +12,15 @@ use kiln_crds::{Sandbox, SandboxClaim, SandboxWarmPool, keys};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::{owner, patch};
+use crate::{context::template_of, owner, patch};
 
 /// Labels of a Pod that follow from who owns its Sandbox.
-const OF_OWNER: [&str; 3] = [keys::WARM_POOL, keys::TEMPLATE_REF_HASH, keys::CLAIM_UID];
+const OF_OWNER: [&str; 4] = [
+    keys::WARM_POOL,
+    keys::TEMPLATE_REF_HASH,
+    keys::TEMPLATE_NAME_DIGEST,
+    keys::CLAIM_UID,
+];
 
 /// The Pod that a Sandbox runs.
 pub(super) fn desired(sandbox: &Sandbox, evict_warm: bool) -> Pod {
@@ -100,10 +105,7 @@ impl Metadata {
         if let Some(creator) = created_by(sandbox) {
             labels.insert(keys::CREATED_BY.to_owned(), creator.to_owned());
         }
-        labels.insert(
-            keys::SANDBOX_NAME_HASH.to_owned(),
-            keys::name_hash(&sandbox.name_any()),
-        );
+        labels.extend(identity(sandbox));
         Self {
             labels,
             annotations,
@@ -111,11 +113,29 @@ impl Metadata {
     }
 }
 
+/// The labels by which the Pod of a Sandbox is found. Upstream's clients look for the first; the
+/// second is no other Sandbox's.
+pub(super) fn identity(sandbox: &Sandbox) -> BTreeMap<String, String> {
+    let name = sandbox.name_any();
+    BTreeMap::from([
+        (keys::SANDBOX_NAME_HASH.to_owned(), keys::name_hash(&name)),
+        (
+            keys::SANDBOX_NAME_DIGEST.to_owned(),
+            keys::name_digest(&name),
+        ),
+    ])
+}
+
 /// Keys that a user's template cannot set.
 fn is_reserved(key: &str) -> bool {
     key.starts_with("agents.x-k8s.io/")
         || key.starts_with("extensions.agents.x-k8s.io/")
-        || key == keys::TRACE_CONTEXT
+        || [
+            keys::TRACE_CONTEXT,
+            keys::SANDBOX_NAME_DIGEST,
+            keys::TEMPLATE_NAME_DIGEST,
+        ]
+        .contains(&key)
 }
 
 /// Labels that only an owner of ours brings: a Sandbox of its own could else name any pool or
@@ -140,6 +160,10 @@ fn of_owner(sandbox: &Sandbox) -> BTreeMap<String, String> {
     .into_iter()
     .flatten()
     .collect();
+    if let Some(template) = template_of(sandbox).filter(|_| is_pools || is_claims) {
+        let digest = keys::name_digest(template);
+        labels.insert(keys::TEMPLATE_NAME_DIGEST.to_owned(), digest);
+    }
     if is_claims {
         labels.insert(keys::CLAIM_UID.to_owned(), controller.uid.clone());
     }
@@ -230,16 +254,18 @@ mod tests {
         let sandbox = sandbox(&json!({
             "metadata": {"labels": {keys::WARM_POOL: "stolen", keys::CREATED_BY: "me"}},
             "spec": {"podTemplate": {"metadata": {
-                "labels": {"app": "x", keys::SANDBOX_NAME_HASH: "victim", keys::CLAIM_UID: "victim"},
+                "labels": {"app": "x", keys::SANDBOX_NAME_HASH: "victim", keys::CLAIM_UID: "victim",
+                    keys::SANDBOX_NAME_DIGEST: "victim", keys::TEMPLATE_NAME_DIGEST: "victim"},
                 "annotations": {"note": "y", keys::TRACE_CONTEXT: "z"},
             }}},
         }));
         let pod = desired(&sandbox, true);
-        let hash = keys::name_hash("box");
-        assert_eq!(
-            serde_json::to_value(pod.labels()).unwrap(),
-            json!({"app": "x", keys::SANDBOX_NAME_HASH: hash, keys::CREATED_BY: "unknown"})
+        let mut labels = json!({"app": "x", keys::CREATED_BY: "unknown"});
+        merge(
+            &mut labels,
+            &serde_json::to_value(identity(&sandbox)).unwrap(),
         );
+        assert_eq!(serde_json::to_value(pod.labels()).unwrap(), labels);
         assert_eq!(
             serde_json::to_value(pod.annotations()).unwrap(),
             json!({"note": "y", keys::PROPAGATED_LABELS: "app", keys::PROPAGATED_ANNOTATIONS: "note"})

@@ -12,24 +12,26 @@ use kiln_crds::{Sandbox, keys};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
+use super::pod;
 use crate::{owner, patch};
 
 /// The Service that a Sandbox has.
 pub(super) fn desired(sandbox: &Sandbox) -> Service {
     let hash = keys::name_hash(&sandbox.name_any());
     let tracking = BTreeMap::from([(keys::SANDBOX_NAME_HASH.to_owned(), hash)]);
+    let selector = pod::identity(sandbox);
     let ports = ports(sandbox);
     Service {
         metadata: ObjectMeta {
             name: Some(sandbox.name_any()),
             namespace: sandbox.namespace(),
-            labels: Some(tracking.clone()),
+            labels: Some(tracking),
             owner_references: Some(vec![owner::reference(sandbox)]),
             ..ObjectMeta::default()
         },
         spec: Some(ServiceSpec {
             cluster_ip: Some("None".to_owned()),
-            selector: Some(tracking),
+            selector: Some(selector),
             ports: (!ports.is_empty()).then_some(ports),
             ..ServiceSpec::default()
         }),

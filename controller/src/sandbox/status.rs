@@ -8,9 +8,10 @@ use k8s_openapi::{
     api::core::v1::{Pod, Service},
     apimachinery::pkg::apis::meta::v1::Condition,
 };
-use kiln_crds::{Sandbox, SandboxStatus, keys};
+use kiln_crds::{Sandbox, SandboxStatus};
 use kube::ResourceExt;
 
+use super::pod;
 use crate::{
     condition::{self, FINISHED, Is, POD_SCHEDULED, READY, SUSPENDED, condition},
     error::Error,
@@ -40,10 +41,9 @@ pub(super) fn compute(
 ) -> SandboxStatus {
     let old = sandbox.status.clone().unwrap_or_default();
     let own = seen.pod.filter(|pod| owner::controls(sandbox, *pod));
-    let hash = keys::name_hash(&sandbox.name_any());
     let mut status = SandboxStatus {
         selector: match seen.pod {
-            Some(_) => Some(format!("{}={hash}", keys::SANDBOX_NAME_HASH)),
+            Some(_) => Some(selector(sandbox)),
             None => old.selector,
         },
         pod_ips: own.and_then(pod_ips),
@@ -72,6 +72,15 @@ pub(super) fn compute(
     }
     condition::set(conditions, ready(sandbox, seen), now);
     status
+}
+
+/// What selects the Pod of a Sandbox, as a label selector in text.
+fn selector(sandbox: &Sandbox) -> String {
+    let labels = pod::identity(sandbox).into_iter();
+    let terms: Vec<String> = labels
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    terms.join(",")
 }
 
 /// The status of a Sandbox whose time is over: before its Pod goes, or after.
@@ -308,7 +317,7 @@ fn phase_and_readiness(pod: &Pod) -> (bool, String) {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use kiln_crds::OperatingMode;
+    use kiln_crds::{OperatingMode, keys};
     use serde_json::{Value, json};
 
     use super::*;
@@ -402,8 +411,9 @@ mod tests {
         assert_eq!(status.pod_ips, Some(vec!["10.0.0.1".to_owned()]));
         assert_eq!(status.node_name.as_deref(), Some("n1"));
         let selector = format!(
-            "agents.x-k8s.io/sandbox-name-hash={}",
-            keys::name_hash("box")
+            "agents.x-k8s.io/sandbox-name-hash={},kiln.dev/sandbox-name-digest={}",
+            keys::name_hash("box"),
+            keys::name_digest("box")
         );
         assert_eq!(status.selector, Some(selector));
     }

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         sandbox::a_pod_that_terminates_is_ready_for_nobody,
         sandbox::what_has_finished_runs_no_second_time,
         sandbox::every_sandbox_has_a_scale,
+        sandbox::no_name_leads_to_anothers_pod,
         sandbox::a_long_name_and_a_service_do_not_go_together,
         sandbox::one_ends_at_its_time,
         sandbox::one_that_is_retained_keeps_that_it_has_finished,

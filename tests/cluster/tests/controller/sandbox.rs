@@ -2,12 +2,17 @@
 
 //! Sandboxes.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::{
+    core::v1::{PersistentVolumeClaim, Pod, Service},
+    networking::v1::NetworkPolicy,
+};
 use kiln_cluster::standin::FATE;
 use kiln_crds::{Sandbox, SandboxClaim, SandboxWarmPool, keys};
-use kube::ResourceExt;
+use kube::{ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
 use crate::env::{Env, controller_of, line, same};
@@ -55,7 +60,13 @@ pub(crate) async fn one_gets_its_pod_its_service_and_its_whole_status(env: &Env)
     same(
         "selector",
         &status.selector,
-        &Some(format!("{}={hash}", keys::SANDBOX_NAME_HASH)),
+        &Some(format!(
+            "{}={},{}={}",
+            keys::SANDBOX_NAME_HASH,
+            keys::name_hash("box"),
+            keys::SANDBOX_NAME_DIGEST,
+            keys::name_digest("box")
+        )),
     )?;
     let owner = Some((V1BETA1.to_owned(), "Sandbox".to_owned(), "box".to_owned()));
     let pod: Pod = ns.get("box").await?;
@@ -312,6 +323,75 @@ pub(crate) async fn a_long_name_and_a_service_do_not_go_together(env: &Env) -> R
     ns.sandbox(&"y".repeat(63), json!({"service": true}))
         .await?;
     Ok(())
+}
+
+/// Names of one hash, which are found in a second.
+pub(crate) async fn no_name_leads_to_anothers_pod(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let names = ["agent-jen08m1", "agent-znis702"];
+    same(
+        "hash",
+        &keys::name_hash(names[0]),
+        &keys::name_hash(names[1]),
+    )?;
+    let selects = async |selector: &BTreeMap<String, String>| -> Result<Vec<String>> {
+        let terms: Vec<String> = selector.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let params = ListParams::default().labels(&terms.join(","));
+        let pods = ns.api::<Pod>().list(&params).await?;
+        Ok(pods.items.iter().map(ResourceExt::name_any).collect())
+    };
+    for name in names {
+        ns.template(name, json!({})).await?;
+        ns.claim_with(name, json!({"sandboxTemplateRef": {"name": name}}))
+            .await?;
+    }
+    for name in names {
+        ns.claimed(name).await?;
+        ns.patch::<Sandbox>(name, json!({"spec": {"service": true}}))
+            .await?;
+    }
+    for name in names {
+        let selector = ns
+            .until(name, "a Service", |s: &Service| {
+                s.spec.as_ref()?.selector.clone()
+            })
+            .await?;
+        same(
+            "Pods of the Service",
+            &selects(&selector).await?,
+            &vec![name.to_owned()],
+        )?;
+        let policy: NetworkPolicy = ns.get(&format!("{name}-network-policy")).await?;
+        let of_policy = policy.spec.and_then(|s| s.pod_selector?.match_labels);
+        let of_policy = of_policy.context("a policy for all")?;
+        same(
+            "Pods of the policy",
+            &selects(&of_policy).await?,
+            &vec![name.to_owned()],
+        )?;
+    }
+    // A Pod of an earlier controller has its policy until it has the label.
+    let policy = format!("{}-network-policy", names[0]);
+    let unlabelled = json!({"metadata": {"labels": {keys::TEMPLATE_NAME_DIGEST: null}}});
+    ns.patch::<Pod>(names[0], unlabelled).await?;
+    let digest = keys::name_digest(names[0]);
+    ns.until(names[0], "its label", |pod: &Pod| {
+        (pod.labels().get(keys::TEMPLATE_NAME_DIGEST) == Some(&digest)).then_some(())
+    })
+    .await?;
+    ns.until(&policy, "its selector", |p: &NetworkPolicy| {
+        let labels = p
+            .spec
+            .as_ref()?
+            .pod_selector
+            .as_ref()?
+            .match_labels
+            .as_ref()?;
+        labels
+            .contains_key(keys::TEMPLATE_NAME_DIGEST)
+            .then_some(())
+    })
+    .await
 }
 
 /// Disruption budgets and `kubectl scale` ask for it.
