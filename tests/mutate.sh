@@ -12,6 +12,7 @@
 #   Test: real FILTER            # runsc-wrapper against real runtimes and the kernel
 #   Test: isolation FILTER       # cases of that suite, with the changed shim and agent
 #   Test: deploy FILTER          # cases of that suite, with the changed objects and controller
+#   Test: controller FILTER      # cases of that suite, with the changed controller
 #
 # of which one at least must fail. Needs what the suites need, and the built isolation suite.
 set -u
@@ -63,10 +64,10 @@ notices() { # KIND WHAT…
         (cd "$TREE" && $CARGO build -q -p kiln-shim -p kiln-node-agent) || fail "build the shim"
         ! (cd tests && KILN_BIN_DIR=$CARGO_TARGET_DIR/$DEBUG $ALONE "$(suite)" "$1")
         ;;
-    deploy)
+    deploy | controller)
         (cd "$TREE" && $CARGO build -q -p kiln-controller &&
-            $CARGO test -q -p kiln-cluster --test deploy --no-run) || fail "build the suite"
-        ! (cd "$TREE" && $ALONE $CARGO test -p kiln-cluster --test deploy -- "$1")
+            $CARGO test -q -p kiln-cluster --test "$kind" --no-run) || fail "build the suite"
+        ! (cd "$TREE" && $ALONE $CARGO test -p kiln-cluster --test "$kind" -- "$1")
         ;;
     *) fail "no kind of test: $kind" ;;
     esac
