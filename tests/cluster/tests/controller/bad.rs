@@ -167,30 +167,26 @@ pub(crate) async fn a_member_that_was_something_else_is_given_to_nobody(env: &En
     for strategy in ["OnReplenish", "Recreate"] {
         let ns = env.namespace().await?;
         ns.template("t", json!({})).await?;
+        // Older than the pool's own, which would go first of what is too much.
+        let evil =
+            json!({"podTemplate": {"spec": {"containers": [{"name": "main", "image": "evil"}]}}});
+        for name in ["forged", "later"] {
+            ns.sandbox(name, evil.clone()).await?;
+            ns.until_condition::<Sandbox>(name, "Ready", "True").await?;
+        }
         let spec = json!({"replicas": 1, "sandboxTemplateRef": {"name": "t"},
             "updateStrategy": {"type": strategy}});
         ns.make::<SandboxWarmPool>("p", json!({ "spec": spec }))
             .await?;
         let pool = ns.until_ready("p", 1).await?;
         let marks = marks_of_a_member(&ns, &pool).await?;
-        let containers = json!([{"name": "main", "image": "evil"}]);
-        let evil = json!({"podTemplate": {"spec": {"containers": containers}}});
-        ns.make::<Sandbox>("forged", json!({"metadata": marks, "spec": evil}))
+        let members = ns.list::<Sandbox>().await?;
+        let is_member = |s: &&Sandbox| s.labels().contains_key(keys::WARM_POOL);
+        let member = members.iter().find(is_member).context("an empty pool")?;
+        ns.patch::<Sandbox>("forged", json!({"metadata": marks}))
             .await?;
         // Its Pod stays what it was when the spec becomes the pool's.
-        ns.sandbox(
-            "later",
-            json!({"podTemplate": {"spec": {"containers": containers}}}),
-        )
-        .await?;
-        ns.until_condition::<Sandbox>("later", "Ready", "True")
-            .await?;
-        let members = ns.list::<Sandbox>().await?;
-        let member = members
-            .iter()
-            .find(|s| s.labels().contains_key(keys::WARM_POOL));
-        let spec = member.context("an empty pool")?.spec.clone();
-        ns.patch::<Sandbox>("later", json!({"spec": spec, "metadata": marks}))
+        ns.patch::<Sandbox>("later", json!({"metadata": marks, "spec": member.spec}))
             .await?;
         for name in ["forged", "later"] {
             ns.until_gone::<Sandbox>(name).await?;
