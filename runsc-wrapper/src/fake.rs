@@ -38,7 +38,8 @@ pub struct Call {
     pub op: &'static str,
     /// The container, empty for `features`.
     pub id: String,
-    /// What else was asked, such as `Init 15` for a kill or `force` for a delete.
+    /// What else was asked, such as `Init 15` for a kill, `force` for a delete or the process of
+    /// an exec as JSON.
     pub detail: String,
 }
 
@@ -436,7 +437,7 @@ impl Runtime for FakeRuntime {
 
     async fn exec(&self, opts: &ExecOpts) -> Result<Exec> {
         let id = &opts.container;
-        self.begin("exec", id.as_str(), opts.process["args"].to_string())
+        self.begin("exec", id.as_str(), opts.process.to_string())
             .await?;
         let run = self
             .start_run(&opts.stdio, opts.console_socket.as_deref())

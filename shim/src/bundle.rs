@@ -21,7 +21,7 @@ use crate::{
     config::Policy,
     error::{Error, Result},
     io::read_capped,
-    masks,
+    masks, paths,
 };
 
 /// Largest `config.json` that is read: Kubernetes' own limit of an object is 1.5 MiB.
@@ -336,6 +336,7 @@ impl Spec {
     /// Changes what the runtime must see differently.
     pub fn rewrite(&mut self, kind: RuntimeKind, cgroup: &Cgroup, sandbox_limits: Option<&Limits>) {
         self.drop_runtime_annotations();
+        paths::clean_spec(&mut self.0);
         self.0["linux"]["cgroupsPath"] = cgroup.spec_path().into();
         if let Some(limits) = sandbox_limits {
             self.set_limits(limits);
@@ -632,9 +633,9 @@ mod tests {
     fn rewriting_keeps_what_it_does_not_know() {
         let mut spec = spec(json!({
             "annotations": {"dev.gvisor.flag.network": "host", "mine": "kept"},
-            "process": {"future": [1, 2]},
+            "process": {"cwd": "/made/", "future": [1, 2]},
             "linux": {"rootfsPropagation": "rshared", "resources": {"cpu": {"shares": 2}, "unified": {"a": "b"}}},
-            "mounts": [{"destination": "/m", "options": ["rbind", "rshared", "ro"]}],
+            "mounts": [{"destination": "/m/.", "options": ["rbind", "rshared", "ro"]}],
         }));
         let cgroup = Cgroup::new(Path::new("/nowhere"), "/pods/p1").unwrap();
         let limits = Limits {
@@ -643,7 +644,9 @@ mod tests {
         };
         spec.rewrite(RuntimeKind::Runsc, &cgroup, Some(&limits));
         assert_eq!(spec.0["annotations"], json!({"mine": "kept"}));
-        assert_eq!(spec.0["process"], json!({"future": [1, 2]}));
+        let process = json!({"cwd": "/made", "future": [1, 2]});
+        assert_eq!(spec.0["process"], process);
+        assert_eq!(spec.0["mounts"][0]["destination"], "/m");
         assert_eq!(spec.0["linux"]["rootfsPropagation"], "rslave");
         assert_eq!(
             spec.0["mounts"][0]["options"],

@@ -17,6 +17,7 @@ use crate::{
     cgroup::{Cgroup, Limits},
     cli::bootstrap_params,
     config::{Policy, config_path},
+    paths,
 };
 
 /// Takes a `config.json` the way that create does.
@@ -49,24 +50,28 @@ fn drive(text: &[u8]) {
     };
     assert!(!cgroup.spec_path().contains(".."));
     spec.rewrite(RuntimeKind::Runsc, &cgroup, Some(&limits));
+    assert!(!paths::tests::has_unclean(spec.value()));
 }
 
 fn valid() -> Value {
     json!({
         "annotations": {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "p"},
         "hooks": {},
-        "process": {"terminal": false, "oomScoreAdj": 0},
+        "process": {"terminal": false, "oomScoreAdj": 0, "cwd": "/"},
         "linux": {
             "cgroupsPath": "/pods/c",
             "namespaces": [{"type": "network", "path": "/proc/7/ns/net"}, {"type": "pid"}],
             "resources": {"cpu": {"shares": 2, "quota": 1, "period": 1}, "memory": {"limit": 1}, "devices": [{"allow": false}]},
             "rootfsPropagation": "rshared",
+            "maskedPaths": ["/proc/kcore"],
+            "readonlyPaths": ["/proc/sys"],
+            "devices": [{"path": "/dev/x"}],
         },
         "mounts": [{"destination": "/m", "options": ["rshared"]}],
     })
 }
 
-const PATHS: [&str; 24] = [
+const PATHS: [&str; 32] = [
     "",
     "/annotations",
     "/annotations/io.kubernetes.cri.container-type",
@@ -75,6 +80,7 @@ const PATHS: [&str; 24] = [
     "/process",
     "/process/terminal",
     "/process/oomScoreAdj",
+    "/process/cwd",
     "/linux",
     "/linux/cgroupsPath",
     "/linux/namespaces",
@@ -89,11 +95,18 @@ const PATHS: [&str; 24] = [
     "/linux/resources/memory/limit",
     "/linux/resources/devices/0",
     "/linux/rootfsPropagation",
+    "/linux/maskedPaths",
+    "/linux/maskedPaths/0",
+    "/linux/readonlyPaths/0",
+    "/linux/devices",
+    "/linux/devices/0",
+    "/linux/devices/0/path",
     "/mounts/0",
+    "/mounts/0/destination",
     "/mounts/0/options",
 ];
 
-fn values() -> [Value; 16] {
+fn values() -> [Value; 18] {
     [
         Value::Null,
         json!(true),
@@ -106,6 +119,8 @@ fn values() -> [Value; 16] {
         json!(""),
         json!("sandbox"),
         json!("/../.."),
+        json!("/a/./b//"),
+        json!("//"),
         json!("a:b:c"),
         json!([]),
         json!([null, 1, {}]),

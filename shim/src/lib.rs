@@ -23,6 +23,7 @@ pub mod io;
 mod kata;
 mod logging;
 mod masks;
+mod paths;
 pub mod pod;
 mod port_forward;
 mod process;

@@ -38,6 +38,7 @@ use crate::{
     error::{Error, Result},
     events::{EventSink, publish},
     io::{ConsoleSocket, IoSpec, ProcessIo},
+    paths,
     process::Process,
     rootfs,
     sandbox::{RUN_DIR, Record, Sandbox},
@@ -139,8 +140,9 @@ impl Pod {
         let container = self.container(id)?;
         let exec_id: ContainerId = exec_id.parse()?;
         container.init.require("exec in", |s| s == State::Running)?;
-        let spec: Value = serde_json::from_slice(process)
+        let mut spec: Value = serde_json::from_slice(process)
             .map_err(|e| Error::InvalidArgument(format!("exec {exec_id}: process: {e}")))?;
+        paths::clean_process(&mut spec);
         let args = spec.get("args").and_then(Value::as_array);
         if args.is_none_or(Vec::is_empty) {
             return Err(Error::InvalidArgument(format!(

@@ -153,8 +153,12 @@ impl Shim {
     }
 
     async fn exec(&self, id: &str, exec_id: &str) -> ttrpc::Result<()> {
+        self.exec_in(id, exec_id, "/").await
+    }
+
+    async fn exec_in(&self, id: &str, exec_id: &str, cwd: &str) -> ttrpc::Result<()> {
         let spec = Any {
-            value: json!({"args": ["true"], "cwd": "/"})
+            value: json!({"args": ["true"], "cwd": cwd})
                 .to_string()
                 .into_bytes(),
             ..Any::default()
@@ -452,6 +456,34 @@ async fn a_create_that_fails_leaves_nothing_and_can_be_tried_again() {
     assert!(!shim.dir.path().join("c1/kiln.json").exists());
     assert_eq!(code(shim.start("c1", "").await), Code::NOT_FOUND);
     shim.create("c1").await.unwrap();
+}
+
+#[tokio::test]
+async fn the_runtime_is_told_of_clean_paths() {
+    let shim = Shim::new().await;
+    let mounts = json!([{"destination": "/data/certs/", "type": "tmpfs"}]);
+    let bundle = shim.bundle(
+        "pod",
+        json!({"process": {"args": ["sh"], "cwd": "/made/"}, "mounts": mounts}),
+    );
+    let request = CreateTaskRequest {
+        id: "pod".into(),
+        bundle: path(&bundle),
+        ..CreateTaskRequest::default()
+    };
+    let made = shim.task.create(context::with_timeout(0), &request).await;
+    made.unwrap();
+    let spec = fs::read(bundle.join("config.json")).unwrap();
+    let spec: Value = serde_json::from_slice(&spec).unwrap();
+    assert_eq!(spec["process"]["cwd"], "/made");
+    assert_eq!(spec["mounts"][0]["destination"], "/data/certs");
+    shim.start("pod", "").await.unwrap();
+    shim.exec_in("pod", "e", "/made//.").await.unwrap();
+    shim.start("pod", "e").await.unwrap();
+    let mut calls = shim.runtime.calls().into_iter();
+    let exec = calls.find(|call| call.op == "exec").unwrap();
+    let process: Value = serde_json::from_str(&exec.detail).unwrap();
+    assert_eq!(process["cwd"], "/made");
 }
 
 #[tokio::test]

@@ -148,6 +148,17 @@ impl Shelf {
 
         self.hostile(parts)?;
 
+        let volumes = Config {
+            volumes: BTreeMap::from([("/volume/of/image/".to_owned(), Empty {})]),
+            ..running(["sh"])
+        };
+        self.add(
+            "kiln-volume",
+            named(DOCKER, "kiln-volume", &["latest"])?,
+            vec![base.clone()],
+            volumes,
+        )?;
+
         let layers = vec![base.clone(), guest_as("usr/sbin/nginx", parts)?];
         self.add(
             "nginx",

@@ -45,6 +45,9 @@ pub struct Config {
     /// `PORT/PROTOCOL`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub exposed_ports: BTreeMap<String, Empty>,
+    /// Directories for which a container gets volumes of its own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<String, Empty>,
     /// `NAME=VALUE`.
     pub env: Vec<String>,
     /// The program and its first arguments, not replaced by a Pod's `args`.

@@ -7,6 +7,7 @@
 mod adoption;
 mod agent;
 mod isolation;
+mod paths;
 mod upkeep;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         a_runtime_that_fails_for_a_while_keeps_the_pool,
         adoptions_that_fail_are_given_up, a_disk_that_is_full_is_survived,
     );
+    alone!(paths: paths_need_not_be_clean);
     alone!(upkeep:
         the_gofers_come_back_with_the_agent, nothing_is_booted_below_the_memory_floor,
         sockets_that_are_removed_are_made_anew,
