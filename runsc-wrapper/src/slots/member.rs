@@ -10,7 +10,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::{FileTypeExt as _, OpenOptionsExt},
     },
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use nix::{
@@ -67,11 +67,15 @@ pub(crate) struct Member {
     conf: Value,
 }
 
-/// A mount that a gofer serves.
+/// Files of the host that a gofer serves: the root file system, or a mount.
 #[derive(Debug)]
 struct Served {
-    tree: Tree,
+    source: PathBuf,
+    /// Path inside the container.
+    target: PathBuf,
     is_dir: bool,
+    depth: Depth,
+    access: Access,
 }
 
 impl Member {
@@ -105,16 +109,20 @@ impl Member {
             _ => Access::Read,
         };
         let mut served = vec![Served {
-            tree: Tree::copy(&root, Depth::All, access)?,
+            source: root.clone(),
+            target: "/".into(),
             is_dir: true,
+            depth: Depth::All,
+            access,
         }];
         let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut);
         for mount in mounts.into_iter().flatten() {
-            if let Some(one) = serve(mount, bundle, (&root, readonly))? {
+            if let Some(one) = serve(mount, bundle)? {
                 served.push(one);
                 member.uppers.push(Upper::None);
             }
         }
+        check_targets(&served, readonly)?;
         let files = seat(slots, served)?;
         if upper == Upper::Own {
             let name = format!(".gvisor.filestore.{sandbox}");
@@ -268,15 +276,9 @@ fn check(spec: &Value) -> io::Result<()> {
     }
 }
 
-/// Makes a tree of the source of a mount, if it is one that a gofer serves (gVisor
-/// `specutils.HasMountConfig`), and completes its options as a gofer would. Its target is the
-/// sentry's to make, which it cannot where a file is missing in a root file system that is
-/// read-only, or a symbolic link leads to where nothing is.
-fn serve(
-    mount: &mut Value,
-    bundle: &Path,
-    (root, readonly): (&Path, bool),
-) -> io::Result<Option<Served>> {
+/// Describes a mount that a gofer serves (gVisor `specutils.HasMountConfig`), and completes its
+/// options as a gofer would. `None` for a mount that the sentry makes by itself.
+fn serve(mount: &mut Value, bundle: &Path) -> io::Result<Option<Served>> {
     let options = mount["options"].as_array().cloned().unwrap_or_default();
     let has = |name: &str| options.iter().any(|o| o == name);
     if mount["type"] == "erofs" {
@@ -291,19 +293,6 @@ fn serve(
     let kind = fs::metadata(&source)?.file_type();
     if kind.is_socket() || kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
         return Err(unfit("a mount is neither file nor directory"));
-    }
-    let target = text(&mount["destination"]);
-    match find(root, target, ResolveFlag::empty()) {
-        Ok(()) => {}
-        Err(_) if readonly && !kind.is_dir() => {
-            return Err(unfit(
-                "a file is mounted that a read-only root file system lacks",
-            ));
-        }
-        Err(_) if find(root, target, ResolveFlag::RESOLVE_NO_SYMLINKS) == Err(Errno::ELOOP) => {
-            return Err(unfit("a link is where something is mounted"));
-        }
-        Err(_) => {}
     }
     let more = match statfs(&source)?.filesystem_type() {
         OVERLAYFS_SUPER_MAGIC => Some("overlayfs_stale_read"),
@@ -320,29 +309,73 @@ fn serve(
     } else {
         Access::Write
     };
-    let tree = Tree::copy(&source, depth, access)?;
     mount["source"] = source.to_string_lossy().into();
     mount["type"] = "bind".into();
     let options = options.into_iter().chain(more.map(Value::from));
     mount["options"] = options.collect();
     Ok(Some(Served {
-        tree,
+        source,
+        target: Path::new("/").join(text(&mount["destination"])),
         is_dir: kind.is_dir(),
+        depth,
+        access,
     }))
 }
 
-/// Looks for `path` in the root file system `root`, where its symbolic links cannot lead out.
-fn find(root: &Path, path: &str, resolve: ResolveFlag) -> nix::Result<()> {
-    let resolve = resolve | ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+/// Refuses targets that the sentry cannot make by itself, or would not take for the same as a
+/// gofer, which follows links and `..` before the sentry sees them. The first of `served` is the
+/// root file system.
+///
+/// # Errors
+/// Why the container must be left to the command.
+fn check_targets(served: &[Served], root_is_readonly: bool) -> io::Result<()> {
+    for one in served.iter().skip(1) {
+        let mut parts = one.target.components();
+        if parts.any(|part| part == Component::ParentDir) {
+            return Err(unfit("a mount's target leads upwards"));
+        }
+        // The sentry looks for the target in the nearest mount around it.
+        let around = served.iter().enumerate().filter(|(_, dir)| {
+            dir.is_dir && dir.target != one.target && one.target.starts_with(&dir.target)
+        });
+        let nearest = around.max_by_key(|(_, dir)| dir.target.components().count());
+        let Some((n, dir)) = nearest else {
+            continue;
+        };
+        // An overlay takes what the sentry makes in a root file system that is not read-only.
+        let is_readonly = if n == 0 {
+            root_is_readonly
+        } else {
+            dir.access == Access::Read
+        };
+        let inner = one.target.strip_prefix(&dir.target);
+        match find(&dir.source, inner.map_err(io::Error::other)?) {
+            Ok(()) => {}
+            Err(Errno::ELOOP) => return Err(unfit("a link is where something is mounted")),
+            // A directory is made in the sandbox's memory, where that is needed.
+            Err(_) if is_readonly && !one.is_dir => {
+                return Err(unfit("a file is mounted where nothing can be made"));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Looks for `path` below `root`, and follows no symbolic link on the way.
+///
+/// # Errors
+/// `ELOOP` for a link.
+fn find(root: &Path, path: &Path) -> nix::Result<()> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(resolve);
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
     let root = open(root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     openat2(&root, path, how).map(drop)
 }
 
-/// Puts trees over slots, and returns the connections of these in the order of the trees. The
-/// others are closed.
+/// Puts what is served over slots, and returns the connections of these in its order. The others
+/// are closed.
 fn seat(slots: Slots, served: Vec<Served>) -> io::Result<Vec<OwnedFd>> {
     let mut files = slots.connections;
     let mut dirs: Vec<OwnedFd> = files.drain(..DIRS).collect();
@@ -357,7 +390,7 @@ fn seat(slots: Slots, served: Vec<Served>) -> io::Result<Vec<OwnedFd>> {
         let connection = free.pop().ok_or_else(|| unfit("it has too many mounts"))?;
         let target = PathBuf::from(format!("{ROOT}/{letter}{}", free.len()));
         connections.push(connection);
-        trees.push((one.tree, target));
+        trees.push((Tree::copy(&one.source, one.depth, one.access)?, target));
     }
     attach_in(&slots.process, trees)?;
     Ok(connections)
@@ -439,20 +472,85 @@ mod tests {
     #[test]
     fn mounts_that_are_no_file_or_directory_are_refused_and_others_not_served() {
         let mut proc = json!({"destination": "/proc", "type": "proc", "source": "proc"});
-        let root = tempfile::tempdir().unwrap();
-        let at = |readonly| (root.path(), readonly);
         let bundle = Path::new("/");
-        assert!(serve(&mut proc, bundle, at(false)).unwrap().is_none());
+        assert!(serve(&mut proc, bundle).unwrap().is_none());
         let mut null = json!({"destination": "/x", "type": "bind", "source": "/dev/null"});
-        assert!(serve(&mut null, bundle, at(false)).is_err());
-        let file = root.path().join("file");
-        fs::write(&file, "").unwrap();
-        let mut hosts = json!({"destination": "/etc/hosts", "type": "bind", "source": file});
-        assert!(serve(&mut hosts, bundle, at(true)).is_err());
-        fs::create_dir(root.path().join("etc")).unwrap();
-        std::os::unix::fs::symlink("/nowhere", root.path().join("etc/hosts")).unwrap();
-        let refused = serve(&mut hosts, bundle, at(false)).unwrap_err();
-        assert!(refused.to_string().contains("a link"), "{refused}");
+        assert!(serve(&mut null, bundle).is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let mut volume =
+            json!({"destination": "x/y", "source": dir.path(), "options": ["bind", "ro"]});
+        let served = serve(&mut volume, bundle).unwrap().unwrap();
+        assert_eq!(served.target, Path::new("/x/y"));
+        assert!(served.is_dir && served.access == Access::Read && served.depth == Depth::TopOnly);
+        assert_eq!(volume["type"], "bind");
+    }
+
+    #[test]
+    fn targets_that_a_sentry_would_not_find_as_a_gofer_does_are_left_to_the_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let [root, volume] = ["root", "volume"].map(|name| dir.path().join(name));
+        for inner in ["root/etc", "root/cfg", "volume/sub"] {
+            fs::create_dir_all(dir.path().join(inner)).unwrap();
+        }
+        for file in ["root/etc/here", "root/cfg/hidden", "volume/there"] {
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        for (target, link) in [
+            ("/nowhere", "root/etc/dangling"),
+            ("/etc", "root/linked"),
+            ("there", "volume/link"),
+        ] {
+            std::os::unix::fs::symlink(target, dir.path().join(link)).unwrap();
+        }
+        let served = |source: &Path, target: &str, access| Served {
+            source: source.to_owned(),
+            target: target.into(),
+            is_dir: source.is_dir(),
+            depth: Depth::All,
+            access,
+        };
+        // A file, or with a slash at the end a directory.
+        let refusal = |target: &str, cfg: Access, root_is_readonly| {
+            let source = if target.ends_with('/') {
+                volume.clone()
+            } else {
+                volume.join("there")
+            };
+            let all = [
+                served(&root, "/", Access::Read),
+                // In an order in which one lies in another that comes later.
+                served(&source, target.trim_end_matches('/'), Access::Read),
+                served(&volume, "/cfg", cfg),
+            ];
+            let refused = check_targets(&all, root_is_readonly).err();
+            refused.map(|e| e.to_string())
+        };
+        let (read, write) = (Access::Read, Access::Write);
+        for (target, cfg, root_is_readonly, expected) in [
+            ("/etc/here", read, true, None),
+            ("/etc/new", read, false, None),
+            ("/etc/new", write, true, Some("nothing can be made")),
+            ("/etc/new/", read, true, None),
+            ("/cfg/there", read, true, None),
+            ("/cfg/hidden", read, false, Some("nothing can be made")),
+            ("/cfg/sub/new", read, false, Some("nothing can be made")),
+            ("/cfg/new", write, true, None),
+            ("/cfg/new/", read, true, None),
+            ("/cfg", read, false, None),
+            ("/etc/dangling", read, false, Some("a link")),
+            ("/linked/here", read, false, Some("a link")),
+            ("/linked/new/", read, false, Some("a link")),
+            ("/cfg/link", write, false, Some("a link")),
+            ("/etc/../etc/here", read, false, Some("upwards")),
+            ("/..", read, false, Some("upwards")),
+        ] {
+            let refused = refusal(target, cfg, root_is_readonly);
+            let fits = match (&refused, expected) {
+                (Some(words), Some(expected)) => words.contains(expected),
+                (refused, expected) => refused.is_none() && expected.is_none(),
+            };
+            assert!(fits, "{target} {cfg:?} {root_is_readonly}: {refused:?}");
+        }
     }
 
     #[test]

@@ -77,3 +77,33 @@ pub(crate) async fn paths_need_not_be_clean(node: &Node) -> Result<()> {
     }
     Ok(())
 }
+
+/// A gofer gets what only a gofer can do right, and the Pod runs like one that starts cold.
+pub(crate) async fn what_a_sentry_cannot_place_is_left_to_a_gofer(node: &Node) -> Result<()> {
+    for handler in ["gvisor", HANDLER] {
+        // Nothing can be made in a volume that is read-only from the start.
+        let (volume, file) = (node.volume()?, node.volume()?.join("conf"));
+        fs::write(volume.join("of-the-volume"), "volume")?;
+        fs::write(&file, "file")?;
+        // The sentry would look for what it has not made yet.
+        let climbing = "/data/../other";
+        for (target, look, expected) in [
+            ("/config/more.conf", "cat /config/*", "filevolume"),
+            (climbing, "cat /other", "file"),
+        ] {
+            let pod = node.pod(handler).run().await?;
+            let container = pod
+                .idle()
+                .mount_read_only(&volume, "/config")
+                .mount_read_only(&file, target)
+                .start()
+                .await
+                .with_context(|| format!("{handler}: {target}\n{}", node.log()))?;
+            ensure!(!is_in_slots(&container), "{handler}: {target} is in slots");
+            let found = container.sh(look).await?;
+            ensure!(found == expected, "{handler}: {target} has {found:?}");
+            pod.remove().await?;
+        }
+    }
+    Ok(())
+}
