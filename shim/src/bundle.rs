@@ -379,6 +379,30 @@ impl Spec {
         Ok(())
     }
 
+    /// Makes the working directory that a read-only root file system lacks, where that is mounted
+    /// at `rootfs`: a sentry makes it when nothing can be made there any more (gVisor
+    /// `runsc/boot/vfs.go`, `setupContainerVFS`). In a mount it is the sentry's to make. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn make_working_dir(&self, rootfs: &Path) -> Result<()> {
+        let cwd = self.0.pointer("/process/cwd").and_then(Value::as_str);
+        let Some(cwd) = cwd.map(Path::new).filter(|cwd| cwd.is_absolute()) else {
+            return Ok(());
+        };
+        let mounts = self.0.get("mounts").and_then(Value::as_array);
+        let mut targets = mounts
+            .into_iter()
+            .flatten()
+            .filter_map(|m| m.get("destination")?.as_str());
+        let is_mounted = targets.any(|target| cwd.starts_with(target));
+        let is_readonly = self.0.pointer("/root/readonly") == Some(&Value::Bool(true));
+        if is_mounted || !is_readonly {
+            return Ok(());
+        }
+        paths::make_dir(rootfs, cwd)
+    }
+
     fn set_limits(&mut self, limits: &Limits) {
         let resources = &mut self.0["linux"]["resources"];
         // To a runtime null is the same as a limit that is not there.
@@ -655,6 +679,27 @@ mod tests {
         assert_eq!(spec.0["linux"]["cgroupsPath"], "/pods/p1");
         assert_eq!(spec.0["linux"]["resources"]["memory"]["limit"], 1 << 20);
         assert_eq!(spec.0["linux"]["resources"]["unified"], json!({"a": "b"}));
+    }
+
+    #[test]
+    fn a_working_directory_is_made_where_the_sentry_cannot() {
+        for (cwd, readonly, made) in [
+            ("/made/here", true, true),
+            ("/made/here", false, false),
+            ("/volume/here", true, false),
+            ("made/here", true, false),
+        ] {
+            let rootfs = tempfile::tempdir().unwrap();
+            let spec = spec(json!({
+                "process": {"cwd": cwd},
+                "root": {"readonly": readonly},
+                "mounts": [{"type": "proc"}, {"destination": "/volume"}],
+            }));
+            spec.make_working_dir(rootfs.path()).unwrap();
+            let entries = fs::read_dir(rootfs.path()).unwrap().count();
+            assert_eq!(entries == 1, made, "{cwd} {readonly}");
+            assert_eq!(rootfs.path().join("made/here").is_dir(), made);
+        }
     }
 
     #[test]

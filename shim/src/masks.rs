@@ -7,17 +7,17 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
-};
+use nix::{errno::Errno, fcntl::OFlag};
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    paths::open_inside,
+};
 
 /// Mounts that hide `masked` and write-protect `readonly` of the container in `rootfs`, which
 /// must be mounted. A path that is not in the image needs none. Blocks.
@@ -57,13 +57,9 @@ fn is_virtual(path: &str) -> bool {
         .any(|dir| Path::new(path).starts_with(dir))
 }
 
-/// Finds `path` inside the root file system, where the image's symbolic links cannot lead out
-/// (openat2(2)), and where it really is on the host.
+/// Finds `path` inside the root file system, and where it really is on the host.
 fn find(root: &File, path: &str) -> Result<Option<(File, PathBuf)>> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let found: OwnedFd = match openat2(root, path, how) {
+    let found = match open_inside(root, Path::new(path), OFlag::empty()) {
         Ok(found) => found,
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(e) => {

@@ -9,9 +9,20 @@
 //! what has the shorter path first, and hides a volume at `/tmp/`, which it does not take for
 //! `/tmp`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Component, Path, PathBuf},
+};
 
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
+    sys::stat::{Mode, mkdirat},
+};
 use serde_json::Value;
+
+use crate::error::{Error, Result};
 
 /// Lists of objects that have a path at a key.
 const OBJECTS: [(&str, &str); 2] = [("/mounts", "destination"), ("/linux/devices", "path")];
@@ -54,8 +65,46 @@ fn clean(path: &mut Value) {
     *path = cleaned.to_string_lossy().into();
 }
 
+/// Opens what is at `path` inside the root file system `root`, without access to its content. The
+/// image's symbolic links cannot lead out (openat2(2)).
+pub(crate) fn open_inside(root: &File, path: &Path, more: OFlag) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | more)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(root, path, how)
+}
+
+/// Makes directory `path`, and those above it that are missing, inside the root file system that
+/// is mounted at `rootfs`. Blocks.
+///
+/// # Errors
+/// When something else is in the way, such as a link that leads nowhere, or nothing can be made.
+pub(crate) fn make_dir(rootfs: &Path, path: &Path) -> Result<()> {
+    let root = File::open(rootfs).map_err(Error::io("open", rootfs))?;
+    let failed = |e: Errno| Error::io("make in the image", path)(e.into());
+    let mut dir = open_inside(&root, Path::new("."), OFlag::O_DIRECTORY).map_err(failed)?;
+    let mut done = PathBuf::new();
+    let parts = path.components();
+    for part in parts.filter(|part| *part != Component::RootDir) {
+        done.push(part);
+        dir = match open_inside(&root, &done, OFlag::O_DIRECTORY) {
+            // It follows no link in its last component.
+            Err(Errno::ENOENT) => mkdirat(&dir, part.as_os_str(), Mode::from_bits_truncate(0o755))
+                .and_then(|()| open_inside(&root, &done, OFlag::O_DIRECTORY)),
+            found => found,
+        }
+        .map_err(failed)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt as _, symlink},
+    };
+
     use serde_json::json;
 
     use super::*;
@@ -135,5 +184,53 @@ pub(crate) mod tests {
         });
         assert_eq!(spec, expected);
         assert!(!has_unclean(&spec));
+    }
+
+    #[test]
+    fn directories_are_made_inside_the_image_and_nowhere_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let [rootfs, outside] = ["rootfs", "outside"].map(|name| dir.path().join(name));
+        fs::create_dir_all(rootfs.join("real/dir")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(rootfs.join("file"), "").unwrap();
+        for (target, link) in [
+            ("/real", "absolute"),
+            ("../../../../real", "up"),
+            ("/nowhere", "dangling"),
+            (outside.to_str().unwrap(), "out"),
+            ("../../outside", "out-too"),
+        ] {
+            symlink(target, rootfs.join(link)).unwrap();
+        }
+        for (path, made) in [
+            ("/", ""),
+            ("/a/b/c", "a/b/c"),
+            ("/a/b", "a/b"),
+            ("/a/../d", "d"),
+            ("/../e", "e"),
+            ("/real/dir", "real/dir"),
+            ("/absolute/f", "real/f"),
+            ("/up/g", "real/g"),
+        ] {
+            make_dir(&rootfs, Path::new(path)).unwrap();
+            assert!(rootfs.join(made).is_dir(), "{path}");
+        }
+        for path in [
+            "/file",
+            "/file/x",
+            "/dangling",
+            "/dangling/x",
+            "/out",
+            "/out/x",
+            "/out-too/x",
+            "/file/../x",
+        ] {
+            let refused = make_dir(&rootfs, Path::new(path));
+            assert!(refused.is_err(), "{path}: {refused:?}");
+        }
+        assert!(fs::read_dir(&outside).unwrap().next().is_none());
+        assert!(!rootfs.join("nowhere").exists() && !rootfs.join("x").exists());
+        let mode = fs::metadata(rootfs.join("a/b")).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o022, 0);
     }
 }

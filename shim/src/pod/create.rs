@@ -393,6 +393,13 @@ async fn prepare(
         if shared {
             spec.mount_masks(&rootfs)?;
         }
+        // Without mounts it is not ours to write to.
+        if shared && !mounts.is_empty() {
+            // What is wrong with it is the runtime's to say.
+            if let Err(e) = spec.make_working_dir(&rootfs) {
+                info!("the working directory is left to the runtime: {e}");
+            }
+        }
         spec.save(&bundle)
     })
     .await

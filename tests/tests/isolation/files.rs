@@ -275,6 +275,20 @@ pub(crate) async fn s5_a_mount_stays_inside(node: &Node, handler: &str) -> Resul
         no_secret_inside(&container).await?;
     }
     outside.is_untouched()?;
+    // A directory to be made before the container starts.
+    for target in [
+        "/mnt/up/made",
+        "/mnt/absolute/made",
+        "/mnt/proc/made",
+        &climb,
+    ] {
+        let container = pod.idle().image(HOSTILE).read_only();
+        let container = container.with(|c| c.working_dir = target.to_owned());
+        if let Ok(container) = with_probe(container)?.start().await {
+            no_secret_inside(&container).await?;
+        }
+        outside.is_untouched().with_context(|| target.to_owned())?;
+    }
     pod.remove().await
 }
 

@@ -46,7 +46,9 @@ fn main() -> ExitCode {
         a_runtime_that_fails_for_a_while_keeps_the_pool,
         adoptions_that_fail_are_given_up, a_disk_that_is_full_is_survived,
     );
-    alone!(paths: paths_need_not_be_clean, what_a_sentry_cannot_place_is_left_to_a_gofer);
+    alone!(paths: paths_need_not_be_clean, what_a_sentry_cannot_place_is_left_to_a_gofer,
+        a_working_directory_is_made,
+    );
     alone!(upkeep:
         the_gofers_come_back_with_the_agent, nothing_is_booted_below_the_memory_floor,
         sockets_that_are_removed_are_made_anew,

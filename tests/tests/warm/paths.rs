@@ -107,3 +107,26 @@ pub(crate) async fn what_a_sentry_cannot_place_is_left_to_a_gofer(node: &Node) -
     }
     Ok(())
 }
+
+/// A working directory that the image lacks is made, also where the container can write nothing.
+pub(crate) async fn a_working_directory_is_made(node: &Node) -> Result<()> {
+    for handler in ["gvisor", HANDLER, "kiln-runc"] {
+        let pod = node.pod(handler).run().await?;
+        let container = pod
+            .idle()
+            .read_only()
+            .with(|c| c.working_dir = "/made/by/runtime".to_owned())
+            .start()
+            .await
+            .with_context(|| format!("{handler}\n{}", node.log()))?;
+        let cwd = container.sh("pwd").await?;
+        ensure!(cwd == "/made/by/runtime\n", "{handler}: {cwd:?}");
+        let refused = container.exec(["mkdir", "more"]).await?;
+        ensure!(
+            refused.stderr.contains("Read-only file system"),
+            "{handler}: {refused:?}"
+        );
+        pod.remove().await?;
+    }
+    Ok(())
+}
