@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 
 use crate::env::{Env, merge, pod};
 
-const POLICIES: [&str; 5] = [
+const POLICIES: [&str; 6] = [
+    "agent-sandbox-controller",
     "kiln-node-agent",
     "kiln-sandbox-baseline",
     "kiln-sandbox-restricted",

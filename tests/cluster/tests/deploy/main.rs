@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         pods::the_agent_is_given_these_directories_of_its_node,
         rights::every_account_may_what_is_written_and_no_more,
         rights::a_token_is_good_for_its_own_node,
+        rights::the_controller_makes_pods_of_sandboxes_only,
         rights::the_router_has_no_token,
         classes::a_pool_of_kata_holds_warm_pods,
         classes::agents_know_the_overhead_of_the_class,

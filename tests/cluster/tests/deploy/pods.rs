@@ -73,8 +73,12 @@ pub(crate) async fn controller_and_router_are_nobody(env: &Env) -> Result<()> {
         "readOnlyRootFilesystem": true,
         "capabilities": {"drop": ["ALL"]},
     });
+    let elsewhere = json!([{"key": "kiln.dev/gvisor", "operator": "DoesNotExist"}]);
     for title in [CONTROLLER, ROUTER] {
         let pod = &pods[title];
+        let affinity = "/affinity/nodeAffinity/preferredDuringSchedulingIgnoredDuringExecution/0";
+        let preferred = pod.pointer(&format!("{affinity}/preference/matchExpressions"));
+        ensure!(preferred == Some(&elsewhere), "{title}: {preferred:?}");
         let all = &pod["securityContext"];
         ensure!(
             all["runAsNonRoot"] == true

@@ -296,6 +296,68 @@ pub(crate) async fn a_token_is_good_for_its_own_node(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// With a token that may write Pods everywhere.
+pub(crate) async fn the_controller_makes_pods_of_sandboxes_only(env: &Env) -> Result<()> {
+    let account = env.plane.account().await?.display().to_string();
+    let kubeconfig = ["--kubeconfig", &account];
+    let own = |namespace: &str, name: &str, kind: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": namespace, "ownerReferences": [{
+                "apiVersion": "agents.x-k8s.io/v1beta1", "kind": kind, "name": "s", "controller": true,
+                "uid": "00000000-0000-0000-0000-000000000001",
+            }]},
+            "spec": {"containers": [{"name": "c", "image": "i"}],
+                "runtimeClassName": "gvisor"},
+        })
+    };
+    let create = async |pod: &Value| {
+        let args = [&kubeconfig[..], &["create", "--dry-run=server", "-f", "-"]].concat();
+        env.plane.kubectl_with(&args, &pod.to_string()).await
+    };
+    let refused = |answer: Result<String>, words: &str| -> Result<()> {
+        let error = answer
+            .err()
+            .with_context(|| format!("allowed, not: {words}"))?;
+        ensure!(format!("{error:#}").contains(words), "{error:#}");
+        Ok(())
+    };
+    let mut bare = own("default", "bare", "Sandbox");
+    bare["metadata"]["ownerReferences"] = json!([]);
+    wait::until("the policy", wait::SOON, async || create(&bare).await.err()).await?;
+    let of_sandboxes = "Pods of Sandboxes only";
+    refused(create(&bare).await, of_sandboxes)?;
+    refused(
+        create(&own("default", "p", "SandboxClaim")).await,
+        of_sandboxes,
+    )?;
+    let words = "no Pods in this namespace";
+    refused(create(&own("kube-system", "p", "Sandbox")).await, words)?;
+    let mut powerful = own(SYSTEM, "p", "Sandbox");
+    powerful["spec"]["serviceAccountName"] = json!("kiln-node-agent");
+    refused(create(&powerful).await, "no Pods with a service account")?;
+    for namespace in ["default", SYSTEM] {
+        create(&own(namespace, "p", "Sandbox")).await?;
+    }
+    // Of a Pod of somebody's it may change what a Sandbox says of its own, and that is no image.
+    bare["metadata"]["name"] = json!("strangers");
+    env.make(&bare).await?;
+    let change = async |args: &[&str]| {
+        let last = ["pod", "strangers", "-n", "default", "--dry-run=server"];
+        env.plane
+            .kubectl(&[&kubeconfig[..], args, &last[..]].concat())
+            .await
+    };
+    let image = r#"--patch={"spec": {"containers": [{"name": "c", "image": "evil"}]}}"#;
+    refused(change(&["patch", image]).await, "what a Pod runs")?;
+    change(&["patch", r#"--patch={"metadata": {"labels": {"a": "b"}}}"#]).await?;
+    refused(change(&["delete"]).await, of_sandboxes)?;
+    env.plane
+        .kubectl(&["delete", "pod", "strangers", "-n", "default"])
+        .await?;
+    Ok(())
+}
+
 pub(crate) async fn the_router_has_no_token(_: &Env) -> Result<()> {
     let text = fs::read_to_string(deploy().join("base/router.yaml"))?;
     let all: Vec<Value> = serde_saphyr::from_multiple(&text)?;
