@@ -136,7 +136,7 @@ pub(crate) async fn a_forged_member_is_given_to_nobody(env: &Env) -> Result<()> 
 
 /// A reference to an owner of this version, which the garbage collector does not know: it deletes
 /// nothing because of it.
-fn owned_by(kind: &str, name: &str, uid: Option<String>) -> Value {
+fn owned_by(kind: &str, name: &str, uid: Option<&str>) -> Value {
     json!([{
         "apiVersion": "extensions.agents.x-k8s.io/v99", "kind": kind,
         "name": name, "uid": uid, "controller": true,
@@ -151,7 +151,7 @@ async fn marks_of_a_member(ns: &Namespace<'_>, pool: &SandboxWarmPool) -> Result
     Ok(json!({
         "labels": member.labels(),
         "annotations": {keys::TEMPLATE_REF: "t"},
-        "ownerReferences": owned_by("SandboxWarmPool", "p", pool.uid()),
+        "ownerReferences": owned_by("SandboxWarmPool", "p", pool.uid().as_deref()),
     }))
 }
 
@@ -227,7 +227,7 @@ pub(crate) async fn nobody_is_served_from_another_namespace(env: &Env) -> Result
     }
     // One of the same name as the claim's, and one that the claim has not got yet.
     let of_claim = |claim: &SandboxClaim| {
-        json!({"ownerReferences": owned_by("SandboxClaim", &claim.name_any(), claim.uid()),
+        json!({"ownerReferences": owned_by("SandboxClaim", &claim.name_any(), claim.uid().as_deref()),
             "labels": {keys::CLAIM_UID: claim.uid()}})
     };
     for (name, claim) in [(own.name_any(), &bound), ("waiting".to_owned(), &waiting)] {
@@ -235,7 +235,7 @@ pub(crate) async fn nobody_is_served_from_another_namespace(env: &Env) -> Result
             .await?;
     }
     let hash = keys::name_hash("box");
-    let mut of_box = owned_by("Sandbox", "box", single.uid());
+    let mut of_box = owned_by("Sandbox", "box", single.uid().as_deref());
     of_box[0]["apiVersion"] = json!("agents.x-k8s.io/v99");
     let pod = json!({
         "metadata": {"labels": {keys::SANDBOX_NAME_HASH: hash}, "ownerReferences": of_box},
