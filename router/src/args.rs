@@ -11,12 +11,20 @@ use std::{
 
 use clap::{ArgAction, Parser};
 use ipnet::IpNet;
+use kiln_http::Bounds;
 
 use crate::{
     address::{Loopback, Networks},
     auth::{Auth, NoAuth},
     forward::Limits,
 };
+
+/// Default of --max-connections. `memory` compares it with what the container may take.
+pub(crate) const MAX_CONNECTIONS: usize = 1024;
+
+/// How long a client may take for the head of a request, and between two of them. Less, if places
+/// are short.
+const HEAD: Duration = Duration::from_secs(30);
 
 /// Why the router cannot be run as it is told to.
 #[derive(Debug, thiserror::Error)]
@@ -70,9 +78,20 @@ pub struct Args {
     #[arg(long, default_value = "30s", value_parser = duration)]
     pub shutdown_timeout: Duration,
 
-    /// Connections of clients at the same time.
-    #[arg(long, default_value_t = 4096)]
-    pub max_connections: usize,
+    /// Connections of clients at the same time, WebSockets among them. Each may take 736 KiB of
+    /// memory.
+    #[arg(long, default_value_t = MAX_CONNECTIONS)]
+    max_connections: usize,
+
+    /// Connections of one client address at the same time. Unset: half of --max-connections. As
+    /// many as --max-connections if all clients come by way of one proxy.
+    #[arg(long)]
+    max_connections_per_client: Option<usize>,
+
+    /// How long nothing may be sent on a WebSocket, and how long a client or a sandbox may take
+    /// none of what it is sent; in seconds if there is no unit. --proxy-timeout if that is longer.
+    #[arg(long, default_value = "10m", value_parser = duration)]
+    idle_timeout: Duration,
 
     /// Networks in which Pods are. An address that a client gives or that DNS knows is connected
     /// to only if it is in one of them. Unset: the /16 (IPv6: /56) around each --pod-ip.
@@ -161,7 +180,26 @@ impl Args {
         Limits {
             patience: self.proxy_timeout,
             retries: self.upstream_max_retries,
+            idle: self.idle(),
         }
+    }
+
+    /// How many connections of clients, and for how long.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        let connections = self.max_connections.max(1);
+        let half = connections.div_ceil(2);
+        Bounds {
+            connections,
+            per_client: self.max_connections_per_client.unwrap_or(half).max(1),
+            head: HEAD,
+            idle: self.idle(),
+        }
+    }
+
+    /// A sandbox that may be silent for long is not cut off before that.
+    fn idle(&self) -> Duration {
+        self.idle_timeout.max(self.proxy_timeout)
     }
 }
 
@@ -240,6 +278,31 @@ mod tests {
         for never in ["10.244.3.7", "10.244.9.9"] {
             assert!(networks.check(never.parse().unwrap()).is_err(), "{never}");
         }
+    }
+
+    #[test]
+    fn one_client_has_half_of_the_places_unless_it_is_said() {
+        let of = |args: &[&str]| {
+            let bounds = parse(args).bounds();
+            (bounds.connections, bounds.per_client)
+        };
+        assert_eq!(of(&[]), (MAX_CONNECTIONS, MAX_CONNECTIONS / 2));
+        assert_eq!(of(&["--max-connections=1"]), (1, 1));
+        assert_eq!(of(&["--max-connections=0"]), (1, 1));
+        let proxy = ["--max-connections=8", "--max-connections-per-client=8"];
+        assert_eq!(of(&proxy), (8, 8));
+    }
+
+    #[test]
+    fn a_sandbox_may_be_silent_as_long_as_it_is_waited_for() {
+        let idle = |args: &[&str]| {
+            let args = parse(args);
+            assert_eq!(args.limits().idle, args.bounds().idle);
+            args.bounds().idle.as_secs()
+        };
+        assert_eq!(idle(&[]), 600);
+        assert_eq!(idle(&["--idle-timeout=20m"]), 1200);
+        assert_eq!(idle(&["--proxy-timeout=1h"]), 3600);
     }
 
     #[test]

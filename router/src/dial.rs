@@ -90,7 +90,7 @@ async fn attempt(
     let mut tried = SocketAddr::new(IpAddr::from([0; 4]), target.port);
     for address in addresses {
         tried.set_ip(address);
-        match timeout(ATTEMPT, TcpStream::connect(tried)).await {
+        match timeout(ATTEMPT, connect(tried)).await {
             Ok(Ok(stream)) => {
                 // Small answers are not held back for larger ones; without it all still works.
                 stream.set_nodelay(true).ok();
@@ -104,6 +104,10 @@ async fn attempt(
         address: tried,
         source: last,
     })
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    kiln_http::socket(address)?.connect(address).await
 }
 
 /// The addresses behind a name. Whoever may make a service says where its name leads, so they are

@@ -12,6 +12,7 @@ use hyper::{
     upgrade::{self, OnUpgrade},
 };
 use hyper_util::rt::TokioIo;
+use kiln_http::{BUFFER, Client, Place, Timed};
 use serde_json::json;
 use tokio::{io::copy_bidirectional, net::TcpStream, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle, task::TaskTracker};
@@ -28,9 +29,6 @@ use crate::{
     target::Target,
 };
 
-/// Most bytes of a sandbox's answer that wait for its client.
-const BUFFER: usize = 64 << 10;
-
 /// Longest life of a WebSocket, as with upstream's first router.
 const WEBSOCKET: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -42,6 +40,8 @@ pub struct Limits {
     pub patience: Duration,
     /// Further attempts to connect.
     pub retries: u32,
+    /// How long nothing may come from a sandbox nor go to it, also on a WebSocket.
+    pub idle: Duration,
 }
 
 /// Passes requests on.
@@ -69,18 +69,18 @@ struct Connection {
 }
 
 impl Router {
-    /// Answers the request of the client at `from`.
-    pub async fn answer(&self, request: Request<Incoming>, from: IpAddr) -> Response<Body> {
+    /// Answers the request of `client`.
+    pub async fn answer(&self, request: Request<Incoming>, client: Client) -> Response<Body> {
         if request.uri().path() == "/healthz" {
             return json_response(StatusCode::OK, &json!({"status": "ok"}));
         }
         let mut in_flight = InFlight::new(Arc::clone(&self.metrics), request.method());
         let response = match self.check(&request) {
-            Ok(target) => self.forward(request, &target, from).await,
+            Ok(target) => self.forward(request, &target, &client).await,
             Err(refusal) => Err(refusal),
         };
         let response = response.unwrap_or_else(|refusal| {
-            debug!("{from}: {refusal}");
+            debug!("{}: {refusal}", client.address);
             refusal.response()
         });
         in_flight.answered(response.status());
@@ -100,12 +100,13 @@ impl Router {
         &self,
         mut request: Request<Incoming>,
         target: &Target,
-        from: IpAddr,
+        client: &Client,
     ) -> Result<Response<Body>, Refusal> {
         let most = self.limits.patience;
         let patience = target.timeout.unwrap_or(most).min(most);
-        let client = headers::wants_websocket(request.headers()).then(|| upgrade::on(&mut request));
-        let request = self.to_sandbox(request, target, from)?;
+        let upgrade =
+            headers::wants_websocket(request.headers()).then(|| upgrade::on(&mut request));
+        let request = self.to_sandbox(request, target, client.address)?;
         let exchange = self.exchange(request, target);
         let Ok(done) = timeout(patience, exchange).await else {
             return Err(self.failed(target, "timeout", &"no answer in time"));
@@ -114,8 +115,9 @@ impl Router {
         *response.version_mut() = Version::HTTP_11;
         headers::to_client(response.headers_mut());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let client = client.ok_or(Refusal::Upgrade)?;
-            self.join(client, upgrade::on(&mut response), connection);
+            let from = upgrade.ok_or(Refusal::Upgrade)?;
+            let place = Arc::clone(&client.place);
+            self.join(from, upgrade::on(&mut response), connection, place);
             headers::upgrade(response.headers_mut());
             return Ok(response.map(|_| Body::text("")));
         }
@@ -152,7 +154,7 @@ impl Router {
         )
         .await;
         let stream = stream.map_err(|e| self.unreachable(target, &e))?;
-        let connection = Connection::new(stream).await;
+        let connection = Connection::new(Timed::new(stream, self.limits.idle)).await;
         let mut connection = connection.map_err(|e| self.failed(target, "other", &e))?;
         let response = connection.sender.send_request(request).await;
         let response = response.map_err(|e| self.failed(target, "eof", &e))?;
@@ -178,8 +180,15 @@ impl Router {
         }
     }
 
-    /// Copies between both sides of a WebSocket until one of them or the router ends.
-    fn join(&self, client: OnUpgrade, sandbox: OnUpgrade, connection: AbortOnDropHandle<()>) {
+    /// Copies between both sides of a WebSocket until one of them or the router ends. It keeps the
+    /// place of the connection that it was.
+    fn join(
+        &self,
+        client: OnUpgrade,
+        sandbox: OnUpgrade,
+        connection: AbortOnDropHandle<()>,
+        place: Arc<Place>,
+    ) {
         let stop = self.stop.clone();
         self.tunnels.spawn(async move {
             let copied = async {
@@ -192,13 +201,13 @@ impl Router {
                 ended = timeout(WEBSOCKET, copied) => debug!("WebSocket: {ended:?}"),
                 () = stop.cancelled() => {}
             }
-            drop(connection);
+            drop((connection, place));
         });
     }
 }
 
 impl Connection {
-    async fn new(stream: TcpStream) -> hyper::Result<Self> {
+    async fn new(stream: Timed<TcpStream>) -> hyper::Result<Self> {
         let handshake = http1::Builder::new()
             .max_buf_size(BUFFER)
             .handshake(TokioIo::new(stream));

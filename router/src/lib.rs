@@ -7,6 +7,8 @@
 //! (`address`, `dial`), and it is passed on without what concerns one connection only (`headers`,
 //! `forward`). Bodies flow both ways as they come (`body`).
 //!
+//! Connections are those of `kiln-http`; `memory` says what they take at most.
+//!
 //! It knows no apiserver and keeps nothing between requests, so that any number may run.
 
 #![forbid(unsafe_code)]
@@ -18,10 +20,10 @@ mod body;
 mod dial;
 mod forward;
 mod headers;
+mod memory;
 mod metrics;
 mod probes;
 mod refusal;
-mod serve;
 mod target;
 
 pub use self::{
@@ -29,7 +31,7 @@ pub use self::{
     args::{Args, BadArgs},
     auth::{Auth, NoAuth},
     forward::{Limits, Router},
+    memory::{CONNECTION_BYTES, OWN_BYTES},
     metrics::Metrics,
     probes::Probes,
-    serve::{Serving, serve},
 };

@@ -4,25 +4,19 @@
 
 #![forbid(unsafe_code)]
 
-use std::{
-    env, io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-};
+use std::{env, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context, Result};
 use caps::CapSet;
 use clap::Parser;
-use kiln_router::{Args, Metrics, Probes, Router, serve};
+use kiln_http::{bind, serve, serve_probes};
+use kiln_router::{Args, CONNECTION_BYTES, Metrics, Probes, Router};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
-
-/// Connections of probes and of Prometheus at the same time.
-const PROBES: usize = 16;
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -68,7 +62,8 @@ async fn run(args: &Args) -> Result<()> {
     if matches!(router.auth, kiln_router::Auth::Open) {
         warn!("everybody who reaches this router may use it");
     }
-    let clients = listen(args.http_bind_address).await?;
+    let clients = listen(args.http_bind_address)?;
+    let counts = metrics.connections();
     let probes = Probes {
         metrics,
         stop: stop.clone(),
@@ -78,24 +73,23 @@ async fn run(args: &Args) -> Result<()> {
     addresses.dedup();
     for address in addresses {
         let probes = probes.clone();
-        let answer = move |request: hyper::Request<_>, _| {
-            let response = probes.answer(request.uri().path());
-            async move { response }
-        };
-        serve(
-            listen(address).await?,
-            PROBES,
-            CancellationToken::new(),
-            answer,
-        );
+        let serving = serve_probes(address, move |path| probes.answer(path));
+        let address = serving.with_context(|| format!("listen on {address}"))?;
+        info!("listens on {address}");
     }
     let networks = router.networks.pods();
     info!("sandboxes are in {networks:?}");
-    let answer = move |request, from| {
+    let bounds = args.bounds();
+    info!(
+        "up to {} connections take {} MiB at most",
+        bounds.connections,
+        bounds.connections.saturating_mul(CONNECTION_BYTES) >> 20
+    );
+    let answer = move |request, client| {
         let router = Arc::clone(&router);
-        async move { router.answer(request, from).await }
+        async move { router.answer(request, client).await }
     };
-    let serving = serve(clients, args.max_connections.max(1), stop.clone(), answer);
+    let serving = serve(clients, bounds, counts, stop.clone(), answer);
     stop.cancelled().await;
     info!("ends");
     tunnels.close();
@@ -106,22 +100,10 @@ async fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let listener = bind(address).await;
-    let listener = listener.with_context(|| format!("listen on {address}"))?;
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let listener = bind(address).with_context(|| format!("listen on {address}"))?;
     info!("listens on {}", listener.local_addr()?);
     Ok(listener)
-}
-
-/// Listens on an address. Any address of IPv6 takes in IPv4 as well, and is any of IPv4 where the
-/// machine has no IPv6.
-async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Err(e) if address.ip() == Ipv6Addr::UNSPECIFIED && e.kind() != io::ErrorKind::AddrInUse => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        bound => bound,
-    }
 }
 
 /// Cancelled by SIGTERM and SIGINT.

@@ -6,6 +6,7 @@
 use std::{fmt, sync::Arc, time::Instant};
 
 use hyper::{Method, StatusCode};
+use kiln_http::{Counts, Reason};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -36,6 +37,8 @@ pub struct Metrics {
     in_flight: Gauge,
     failures: Family<Failure, Counter>,
     retries: Counter,
+    clients: Gauge,
+    refused: Family<Reason, Counter>,
 }
 
 impl Default for Metrics {
@@ -47,6 +50,8 @@ impl Default for Metrics {
             in_flight: Gauge::default(),
             failures: Family::default(),
             retries: Counter::default(),
+            clients: Gauge::default(),
+            refused: Family::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -74,6 +79,16 @@ impl Default for Metrics {
             "Further attempts to connect to a sandbox",
             metrics.retries.clone(),
         );
+        registry.register(
+            "connections",
+            "Connections of clients, WebSockets among them",
+            metrics.clients.clone(),
+        );
+        registry.register(
+            "refused_connections",
+            "Connections of clients for which there was no place",
+            metrics.refused.clone(),
+        );
         Self {
             registry,
             ..metrics
@@ -90,6 +105,15 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+
+    /// What the listener for clients counts.
+    #[must_use]
+    pub fn connections(&self) -> Counts {
+        Counts {
+            connections: self.clients.clone(),
+            refused: self.refused.clone(),
+        }
     }
 
     pub(crate) fn failed(&self, reason: &'static str) {

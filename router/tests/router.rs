@@ -5,21 +5,36 @@
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
 use std::{
+    io::{BufRead, BufReader},
     net::SocketAddr,
+    process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use kiln_router::{Auth, Limits, Loopback, Metrics, Networks, Router, Serving, serve};
+use kiln_http::{BUFFER, Bounds, Serving, bind, serve};
+use kiln_router::{Auth, CONNECTION_BYTES, Limits, Loopback, Metrics, Networks, OWN_BYTES, Router};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    time::timeout,
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Longest that anything here may take.
 const SOON: Duration = Duration::from_secs(60);
+
+const BOUNDS: Bounds = Bounds {
+    connections: 8,
+    per_client: 8,
+    head: SOON,
+    idle: SOON,
+};
+
+const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
+     Upgrade: websocket\r\nSec-WebSocket-Accept: accept\r\n\r\nhello";
+
+const ENDLESS: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -33,10 +48,14 @@ struct Fixture {
 
 impl Fixture {
     async fn new() -> Self {
-        Self::with(Auth::Open, Loopback::Allowed).await
+        Self::bounded(BOUNDS).await
     }
 
-    async fn with(auth: Auth, loopback: Loopback) -> Self {
+    async fn bounded(bounds: Bounds) -> Self {
+        Self::with(Auth::Open, Loopback::Allowed, bounds).await
+    }
+
+    async fn with(auth: Auth, loopback: Loopback, bounds: Bounds) -> Self {
         let (metrics, stop) = (Arc::new(Metrics::default()), CancellationToken::new());
         let router = Arc::new(Router {
             auth,
@@ -45,27 +64,75 @@ impl Fixture {
             limits: Limits {
                 patience: SOON,
                 retries: 0,
+                idle: bounds.idle,
             },
             metrics: Arc::clone(&metrics),
             stop: stop.clone(),
             tunnels: TaskTracker::new(),
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
-        let answer = move |request, from| {
+        let answer = move |request, client| {
             let router = Arc::clone(&router);
-            async move { router.answer(request, from).await }
+            async move { router.answer(request, client).await }
         };
+        let counts = metrics.connections();
         Self {
             address,
             metrics,
-            serving: serve(listener, 8, stop.clone(), answer),
+            serving: serve(listener, bounds, counts, stop.clone(), answer),
             stop,
         }
     }
 
     async fn client(&self) -> Peer {
         Peer::new(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    /// Clients that have sent nothing, and whose connections have a place.
+    async fn idle_clients(&self, count: usize) -> Vec<Peer> {
+        let mut clients = Vec::new();
+        for _ in 0..count {
+            clients.push(self.client().await);
+        }
+        self.counts(&format!("sandbox_router_connections {count}"))
+            .await;
+        clients
+    }
+
+    /// Opens a WebSocket to `sandbox`; both ends of it.
+    async fn websocket(&self, sandbox: &Sandbox) -> (Peer, Peer) {
+        let mut client = self.client().await;
+        let request = format!(
+            "GET /ws HTTP/1.1\r\n{}Connection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Key: key\r\n\r\n",
+            sandbox.headers
+        );
+        client.send(&request).await;
+        let mut peer = sandbox.accept().await;
+        let head = peer.head().await;
+        assert!(
+            head.contains("upgrade: websocket") && head.contains("key"),
+            "{head}"
+        );
+        peer.send(SWITCH).await;
+        expect(&client.until("hello").await, 101, "hello");
+        (client, peer)
+    }
+
+    /// Waits until the metrics have `line`.
+    async fn counts(&self, line: &str) {
+        let counted = async {
+            while !self.metrics.text().unwrap().contains(&format!("{line}\n")) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let counted = timeout(SOON, counted).await;
+        assert!(
+            counted.is_ok(),
+            "{line} is not in\n{}",
+            self.metrics.text().unwrap()
+        );
     }
 
     /// Sends a whole request, and returns the whole answer.
@@ -85,7 +152,8 @@ struct Sandbox {
 
 impl Sandbox {
     async fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // With buffers of the router's sizes, so that what is in flight is known.
+        let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
         let port = listener.local_addr().unwrap().port();
         let headers = format!(
             "Host: router\r\nX-Sandbox-ID: box\r\nX-Sandbox-Port: {port}\r\n\
@@ -141,6 +209,21 @@ impl Peer {
                 }
                 let more = self.more().await;
                 assert!(more, "{caller}: no {end:?} after {:?}", self.read);
+            }
+        }
+    }
+
+    /// Sends chunks of a body until the connection has taken nothing for a second or has ended.
+    /// Returns how many bytes it took.
+    async fn flood(&mut self) -> usize {
+        let chunk = format!("1000\r\n{}\r\n", "a".repeat(0x1000)).into_bytes();
+        let quiet = Duration::from_secs(1);
+        let mut taken = 0;
+        loop {
+            let rest = &chunk[taken % chunk.len()..];
+            match timeout(quiet, self.stream.write(rest)).await {
+                Ok(Ok(count)) => taken += count,
+                Ok(Err(_)) | Err(_) => return taken,
             }
         }
     }
@@ -293,7 +376,7 @@ async fn what_is_refused_is_said_in_upstreams_words() {
 
 #[tokio::test]
 async fn an_address_that_is_no_pods_is_not_connected_to() {
-    let router = Fixture::with(Auth::Open, Loopback::Refused).await;
+    let router = Fixture::with(Auth::Open, Loopback::Refused, BOUNDS).await;
     let sandbox = Sandbox::new().await;
     expect(&router.ask(&sandbox.get("")).await, 400, "IP address.\"}");
     let came = timeout(Duration::from_millis(100), sandbox.listener.accept()).await;
@@ -303,7 +386,7 @@ async fn an_address_that_is_no_pods_is_not_connected_to() {
 #[tokio::test]
 async fn who_shows_no_token_stays_out() {
     let auth = Auth::new(Some("secret"), false).unwrap();
-    let router = Fixture::with(auth, Loopback::Allowed).await;
+    let router = Fixture::with(auth, Loopback::Allowed, BOUNDS).await;
     let sandbox = Sandbox::new().await;
     expect(
         &router.ask(&sandbox.get("")).await,
@@ -403,40 +486,13 @@ async fn a_client_that_leaves_takes_its_request_along() {
     client.until("half").await;
     drop(client);
     peer.rest().await;
-    let ended = async {
-        while !router
-            .metrics
-            .text()
-            .unwrap()
-            .contains("inflight_requests 0\n")
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(SOON, ended).await.expect("it is still in flight");
+    router.counts("sandbox_router_inflight_requests 0").await;
 }
 
 #[tokio::test]
 async fn a_websocket_goes_through_and_ends_with_the_router() {
     let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
-    let mut client = router.client().await;
-    let request = format!(
-        "GET /ws HTTP/1.1\r\n{}Connection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Key: key\r\n\r\n",
-        sandbox.headers
-    );
-    client.send(&request).await;
-    let mut peer = sandbox.accept().await;
-    let head = peer.head().await;
-    assert!(
-        head.contains("upgrade: websocket") && head.contains("key"),
-        "{head}"
-    );
-    let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
-         Upgrade: websocket\r\nSec-WebSocket-Accept: accept\r\n\r\nhello";
-    peer.send(switch).await;
-    let head = client.until("hello").await;
-    expect(&head, 101, "hello");
+    let (mut client, mut peer) = router.websocket(&sandbox).await;
     client.send("from the client").await;
     peer.until("from the client").await;
     router.stop.cancel();
@@ -476,4 +532,201 @@ async fn the_end_waits_for_what_has_begun() {
     expect(&client.rest().await, 200, "ok");
     assert!(router.serving.ended(SOON).await);
     assert!(TcpStream::connect(router.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_websocket_keeps_the_place_of_its_connection() {
+    let sandbox = Sandbox::new().await;
+    let router = Fixture::bounded(Bounds {
+        connections: 2,
+        ..BOUNDS
+    })
+    .await;
+    let first = router.websocket(&sandbox).await;
+    let (mut client, mut peer) = router.websocket(&sandbox).await;
+    let full = router.ask(&sandbox.get("")).await;
+    expect(&full, 503, "{\"detail\":\"Too many connections.\"}");
+    router
+        .counts(r#"sandbox_router_refused_connections_total{reason="full"} 1"#)
+        .await;
+    client.send("from the client").await;
+    peer.until("from the client").await;
+    drop(first);
+    router.counts("sandbox_router_connections 1").await;
+    let request = sandbox.get("");
+    let (answer, _) = tokio::join!(router.ask(&request), sandbox.answers(OK));
+    expect(&answer, 200, "ok");
+}
+
+#[tokio::test]
+async fn one_client_does_not_get_all_places() {
+    let sandbox = Sandbox::new().await;
+    let router = Fixture::bounded(Bounds {
+        connections: 4,
+        per_client: 2,
+        ..BOUNDS
+    })
+    .await;
+    let clients = router.idle_clients(2).await;
+    let refused = router.ask(&sandbox.get("")).await;
+    let detail = "{\"detail\":\"Too many connections from this address.\"}";
+    expect(&refused, 429, detail);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    let mut other = Peer::new(socket.connect(router.address).await.unwrap());
+    other.send(&sandbox.get("")).await;
+    let (answer, _) = tokio::join!(other.rest(), sandbox.answers(OK));
+    expect(&answer, 200, "ok");
+    drop(clients);
+    router.counts("sandbox_router_connections 0").await;
+    let request = sandbox.get("");
+    let (answer, _) = tokio::join!(router.ask(&request), sandbox.answers(OK));
+    expect(&answer, 200, "ok");
+}
+
+#[tokio::test]
+async fn connections_without_a_request_give_way() {
+    let sandbox = Sandbox::new().await;
+    let router = Fixture::bounded(Bounds {
+        connections: 3,
+        ..BOUNDS
+    })
+    .await;
+    let mut busy = router.client().await;
+    busy.send(&sandbox.get("")).await;
+    let mut peer = sandbox.accept().await;
+    let mut half = router.client().await;
+    half.send("GET / HTTP/1.1\r\nHo").await;
+    let mut kept = router.client().await;
+    kept.send(&sandbox.get("").replace("Connection: close\r\n", ""))
+        .await;
+    sandbox.answers(OK).await;
+    kept.until("ok").await;
+    let start = Instant::now();
+    let _first = router.websocket(&sandbox).await;
+    assert_eq!(half.rest().await, "");
+    let _second = router.websocket(&sandbox).await;
+    assert_eq!(kept.rest().await, "");
+    assert!(start.elapsed() < SOON / 2);
+    peer.send(OK).await;
+    expect(&busy.rest().await, 200, "ok");
+}
+
+#[tokio::test]
+async fn a_websocket_without_traffic_ends() {
+    let (idle, sandbox) = (Duration::from_secs(1), Sandbox::new().await);
+    let router = Fixture::bounded(Bounds { idle, ..BOUNDS }).await;
+    let (mut client, mut peer) = router.websocket(&sandbox).await;
+    // Traffic in one direction is enough.
+    for _ in 0..8 {
+        sleep(idle / 4).await;
+        peer.send("tick").await;
+        client.until("tick").await;
+    }
+    let start = Instant::now();
+    client.rest().await;
+    peer.rest().await;
+    assert!(start.elapsed() > idle / 2 && start.elapsed() < SOON / 2);
+    router.counts("sandbox_router_connections 0").await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_given_up() {
+    let (idle, sandbox) = (Duration::from_secs(1), Sandbox::new().await);
+    let router = Fixture::bounded(Bounds { idle, ..BOUNDS }).await;
+    let mut client = router.client().await;
+    client.send(&sandbox.get("")).await;
+    let mut peer = sandbox.accept().await;
+    peer.head().await;
+    peer.send(ENDLESS).await;
+    peer.flood().await;
+    peer.rest().await;
+    router.counts("sandbox_router_connections 0").await;
+}
+
+/// The router as a process, which ends with this.
+struct Process {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Process {
+    fn start() -> Self {
+        let any = "127.0.0.1:0";
+        let mut child = Command::new(env!("CARGO_BIN_EXE_kiln-router"))
+            .args(["--allow-unauthenticated", "--allow-loopback-pod-ip"])
+            .args(["--max-connections-per-client=1024", "--log-json"])
+            .arg(format!("--http-bind-address={any}"))
+            .arg(format!("--health-probe-bind-address={any}"))
+            .arg(format!("--metrics-bind-address={any}"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut lines = log.lines().map(Result::unwrap);
+        let address = lines.find_map(|line| {
+            let (_, rest) = line.split_once("listens on ")?;
+            rest.split('"').next()?.parse().ok()
+        });
+        // The rest is read, too, so that it can go on writing.
+        std::thread::spawn(move || lines.count());
+        Self {
+            child,
+            address: address.expect("it listens nowhere"),
+        }
+    }
+
+    /// Its memory, in bytes.
+    fn resident(&self) -> usize {
+        let status = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let kibibytes = line.unwrap().trim().trim_end_matches(" kB");
+        kibibytes.parse::<usize>().unwrap() << 10
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Neither clients nor sandboxes read, and both send as much as is taken.
+#[tokio::test]
+async fn a_connection_takes_no_more_than_is_said() {
+    const COUNT: usize = 100;
+    let (router, sandbox) = (Process::start(), Sandbox::new().await);
+    let before = router.resident();
+    let request = format!(
+        "POST / HTTP/1.1\r\n{}Transfer-Encoding: chunked\r\n\r\n",
+        sandbox.headers
+    );
+    let mut ends = Vec::new();
+    for _ in 0..COUNT {
+        let socket = kiln_http::socket(router.address).unwrap();
+        let mut client = Peer::new(socket.connect(router.address).await.unwrap());
+        client.send(&request).await;
+        let mut peer = sandbox.accept().await;
+        peer.head().await;
+        peer.send(ENDLESS).await;
+        client.head().await;
+        for mut end in [client, peer] {
+            ends.push(tokio::spawn(async move {
+                let taken = end.flood().await;
+                (end, taken)
+            }));
+        }
+    }
+    // Half of it for one direction, and as much for what the sockets of this test hold.
+    let most = CONNECTION_BYTES;
+    let mut open = Vec::new();
+    for end in ends {
+        let (end, taken) = end.await.unwrap();
+        assert!(taken > BUFFER && taken <= most, "{taken} of {most}");
+        open.push(end);
+    }
+    let each = (router.resident() - before) / COUNT;
+    assert!(each <= OWN_BYTES, "{each} of {OWN_BYTES}");
 }
