@@ -2,24 +2,13 @@
 
 //! `/healthz`, `/readyz` and `/metrics`.
 
-use std::{
-    convert::Infallible,
-    io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use http_body_util::Full;
-use hyper::{Request, Response, StatusCode, body::Bytes, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tracing::debug;
+use hyper::{Response, StatusCode, body::Bytes};
+use kiln_http::serve_probes;
 
 use crate::{context::Context, watch::Synced};
-
-/// How long a client may take to ask.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is answered from.
 #[derive(Clone)]
@@ -30,34 +19,8 @@ pub(crate) struct Probes {
 
 impl Probes {
     /// Serves on `address` until the process ends.
-    pub(crate) async fn serve(self, address: SocketAddr) -> io::Result<()> {
-        let listener = bind(address).await?;
-        tokio::spawn(async move {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => {
-                        tokio::spawn(self.clone().connection(TokioIo::new(stream)));
-                    }
-                    // Out of descriptors, most likely: some will be free again.
-                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-                }
-            }
-        });
-        Ok(())
-    }
-
-    async fn connection(self, stream: TokioIo<tokio::net::TcpStream>) {
-        let service = service_fn(|request: Request<hyper::body::Incoming>| {
-            let answer = self.answer(request.uri().path());
-            async move { Ok::<_, Infallible>(answer) }
-        });
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(PATIENCE)
-            .serve_connection(stream, service);
-        if let Err(e) = served.await {
-            debug!("probe: {e}");
-        }
+    pub(crate) fn serve(self, address: SocketAddr) -> io::Result<()> {
+        serve_probes(address, move |path| self.answer(path)).map(drop)
     }
 
     fn answer(&self, path: &str) -> Response<Full<Bytes>> {
@@ -77,16 +40,5 @@ impl Probes {
         let mut response = Response::new(Full::from(text));
         *response.status_mut() = status;
         response
-    }
-}
-
-/// Listens on an address. Any address of IPv6 takes in IPv4 as well, and is any of IPv4 where the
-/// machine has no IPv6.
-async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Err(e) if address.ip() == Ipv6Addr::UNSPECIFIED && e.kind() != io::ErrorKind::AddrInUse => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        bound => bound,
     }
 }

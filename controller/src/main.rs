@@ -97,7 +97,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     let mut addresses = vec![args.metrics_bind_address, args.health_probe_bind_address];
     addresses.dedup();
     for address in addresses.into_iter().flatten() {
-        let serving = probes.clone().serve(address).await;
+        let serving = probes.clone().serve(address);
         serving.with_context(|| format!("listen on {address}"))?;
     }
     let stop = stop_on_signal()?;

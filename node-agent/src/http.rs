@@ -2,51 +2,20 @@
 
 //! `/healthz`, `/readyz` and `/metrics`.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use http_body_util::Full;
-use hyper::{Request, Response, StatusCode, body::Bytes, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tracing::debug;
+use hyper::{Response, StatusCode, body::Bytes};
+use kiln_http::serve_probes;
 
 use crate::keeper::Keeper;
-
-/// How long a client may take to ask.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves on `address` until the process ends.
 ///
 /// # Errors
 /// When it cannot be listened there.
-pub async fn serve(keeper: Arc<Keeper>, address: SocketAddr) -> std::io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
-    tokio::spawn(async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    tokio::spawn(connection(Arc::clone(&keeper), TokioIo::new(stream)));
-                }
-                // Out of descriptors, most likely: some will be free again.
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        }
-    });
-    Ok(())
-}
-
-async fn connection(keeper: Arc<Keeper>, stream: TokioIo<tokio::net::TcpStream>) {
-    let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        let answer = answer(&keeper, request.uri().path());
-        async move { Ok::<_, Infallible>(answer) }
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .serve_connection(stream, service);
-    if let Err(e) = served.await {
-        debug!("probe: {e}");
-    }
+pub fn serve(keeper: Arc<Keeper>, address: SocketAddr) -> io::Result<()> {
+    serve_probes(address, move |path| answer(&keeper, path)).map(drop)
 }
 
 fn answer(keeper: &Keeper, path: &str) -> Response<Full<Bytes>> {

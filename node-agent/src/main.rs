@@ -154,9 +154,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     service::serve_slots(keeper.clone(), &slots)
         .with_context(|| format!("listen at {}", slots.display()))?;
     if let Some(address) = metrics {
-        http::serve(keeper.clone(), address)
-            .await
-            .with_context(|| format!("listen at {address}"))?;
+        http::serve(keeper.clone(), address).with_context(|| format!("listen at {address}"))?;
     }
     let presence = Presence::new(args.config, installs);
     if let Some(node) = node {

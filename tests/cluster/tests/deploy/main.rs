@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         chart::its_values_reach_the_objects,
         chart::the_apiserver_accepts_it,
         pods::controller_and_router_are_nobody,
+        pods::no_sandbox_reaches_our_pods,
         pods::the_agent_is_given_these_directories_of_its_node,
         rights::every_account_may_what_is_written_and_no_more,
         rights::a_token_is_good_for_its_own_node,

@@ -24,23 +24,36 @@ const OF_THE_NODE: [(&str, bool); 6] = [
     ("/sys/fs/cgroup", false),
 ];
 
-/// The Pods of all workloads, by `KIND/NAME`.
-async fn pods(env: &Env) -> Result<BTreeMap<String, Value>> {
+/// All objects.
+async fn objects(env: &Env) -> Result<Vec<Value>> {
     let base = deploy().join("base").display().to_string();
     let text = env.plane.kubectl(&["kustomize", &base]).await?;
-    let all: Vec<Value> = serde_saphyr::from_multiple(&text)?;
+    Ok(serde_saphyr::from_multiple(&text)?)
+}
+
+/// The templates of the Pods of all workloads, by `KIND/NAME`.
+fn templates(objects: &[Value]) -> Result<BTreeMap<String, &Value>> {
     let mut pods = BTreeMap::new();
-    for object in all {
+    for object in objects {
         let kind = object["kind"].as_str().unwrap_or_default();
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
-        if let Some(pod) = object.pointer("/spec/template/spec") {
-            pods.insert(format!("{kind}/{name}"), pod.clone());
+        if let Some(pod) = object.pointer("/spec/template") {
+            pods.insert(format!("{kind}/{name}"), pod);
         }
     }
     // Another one needs a word here of what it may be given.
     let names: Vec<&str> = pods.keys().map(String::as_str).collect();
     ensure!(names == [AGENT, CONTROLLER, ROUTER], "{names:?}");
     Ok(pods)
+}
+
+/// What their Pods are.
+async fn pods(env: &Env) -> Result<BTreeMap<String, Value>> {
+    let objects = objects(env).await?;
+    let templates = templates(&objects)?.into_iter();
+    Ok(templates
+        .map(|(title, template)| (title, template["spec"].clone()))
+        .collect())
 }
 
 fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
@@ -117,5 +130,31 @@ pub(crate) async fn the_agent_is_given_these_directories_of_its_node(env: &Env) 
         }
     }
     ensure!(mounted == BTreeSet::from(OF_THE_NODE), "{mounted:?}");
+    Ok(())
+}
+
+pub(crate) async fn no_sandbox_reaches_our_pods(env: &Env) -> Result<()> {
+    let objects = objects(env).await?;
+    let policies = objects.iter().filter(|o| o["kind"] == "NetworkPolicy");
+    let policies: Vec<&Value> = policies.map(|p| &p["spec"]).collect();
+    // Whoever is no sandbox, in any namespace.
+    let others = json!([{"from": [{
+        "namespaceSelector": {},
+        "podSelector": {"matchExpressions": [
+            {"key": "agents.x-k8s.io/sandbox-name-hash", "operator": "DoesNotExist"},
+        ]},
+    }]}]);
+    for (title, template) in templates(&objects)? {
+        // A policy says nothing of Pods on their node's network.
+        let spec = &template["spec"];
+        ensure!(spec["hostNetwork"] != true, "{title}: {spec}");
+        let label = &template["metadata"]["labels"]["app"];
+        let of_it = |p: &&&Value| p["podSelector"] == json!({"matchLabels": {"app": label}});
+        let own: Vec<_> = policies.iter().filter(of_it).collect();
+        ensure!(own.len() == 1 && label.is_string(), "{title}: {own:?}");
+        let types = own[0]["policyTypes"].as_array().context("no types")?;
+        ensure!(types.contains(&json!("Ingress")), "{title}: {types:?}");
+        ensure!(own[0]["ingress"] == others, "{title}: {}", own[0]);
+    }
     Ok(())
 }
