@@ -41,7 +41,7 @@ pub enum BadArgs {
     #[error(transparent)]
     Auth(#[from] NoAuth),
     /// It could connect to nothing.
-    #[error("neither --pod-cidr nor the router's own address (--pod-ip) says where sandboxes are")]
+    #[error("neither --pod-cidr nor --guess-pod-network with --pod-ip says where sandboxes are")]
     NoNetwork,
 }
 
@@ -94,9 +94,14 @@ pub struct Args {
     idle_timeout: Duration,
 
     /// Networks in which Pods are. An address that a client gives or that DNS knows is connected
-    /// to only if it is in one of them. Unset: the /16 (IPv6: /56) around each --pod-ip.
+    /// to only if it is in one of them.
     #[arg(long, env = "POD_CIDRS", value_delimiter = ',')]
     pod_cidr: Vec<IpNet>,
+
+    /// Take the /16 (IPv6: /56) around each --pod-ip for the Pods' networks if there is no
+    /// --pod-cidr. Where nodes or other machines are in it, clients reach them.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    guess_pod_network: bool,
 
     /// The router's own addresses, which are never connected to.
     #[arg(long, env = "POD_IPS", value_delimiter = ',', value_parser = ip)]
@@ -151,13 +156,19 @@ impl Args {
         Ok(Auth::new(token, is_open)?)
     }
 
+    /// Whether nobody says where sandboxes are.
+    #[must_use]
+    pub fn guesses(&self) -> bool {
+        self.pod_cidr.is_empty() && self.guess_pod_network
+    }
+
     /// Where sandboxes are.
     ///
     /// # Errors
-    /// When nothing says where.
+    /// When nothing says where, and it may not be guessed.
     pub fn networks(&self) -> Result<Networks, BadArgs> {
         let mut pods = self.pod_cidr.clone();
-        if pods.is_empty() {
+        if self.guesses() {
             pods.extend(self.pod_ip.iter().copied().map(Networks::around));
         }
         if pods.is_empty() && !self.allow_loopback_pod_ip {
@@ -270,11 +281,18 @@ mod tests {
                 .map(ToString::to_string)
                 .collect::<Vec<_>>()
         };
-        assert_eq!(text(&["--pod-ip=10.244.3.7"]), ["10.244.0.0/16"]);
-        let given = ["--pod-ip=10.244.3.7", "--pod-cidr=10.4.0.0/14,fd00::/48"];
+        let own = "--pod-ip=10.244.3.7";
+        assert!(parse(&[own]).networks().is_err());
+        assert!(parse(&["--guess-pod-network"]).networks().is_err());
+        assert_eq!(text(&[own, "--guess-pod-network"]), ["10.244.0.0/16"]);
+        let given = [
+            own,
+            "--guess-pod-network",
+            "--pod-cidr=10.4.0.0/14,fd00::/48",
+        ];
         assert_eq!(text(&given), ["10.4.0.0/14", "fd00::/48"]);
-        let networks = parse(&["--pod-ip=10.244.3.7", "--node-ip=10.244.9.9"]).networks();
-        let networks = networks.unwrap();
+        let near = [own, "--guess-pod-network", "--node-ip=10.244.9.9"];
+        let networks = parse(&near).networks().unwrap();
         for never in ["10.244.3.7", "10.244.9.9"] {
             assert!(networks.check(never.parse().unwrap()).is_err(), "{never}");
         }

@@ -79,6 +79,9 @@ async fn run(args: &Args) -> Result<()> {
     }
     let networks = router.networks.pods();
     info!("sandboxes are in {networks:?}");
+    if args.guesses() {
+        warn!("that is a guess: whatever else is in these networks can be reached, too");
+    }
     let bounds = args.bounds();
     info!(
         "up to {} connections take {} MiB at most",
