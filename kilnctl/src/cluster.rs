@@ -14,11 +14,13 @@ use kube::{
     api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use serde_json::json;
 use tokio::time::sleep;
 
 use crate::{
     args::Connection,
     manifests::{Kind, MANAGED_BY, MANAGER, Manifest},
+    owner::taken_over,
 };
 
 /// How long the apiserver may take to let us in, and to answer.
@@ -144,6 +146,41 @@ impl Cluster {
         applied
             .map_err(|e| self.explain(e))
             .with_context(|| format!("apply {}", manifest.title()))
+    }
+
+    /// Makes an object ours with all that others have written of it, as [`taken_over`] says.
+    pub(crate) async fn take_over(&self, manifest: &Manifest) -> Result<()> {
+        let api = self.api(manifest.kind, manifest.namespace.as_deref());
+        let take = async || {
+            let Some(found) = api.get_metadata_opt(&manifest.name).await? else {
+                return Ok(());
+            };
+            let Some(fields) = taken_over(&found.metadata) else {
+                return Ok(());
+            };
+            let patch = json!({"metadata": {
+                "resourceVersion": found.metadata.resource_version, "managedFields": fields,
+            }});
+            let params = PatchParams {
+                field_manager: Some(MANAGER.to_owned()),
+                ..PatchParams::default()
+            };
+            let name = &manifest.name;
+            api.patch_metadata(name, &params, &Patch::Merge(&patch))
+                .await
+                .map(drop)
+        };
+        for _ in 0..TRIES {
+            match take().await {
+                // Somebody has written it since, most likely its status.
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                taken => {
+                    let taken = taken.map_err(|e| self.explain(e));
+                    return taken.with_context(|| format!("take over {}", manifest.title()));
+                }
+            }
+        }
+        bail!("{} is written by others all the time", manifest.title())
     }
 
     /// All objects of a kind with such labels; none where the kind is not known.

@@ -193,6 +193,11 @@ async fn apply(
     // What others have changed of our definitions may be another version in use: that is for a
     // person to decide. In everything else, what was asked for is that it be as we have it.
     let force = take_over || !manifest.is_definition();
+    // Whoever was there before has fields that do not fit what we have.
+    let is_others = |found: &DynamicObject| matches!(Owner::of(&found.metadata), Owner::Other(_));
+    if take_over && (manifest.is_definition() || found.is_some_and(is_others)) {
+        cluster.take_over(manifest).await?;
+    }
     let now = cluster.apply(manifest, force).await?;
     let became = match found {
         None => Became::Created,

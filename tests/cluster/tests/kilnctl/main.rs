@@ -10,6 +10,7 @@ mod manifests;
 mod node;
 mod refused;
 mod taken_away;
+mod taken_over;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         refused::a_class_of_somebodys_is_left_to_them,
         refused::missing_rights_are_named,
         refused::an_apiserver_that_is_away_is_named,
+        taken_over::a_former_owner_leaves_nothing_in_definitions,
         taken_away::what_users_made_stays,
         taken_away::a_node_whose_agent_is_silent_is_named,
         taken_away::purged_is_everything,
