@@ -21,6 +21,7 @@ use crate::{
     args::Connection,
     manifests::{Kind, MANAGED_BY, MANAGER, Manifest},
     owner::taken_over,
+    proxy,
 };
 
 /// How long the apiserver may take to let us in, and to answer.
@@ -296,13 +297,22 @@ async fn configuration(connection: &Connection) -> Result<Config> {
         ..KubeConfigOptions::default()
     };
     let hint = "find out which cluster: name a kubeconfig by $KUBECONFIG or --kubeconfig";
-    if let Some(file) = &connection.kubeconfig {
-        let kubeconfig = Kubeconfig::read_from(file).context(hint)?;
-        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-        return config.with_context(|| format!("use {}", file.display()));
-    }
-    if connection.context.is_some() {
-        return Config::from_kubeconfig(&options).await.context(hint);
-    }
-    Config::infer().await.context(hint)
+    let kubeconfig = match &connection.kubeconfig {
+        Some(file) => Some(Kubeconfig::read_from(file).context(hint)?),
+        None => Kubeconfig::read().ok(),
+    };
+    let context = connection.context.as_deref();
+    let named = kubeconfig.as_ref().and_then(|k| proxy::named(k, context));
+    let mut config = match (&connection.kubeconfig, kubeconfig) {
+        (Some(file), Some(kubeconfig)) => {
+            let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+            config.with_context(|| format!("use {}", file.display()))?
+        }
+        _ if context.is_some() => Config::from_kubeconfig(&options).await.context(hint)?,
+        _ => Config::infer().await.context(hint)?,
+    };
+    // The library compares $NO_PROXY with the proxy, not with the server.
+    let env = |name: &str| std::env::var(name).ok();
+    config.proxy_url = proxy::proxy(&config.cluster_url, named.as_deref(), &env)?;
+    Ok(config)
 }

@@ -18,6 +18,7 @@ mod node;
 mod nodes;
 mod output;
 mod owner;
+mod proxy;
 mod rollout;
 mod status;
 

@@ -95,12 +95,7 @@ impl Env {
     }
 
     pub(crate) async fn kilnctl_as(&self, kubeconfig: &Path, words: &str) -> Result<Output> {
-        Cmd::new(&program()?)
-            .args(words.split_whitespace())
-            .env("KUBECONFIG", kubeconfig)
-            .deadline(DEADLINE)
-            .output()
-            .await
+        run(&program()?, kubeconfig, &[], words).await
     }
 
     /// The same, and it must work. Returns what it says.
@@ -265,6 +260,23 @@ pub(crate) fn fails(output: &Output, names: &[&str]) -> Result<()> {
         ensure!(words.contains(name), "no {name:?} in {words}");
     }
     Ok(())
+}
+
+/// Runs a program on the cluster of a kubeconfig, with more variables in its environment.
+pub(crate) async fn run(
+    program: &Path,
+    kubeconfig: &Path,
+    variables: &[(&str, &str)],
+    words: &str,
+) -> Result<Output> {
+    let mut command = Cmd::new(program)
+        .args(words.split_whitespace())
+        .env("KUBECONFIG", kubeconfig)
+        .deadline(DEADLINE);
+    for (name, value) in variables {
+        command = command.env(name, value);
+    }
+    command.output().await
 }
 
 /// The program of this workspace.

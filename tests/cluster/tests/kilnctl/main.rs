@@ -8,6 +8,7 @@ mod enable;
 mod env;
 mod manifests;
 mod node;
+mod proxy;
 mod refused;
 mod taken_away;
 mod taken_over;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         node::preflight_says_what_is_missing,
         node::an_agent_that_is_away_is_named,
         node::it_is_a_plugin_of_kubectl,
+        proxy::the_apiserver_is_reached_as_kubectl_reaches_it,
     );
     cases.run(Env::start)
 }
