@@ -45,7 +45,8 @@ pub(crate) enum Command {
 
     /// Take away what enable has put there.
     ///
-    /// Definitions, the namespace, and all objects of users stay, and Pods keep running.
+    /// Definitions, the namespace, and all objects of users stay, and Pods keep running. Ends with
+    /// 1 where nodes keep something of what was installed on them, and names them.
     Disable(Disable),
 
     /// Look at this node, without a cluster.

@@ -6,16 +6,19 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
+use http::{Request, header::DATE};
+use jiff::{Timestamp, fmt::rfc2822};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
 use kube::{
     Api, Client, Config,
     api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    client::Body,
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::json;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     args::Connection,
@@ -40,6 +43,23 @@ pub(crate) const AT_ONCE: usize = 8;
 
 /// Objects in one answer to a list.
 const PAGE: u32 = 500;
+
+/// The apiserver's clock, read once: it may differ by minutes from the one of this machine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    read: Timestamp,
+    at: Instant,
+}
+
+impl Clock {
+    /// What it shows now.
+    pub(crate) fn now(&self) -> Timestamp {
+        // Years do not pass before this program ends.
+        self.read
+            .saturating_add(self.at.elapsed())
+            .unwrap_or(self.read)
+    }
+}
 
 /// A connection.
 pub(crate) struct Cluster {
@@ -117,6 +137,21 @@ impl Cluster {
 
     pub(crate) fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// Reads the apiserver's clock, to the second. Without one, as where a proxy drops it, this
+    /// machine's.
+    pub(crate) async fn clock(&self) -> Result<Clock> {
+        let request = Request::get("/version").body(Body::empty());
+        let request = request.context("ask for the time")?;
+        let answer = self.client.send(request).await;
+        let answer = answer.map_err(|e| self.explain(e))?;
+        let date = answer.headers().get(DATE).and_then(|d| d.to_str().ok());
+        let read = date.and_then(|d| Some(rfc2822::parse(d).ok()?.timestamp()));
+        Ok(Clock {
+            read: read.unwrap_or_else(Timestamp::now),
+            at: Instant::now(),
+        })
     }
 
     /// Objects of a kind, in all namespaces where none is named.

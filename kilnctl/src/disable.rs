@@ -14,7 +14,7 @@ use crate::{
     args::Disable,
     cluster::{Cluster, Right},
     manifests::{self, KINDS, Kind, MANAGED_BY, NODES, PODS, USERS, title},
-    nodes,
+    nodes::{self, Kept},
     output::say,
     owner::Owner,
     rollout::{Progress, wait},
@@ -27,7 +27,7 @@ const OF_SANDBOXES: &str = keys::SANDBOX_NAME_HASH;
 ///
 /// # Errors
 /// When rights are missing or the agents are somebody else's, before anything was changed; when
-/// something does not go in time.
+/// something does not go in time; at the end, when nodes keep what was installed on them.
 pub(crate) async fn run(cluster: &Cluster, args: &Disable) -> Result<()> {
     cluster.require(rights(args.purge)).await?;
     refuse_others_agents(cluster).await?;
@@ -44,22 +44,23 @@ pub(crate) async fn run(cluster: &Cluster, args: &Disable) -> Result<()> {
     // Who wants a Pod of the class is told so, before nodes refuse them.
     let class = manifests::kind("RuntimeClass");
     gone += remove(cluster, class, cluster.list_ours(class).await?, until).await?;
-    let clear = nodes::clear(cluster, args.purge, until).await?;
+    let kept = nodes::clear(cluster, args.purge, until).await?;
+    let agents_stay = kept.iter().any(|k| k.in_use);
     for kind in KINDS.iter().rev().filter(|k| !k.stays()) {
         let mut ours = cluster.list_ours(kind).await?;
-        if !clear {
+        if agents_stay {
             ours.retain(|object| !is_for_agents(kind, object));
         }
         gone += remove(cluster, kind, ours, until).await?;
     }
-    if clear {
-        // Their agents are gone, and report no more.
-        gone += remove(cluster, &NODES, cluster.list(&NODES, "").await?, until).await?;
-    } else {
+    if agents_stay {
         say(
             "Agents stay on nodes where Pods run, and take away what they have installed when those \
              have ended. Then run this again.",
         );
+    } else {
+        // Their agents are gone, and report no more.
+        gone += remove(cluster, &NODES, cluster.list(&NODES, "").await?, until).await?;
     }
     if args.purge {
         for kind in KINDS.iter().filter(|k| k.stays()) {
@@ -74,7 +75,23 @@ pub(crate) async fn run(cluster: &Cluster, args: &Disable) -> Result<()> {
              --purge removes them.",
         ),
     }
-    Ok(())
+    all_clear(&kept)
+}
+
+/// Fails where something is left on nodes, with what, and why on each.
+fn all_clear(kept: &[Kept]) -> Result<()> {
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let nodes: Vec<String> = kept
+        .iter()
+        .map(|k| format!("{}: {}", k.node, k.why))
+        .collect();
+    bail!(
+        "shim, runtime, containerd's handler and the label of what was installed are still on these \
+         nodes:\n  {}",
+        nodes.join("\n  ")
+    )
 }
 
 /// Whether agents need an object to run.

@@ -3,7 +3,6 @@
 //! What agents have put on their nodes: they are told to take it away, and are waited for.
 
 use anyhow::{Result, bail};
-use jiff::Timestamp;
 use kiln_crds::{SandboxNode, keys};
 use kube::{
     Api, ResourceExt,
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Clock, Cluster},
     manifests::NODES,
     output::say,
     rollout::{Progress, wait},
@@ -22,6 +21,16 @@ use crate::{
 
 /// Said of a node whose agent will not do what it is told.
 const SILENT: &str = "its agent is silent; run `kilnctl node disable` there";
+
+/// A node on which something of what its agent has installed is left.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) node: String,
+    /// Whether its agent waits until no Pod needs that any more.
+    pub(crate) in_use: bool,
+    /// Why it is left.
+    pub(crate) why: String,
+}
 
 /// Tells no agent any more to take away what it has installed.
 pub(crate) async fn keep(cluster: &Cluster) -> Result<()> {
@@ -49,17 +58,18 @@ async fn annotate(cluster: &Cluster, node: &str, value: &Value) -> Result<()> {
 }
 
 /// Has every agent that installs take away what it has installed, and waits for it: to the end
-/// with `all`, else only on nodes where no Pods need it. Returns whether nothing of it is left.
+/// with `all`, else only on nodes where no Pods need it. Returns where something of it is left.
 ///
 /// # Errors
 /// When one cannot, or does not in time.
-pub(crate) async fn clear(cluster: &Cluster, all: bool, until: Instant) -> Result<bool> {
+pub(crate) async fn clear(cluster: &Cluster, all: bool, until: Instant) -> Result<Vec<Kept>> {
+    let clock = cluster.clock().await?;
     for node in list::<SandboxNode>(cluster).await? {
         let name = node.name_any();
         if condition(&node).is_none() {
             continue;
         }
-        if is_silent(&node) {
+        if is_silent(&node, clock) {
             say(&format!("node {name}: {SILENT}"));
             continue;
         }
@@ -73,13 +83,26 @@ pub(crate) async fn clear(cluster: &Cluster, all: bool, until: Instant) -> Resul
         }
         wait(&format!("node {name}"), until, async || {
             let found = nodes.get_opt(&name).await.map_err(|e| cluster.explain(e))?;
-            progress(&name, found.as_ref(), all)
+            progress(&name, found.as_ref(), all, clock)
         })
         .await?;
     }
-    let in_use =
-        |n: &SandboxNode| !is_silent(n) && condition(n).is_some_and(|c| c.0 == keys::IN_USE);
-    Ok(!list::<SandboxNode>(cluster).await?.iter().any(in_use))
+    let nodes = list::<SandboxNode>(cluster).await?;
+    Ok(nodes.iter().filter_map(|node| kept(node, clock)).collect())
+}
+
+/// What is left on a node, if anything is.
+fn kept(node: &SandboxNode, clock: Clock) -> Option<Kept> {
+    let (reason, words) = condition(node).filter(|(reason, _)| *reason != keys::REMOVED)?;
+    let is_silent = is_silent(node, clock);
+    Some(Kept {
+        node: node.name_any(),
+        in_use: !is_silent && reason == keys::IN_USE,
+        why: match is_silent {
+            true => SILENT.to_owned(),
+            false => words.to_owned(),
+        },
+    })
 }
 
 /// What a node's agent says of what it has installed; nothing where it does not.
@@ -89,12 +112,11 @@ fn condition(node: &SandboxNode) -> Option<(&str, &str)> {
     Some((&found.reason, &found.message))
 }
 
-fn is_silent(node: &SandboxNode) -> bool {
-    let age = node.status.as_ref().and_then(|s| age(s, Timestamp::now()));
-    age.is_none_or(|age| age > SILENCE)
+fn is_silent(node: &SandboxNode, clock: Clock) -> bool {
+    age(node, clock.now()).is_none_or(|age| age > SILENCE)
 }
 
-fn progress(name: &str, node: Option<&SandboxNode>, all: bool) -> Result<Progress> {
+fn progress(name: &str, node: Option<&SandboxNode>, all: bool, clock: Clock) -> Result<Progress> {
     let Some(node) = node else {
         return Ok(Progress::Done("gone".to_owned()));
     };
@@ -108,7 +130,7 @@ fn progress(name: &str, node: Option<&SandboxNode>, all: bool) -> Result<Progres
             "node {name}: {why}. See to that there, then run `kilnctl node disable` on it and \
              this again."
         ),
-        _ if is_silent(node) => Progress::Done(SILENT.to_owned()),
+        _ if is_silent(node, clock) => Progress::Done(SILENT.to_owned()),
         _ => Progress::Not("its agent takes away what it has installed".to_owned()),
     })
 }

@@ -6,7 +6,8 @@ use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::Result;
 use jiff::Timestamp;
-use kiln_crds::{SandboxNode, SandboxNodeStatus, SandboxWarmPool};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use kiln_crds::{SandboxNode, SandboxWarmPool};
 use kube::{Api, Resource, ResourceExt, api::ListParams};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -122,7 +123,7 @@ async fn look(cluster: &Cluster) -> Result<Status> {
     let works = |w: &Workload| w.ready > 0;
     status.enabled = status.definitions.iter().all(|d| d.established)
         && status.controller.as_ref().is_some_and(works);
-    let now = Timestamp::now();
+    let now = cluster.clock().await?.now();
     let nodes: Vec<SandboxNode> = list(cluster).await?;
     status.nodes = nodes
         .iter()
@@ -184,16 +185,27 @@ where
     }
 }
 
-/// Seconds since a node's agent has last reported; nothing where it never has.
-pub(crate) fn age(status: &SandboxNodeStatus, now: Timestamp) -> Option<i64> {
-    let last = status.heartbeat.as_ref()?;
-    Some(now.as_second() - last.0.as_second())
+/// Seconds since a node's agent has last reported, where the apiserver's clock shows `now`;
+/// nothing where it never has.
+///
+/// The heartbeat itself is by the node's clock, which may be another: the apiserver has noted by
+/// its own when it was written.
+pub(crate) fn age(node: &SandboxNode, now: Timestamp) -> Option<i64> {
+    let heartbeat = node.status.as_ref()?.heartbeat.as_ref()?;
+    let writes_it = |entry: &&ManagedFieldsEntry| {
+        let fields = entry.fields_v1.as_ref();
+        fields.is_some_and(|f| f.0.pointer("/f:status/f:heartbeat").is_some())
+    };
+    let writes = node.managed_fields().iter().filter(writes_it);
+    let written = writes.filter_map(|entry| entry.time.as_ref()).max();
+    let last = written.unwrap_or(heartbeat);
+    Some((now.as_second() - last.0.as_second()).max(0))
 }
 
 /// What a node says, a line for each class; one line where it has none.
 fn node_classes(node: &SandboxNode, now: Timestamp) -> Vec<Node> {
     let status = node.status.clone().unwrap_or_default();
-    let age = age(&status, now);
+    let age = age(node, now);
     let problem = match age {
         None => Some("it has never reported".to_owned()),
         Some(age) if age > SILENCE => Some(format!("no report for {age} s: does its agent run?")),
@@ -365,6 +377,34 @@ mod tests {
         assert!(problem.unwrap().contains("no report for 70 s"));
         let silent = &node_classes(&node(&json!({})), now)[0];
         assert_eq!(silent.problem.as_deref(), Some("it has never reported"));
+    }
+
+    #[test]
+    fn a_reports_age_is_by_the_apiservers_clock_alone() {
+        let now: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+        let aged = |heartbeat: &str, time: &str| {
+            let mut node = node(&json!({"heartbeat": heartbeat}));
+            let entry = |time: &str, fields: Value| json!({"time": time, "fieldsV1": fields});
+            node.metadata.managed_fields = serde_json::from_value(json!([
+                entry(time, json!({"f:status": {"f:heartbeat": {}}})),
+                entry(
+                    "2026-01-01T12:00:00Z",
+                    json!({"f:status": {"f:conditions": {}}})
+                ),
+            ]))
+            .unwrap();
+            age(&node, now)
+        };
+        // The node's clock is behind, is ahead; its agent is silent whatever it said last.
+        let just_now = "2026-01-01T11:59:58Z";
+        assert_eq!(aged("2026-01-01T11:50:00Z", just_now), Some(2));
+        assert_eq!(aged("2026-01-01T12:10:00Z", just_now), Some(2));
+        assert_eq!(
+            aged("2026-01-01T12:10:00Z", "2026-01-01T11:58:00Z"),
+            Some(120)
+        );
+        assert_eq!(aged(just_now, "2026-01-01T12:00:01Z"), Some(0));
+        assert_eq!(age(&node(&json!({"heartbeat": just_now})), now), Some(2));
     }
 
     #[test]

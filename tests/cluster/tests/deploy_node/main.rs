@@ -111,8 +111,8 @@ async fn whole(env: &Env) -> Result<()> {
     ensure!(env.label().await? == "ready", "{LABEL} is gone");
     expect_same(env, &pods).await.context("after the upgrade")?;
 
-    let said = env.does("disable").await?;
-    ensure!(said.contains("Agents stay on nodes"), "{said}");
+    let why = env.kilnctl_fails("disable").await?;
+    ensure!(why.contains("still on these nodes"), "{why}");
     expect_same(env, &pods).await.context("after disable")?;
     ensure!(env.label().await?.is_empty(), "{LABEL} is still there");
     env.refuses_new_pods().await?;

@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         taken_over::a_former_owner_leaves_nothing_in_definitions,
         taken_away::what_users_made_stays,
         taken_away::a_node_whose_agent_is_silent_is_named,
+        taken_away::a_live_agent_is_asked_whatever_its_clock_says,
         taken_away::purged_is_everything,
         taken_away::somebody_elses_objects_are_not_purged,
         taken_away::somebody_elses_agents_are_in_the_way,

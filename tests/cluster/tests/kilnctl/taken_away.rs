@@ -5,7 +5,7 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use crate::env::{Env, NAMESPACE};
+use crate::env::{Env, NAMESPACE, fails};
 
 const API: &str = "agents.x-k8s.io/v1beta1";
 const EXTENSIONS: &str = "extensions.agents.x-k8s.io/v1beta1";
@@ -65,21 +65,117 @@ pub(crate) async fn a_node_whose_agent_is_silent_is_named(env: &Env) -> Result<(
             "metadata": {"name": "node-0"}, "spec": {}}),
     ])
     .await?;
+    // By its own clock it has just reported.
+    report(
+        env,
+        "Installed",
+        "sandboxes run",
+        &format!("{:.0}", jiff::Timestamp::now()),
+    )
+    .await?;
     let long_ago = "2026-01-01T00:00:00Z";
-    let status = json!({"status": {"heartbeat": long_ago, "conditions": [{
-        "type": "Installed", "status": "True", "reason": "Installed", "message": "sandboxes run",
-        "lastTransitionTime": long_ago}]}});
-    let status = status.to_string();
-    let mut patch = vec!["patch", "sandboxnode", "node-0", "--subresource=status"];
-    patch.extend(["--type=merge", "-p", &status]);
-    env.plane.kubectl(&patch).await?;
-    // Nobody would take away what it was told to, so that is not waited for.
-    let said = env.does("disable").await?;
-    ensure!(
-        said.contains("node node-0: its agent is silent; run `kilnctl node disable` there")
-            && said.contains("Agent Sandbox is disabled"),
-        "{said}"
-    );
+    let reported = json!({"metadata": {"managedFields": [{
+        "manager": "kiln-node-agent", "operation": "Apply", "subresource": "status",
+        "apiVersion": "node.agents.x-k8s.io/v1alpha1", "time": long_ago,
+        "fieldsType": "FieldsV1", "fieldsV1": {"f:status": {"f:heartbeat": {}}},
+    }]}});
+    let reported = reported.to_string();
+    env.plane
+        .kubectl(&[
+            "patch",
+            "sandboxnode",
+            "node-0",
+            "--type=merge",
+            "-p",
+            &reported,
+        ])
+        .await?;
+    // Nobody would take away what it was told to, so that is not waited for, but it is no success.
+    let output = env.kilnctl("disable").await?;
+    let said = output.text();
+    ensure!(said.contains("Agent Sandbox is disabled"), "{said}");
+    fails(
+        &output,
+        &[
+            "still on these nodes",
+            "node-0: its agent is silent; run `kilnctl node disable` there",
+        ],
+    )?;
+    env.purge().await
+}
+
+/// Writes what an agent says of what it has installed, with a heartbeat.
+async fn report(env: &Env, reason: &str, message: &str, heartbeat: &str) -> Result<()> {
+    let status = json!({
+        "apiVersion": "node.agents.x-k8s.io/v1alpha1", "kind": "SandboxNode",
+        "metadata": {"name": "node-0"},
+        "status": {"heartbeat": heartbeat, "conditions": [{
+            "type": "Installed", "status": "True", "reason": reason, "message": message,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]},
+    });
+    let apply = [
+        "apply",
+        "--server-side",
+        "--subresource=status",
+        "--field-manager=kiln-node-agent",
+        "-f",
+        "-",
+    ];
+    env.plane.kubectl_with(&apply, &status.to_string()).await?;
+    Ok(())
+}
+
+pub(crate) async fn a_live_agent_is_asked_whatever_its_clock_says(env: &Env) -> Result<()> {
+    env.does("enable").await?;
+    env.make(&[
+        json!({"apiVersion": "node.agents.x-k8s.io/v1alpha1", "kind": "SandboxNode",
+            "metadata": {"name": "node-0"}, "spec": {}}),
+    ])
+    .await?;
+    let late = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(10);
+    let late = format!("{late:.0}");
+    report(env, "Installed", "sandboxes run", &late).await?;
+    let told: Value = serde_json::from_str(&env.kilnctl("status -o json").await?.text())?;
+    let node = &told["nodes"][0];
+    ensure!(node["problem"].is_null(), "{node}");
+    let age = node["heartbeatAgeSeconds"].as_i64();
+    ensure!(age.is_some_and(|age| age < 30), "{node}");
+    // The agent's answers.
+    for (reason, message) in [("InUse", "2 Pods run by it"), ("Removed", "it is gone")] {
+        let answer = async {
+            let asked = || env.get("sandboxnode node-0");
+            kiln_tests::wait::until(
+                "the agent to be asked",
+                kiln_tests::wait::SOON,
+                async || {
+                    let node = asked().await.ok()?;
+                    let is_asked = node["metadata"]["annotations"]["kiln.dev/remove"] == "true";
+                    is_asked.then_some(())
+                },
+            )
+            .await?;
+            report(env, reason, message, &late).await
+        };
+        let (answered, output) = tokio::join!(answer, env.kilnctl("disable --timeout 60s"));
+        answered?;
+        let output = output?;
+        let said = output.text();
+        if reason == "Removed" {
+            ensure!(
+                output.status.success() && said.contains("Agent Sandbox is disabled"),
+                "{said}"
+            );
+            continue;
+        }
+        ensure!(said.contains("Agents stay on nodes"), "{said}");
+        fails(
+            &output,
+            &["still on these nodes", "node-0: 2 Pods run by it"],
+        )?;
+        env.does("enable").await?;
+        report(env, "Installed", "sandboxes run", &late).await?;
+    }
     env.purge().await
 }
 
