@@ -7,7 +7,7 @@
 {{- range concat ($pod.initContainers | default list) $pod.containers }}
   {{- $name := regexReplaceAll ":[^:/]*$" .image "" }}
   {{- $tag := $images.tag | default (trimPrefix (printf "%s:" $name) .image) }}
-  {{- $registry := trimSuffix "/" $images.registry }}
+  {{- $registry := trimSuffix "/" ($images.registry | default "") }}
   {{- $_ := set . "image" (printf "%s:%s" (list $registry $name | compact | join "/") $tag) }}
   {{- if $images.pullPolicy }}
     {{- $_ := set . "imagePullPolicy" $images.pullPolicy }}

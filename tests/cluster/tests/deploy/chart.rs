@@ -2,7 +2,7 @@
 
 //! The Helm chart, beside the kustomization that it is made of.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context, Result, ensure};
 use kiln_cluster::account::deploy;
@@ -15,11 +15,14 @@ type Objects = BTreeMap<String, Value>;
 
 /// The chart's objects with these values.
 async fn render(env: &Env, values: &[&str]) -> Result<String> {
+    let set = values.iter().flat_map(|value| ["--set", value]);
+    template(env, &set.collect::<Vec<_>>()).await
+}
+
+/// What helm makes of the chart with these flags.
+async fn template(env: &Env, flags: &[&str]) -> Result<String> {
     let chart = deploy().join("helm/kiln").display().to_string();
-    let mut args = vec!["template", "kiln", &chart];
-    for value in values {
-        args.extend(["--set", value]);
-    }
+    let args = [&["template", "kiln", &chart], flags].concat();
     Cmd::new(&tools::program("helm")?)
         .args(args)
         .env("HOME", env.plane.dir())
@@ -152,6 +155,66 @@ pub(crate) async fn its_values_reach_the_objects(env: &Env) -> Result<()> {
     )?;
     let alerts = at("PrometheusRule/kiln", "/spec/groups/0/rules/0/alert")?;
     ensure!(alerts.is_string(), "{alerts}");
+    Ok(())
+}
+
+pub(crate) async fn values_of_a_wrong_type_are_refused(env: &Env) -> Result<()> {
+    let file = env.plane.dir().join("values.yaml");
+    fs::write(&file, "images: {tag: 1.10}\n")?;
+    let file = file.display().to_string();
+    for (flags, words) in [
+        (
+            &["--set", "images.tag=20261130"][..],
+            "'/images/tag': got number, want string",
+        ),
+        (
+            &["--values", &file],
+            "'/images/tag': got number, want string",
+        ),
+        (
+            &["--set", "images.registry=5000"],
+            "'/images/registry': got number, want string",
+        ),
+        (&["--set-string", "images.tag=a:b"], "'/images/tag'"),
+        (&["--set", "images=null"], "missing property 'images'"),
+        (&["--set", "agent=null"], "missing property 'agent'"),
+        (&["--set", "metrics=null"], "missing property 'metrics'"),
+        (
+            &["--set", "createNamespace=null"],
+            "missing property 'createNamespace'",
+        ),
+        (
+            &["--set", "controller.nodeSelector.a=1"],
+            "'/controller/nodeSelector/a'",
+        ),
+        (
+            &["--set", "image.tag=v1"],
+            "additional properties 'image' not allowed",
+        ),
+    ] {
+        let refused = template(env, flags).await.err();
+        let refused = refused.map(|e| format!("{e:#}")).unwrap_or_default();
+        ensure!(refused.contains(words), "{flags:?}: {refused:?}");
+    }
+    for (flags, image) in [
+        (
+            &["--set-string", "images.tag=20261130"][..],
+            "kiln-controller:20261130",
+        ),
+        (
+            &["--set", "images.registry=null,images.tag=null"],
+            "kiln-controller:dev",
+        ),
+        (
+            &["--set", "router.resources=null,global.a=b,enabled=true"],
+            "kiln-controller:dev",
+        ),
+    ] {
+        let chart = objects(&template(env, flags).await?)?;
+        let controller = &chart["Deployment/agent-sandbox-controller"];
+        let found = &controller["spec"]["template"]["spec"]["containers"][0]["image"];
+        ensure!(found == image, "{flags:?}: {found}");
+    }
     Ok(())
 }
 

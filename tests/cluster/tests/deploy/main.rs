@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         agents::an_agent_writes_of_its_own_node_only,
         chart::as_it_comes_it_is_the_base,
         chart::its_values_reach_the_objects,
+        chart::values_of_a_wrong_type_are_refused,
         chart::the_apiserver_accepts_it,
         pods::controller_and_router_are_nobody,
         pods::no_sandbox_reaches_our_pods,
