@@ -235,7 +235,6 @@ where
                 },
                 "scope": scope,
                 "conversion": {"strategy": "None"},
-                "preserveUnknownFields": false,
                 "versions": versions,
             },
         }),

@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         taken_away::somebody_elses_objects_are_not_purged,
         taken_away::somebody_elses_agents_are_in_the_way,
         manifests::all_are_accepted_as_they_are,
+        manifests::what_is_applied_comes_back_as_it_is,
         manifests::kustomize_has_the_same_objects,
         node::preflight_says_what_is_missing,
         node::an_agent_that_is_away_is_named,

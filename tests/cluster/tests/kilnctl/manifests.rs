@@ -64,6 +64,49 @@ pub(crate) async fn all_are_accepted_as_they_are(env: &Env) -> Result<()> {
     env.purge().await
 }
 
+/// Where a part of an object is not as it was applied: its path, and both.
+fn drift(applied: &Value, found: &Value, path: &str) -> Vec<String> {
+    match (applied, found) {
+        (Value::Object(fields), Value::Object(_)) => fields
+            .iter()
+            .flat_map(|(key, value)| drift(value, &found[key], &format!("{path}.{key}")))
+            .collect(),
+        (Value::Array(items), Value::Array(others)) if items.len() == others.len() => items
+            .iter()
+            .zip(others)
+            .flat_map(|(item, other)| drift(item, other, &format!("{path}[]")))
+            .collect(),
+        _ if applied == found => Vec::new(),
+        _ => vec![format!("{path}: {applied} is {found}")],
+    }
+}
+
+/// Who compares what is there with what was applied, as tools for GitOps do, must find no
+/// difference: it would be applied for ever.
+pub(crate) async fn what_is_applied_comes_back_as_it_is(env: &Env) -> Result<()> {
+    env.does("enable --wait=false").await?;
+    for dir in ["crds", "base"] {
+        for file in yaml_files(&deploy().join(dir))? {
+            let applied: Vec<Value> = serde_saphyr::from_multiple(&fs::read_to_string(&file)?)?;
+            let found = env.get(&format!("-f {file}")).await?;
+            let found = match found["items"].as_array() {
+                Some(items) => items.clone(),
+                None => vec![found],
+            };
+            ensure!(
+                applied.len() == found.len(),
+                "{file}: {} objects",
+                found.len()
+            );
+            for (applied, found) in applied.iter().zip(&found) {
+                let drift = drift(applied, found, "");
+                ensure!(drift.is_empty(), "{file}: {drift:?}");
+            }
+        }
+    }
+    env.purge().await
+}
+
 pub(crate) async fn kustomize_has_the_same_objects(env: &Env) -> Result<()> {
     let titles = |list: &Value| -> BTreeSet<String> {
         let items = list["items"].as_array().cloned().unwrap_or_default();
