@@ -38,6 +38,10 @@ pub(crate) struct Args {
     #[arg(long, env = "POD_NAMESPACE", default_value = "agent-sandbox-system")]
     pub(crate) leader_election_namespace: String,
 
+    /// Namespace of the router, whom the default NetworkPolicy lets in; that of the Pod when unset.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "agent-sandbox-system")]
+    pub(crate) router_namespace: String,
+
     /// Address of /metrics; 0 for none.
     #[arg(long, default_value = ":8080", value_parser = address)]
     pub(crate) metrics_bind_address: Address,
@@ -140,6 +144,7 @@ impl Args {
         };
         Ok(Options {
             cluster_domain: self.cluster_domain.clone(),
+            router_namespace: self.router_namespace.clone(),
             dns_servers: servers,
             evict_warm_pods: self.enable_warm_pool_eviction,
             claim_metadata: self.claim_metadata(),

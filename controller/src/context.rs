@@ -54,6 +54,8 @@ const NOTE: usize = 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) cluster_domain: String,
+    /// Where the sandbox router runs.
+    pub(crate) router_namespace: String,
     /// DNS servers of Pods whose template says nothing; none leaves the cluster's DNS.
     pub(crate) dns_servers: Vec<IpAddr>,
     /// Whether cluster-autoscaler may evict Pods that nobody has claimed.

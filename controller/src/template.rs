@@ -37,8 +37,7 @@ const UNLABELLED: Duration = Duration::from_secs(1);
 const LONGEST_NAME: usize = 253;
 /// What a NetworkPolicy has in its name behind its template's.
 pub(crate) const POLICY_SUFFIX: &str = "-network-policy";
-/// Where the sandbox router runs.
-const ROUTER_NAMESPACE: &str = "agent-sandbox-system";
+/// Label `app` of the sandbox router.
 const ROUTER_APP: &str = "sandbox-router";
 /// Networks that are no part of the Internet (IANA's registry of special-purpose addresses), and the
 /// address at which Azure serves its virtual machines (168.63.129.16). Clouds put Pods and Services in
@@ -119,7 +118,8 @@ async fn put_policy_right(context: &Arc<Context>, template: &SandboxTemplate) ->
 }
 
 async fn write_policy(context: &Context, template: &SandboxTemplate) -> Result<()> {
-    let wanted = policy(template, are_labelled(context, template));
+    let router = &context.options.router_namespace;
+    let wanted = policy(template, router, are_labelled(context, template));
     let policy_key = Key::of(&wanted);
     let found = match context.policies.get(&policy_key) {
         Some(found) => Some(found),
@@ -206,10 +206,13 @@ fn policy_key(template: &SandboxTemplate) -> Key {
 
 /// The policy of a template. It is for its own Pods alone if these `are_labelled` so; else also for
 /// those of another template with the same hash, because none may be without.
-fn policy(template: &SandboxTemplate, are_labelled: bool) -> NetworkPolicy {
+fn policy(template: &SandboxTemplate, router_namespace: &str, are_labelled: bool) -> NetworkPolicy {
     let (ingress, egress) = match &template.spec.network_policy {
         Some(rules) => (rules.ingress.clone(), rules.egress.clone()),
-        None => (Some(vec![from_router()]), Some(vec![to_internet()])),
+        None => (
+            Some(vec![from_router(router_namespace)]),
+            Some(vec![to_internet()]),
+        ),
     };
     let name = template.name_any();
     let mut labels = BTreeMap::from([(keys::TEMPLATE_REF_HASH.to_owned(), keys::name_hash(&name))]);
@@ -243,12 +246,12 @@ fn selector(labels: BTreeMap<String, String>) -> LabelSelector {
     }
 }
 
-fn from_router() -> NetworkPolicyIngressRule {
+fn from_router(namespace: &str) -> NetworkPolicyIngressRule {
     let labels =
         |key: &str, value: &str| selector(BTreeMap::from([(key.to_owned(), value.to_owned())]));
     NetworkPolicyIngressRule {
         from: Some(vec![NetworkPolicyPeer {
-            namespace_selector: Some(labels("kubernetes.io/metadata.name", ROUTER_NAMESPACE)),
+            namespace_selector: Some(labels("kubernetes.io/metadata.name", namespace)),
             pod_selector: Some(labels("app", ROUTER_APP)),
             ip_block: None,
         }]),
@@ -316,7 +319,7 @@ mod tests {
 
     #[test]
     fn without_rules_only_the_router_comes_in_and_only_the_internet_is_reached() {
-        let spec = serde_json::to_value(policy(&template(&json!({})), true).spec).unwrap();
+        let spec = serde_json::to_value(policy(&template(&json!({})), "team", true).spec).unwrap();
         assert_eq!(
             spec,
             json!({
@@ -326,7 +329,7 @@ mod tests {
                 }},
                 "policyTypes": ["Ingress", "Egress"],
                 "ingress": [{"from": [{
-                    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "agent-sandbox-system"}},
+                    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team"}},
                     "podSelector": {"matchLabels": {"app": "sandbox-router"}},
                 }]}],
                 "egress": [{"to": [
@@ -349,9 +352,13 @@ mod tests {
 
     #[test]
     fn a_template_without_rules_in_its_policy_denies_all() {
-        let spec = policy(&template(&json!({"networkPolicy": {"ingress": []}})), true)
-            .spec
-            .unwrap();
+        let spec = policy(
+            &template(&json!({"networkPolicy": {"ingress": []}})),
+            "team",
+            true,
+        )
+        .spec
+        .unwrap();
         assert!(spec.ingress.is_none() && spec.egress.is_none());
         assert_eq!(spec.policy_types.unwrap().len(), 2);
     }
@@ -360,6 +367,7 @@ mod tests {
     fn what_others_have_added_to_a_policy_goes() {
         let wanted = policy(
             &template(&json!({"networkPolicy": {"ingress": [{}]}})),
+            "team",
             true,
         );
         let mut found = wanted.clone();

@@ -61,6 +61,7 @@ fn main() -> ExitCode {
         manifests::all_are_accepted_as_they_are,
         manifests::what_is_applied_comes_back_as_it_is,
         manifests::kustomize_has_the_same_objects,
+        manifests::agents_are_held_to_their_node_under_other_names,
         node::preflight_says_what_is_missing,
         node::an_agent_that_is_away_is_named,
         node::it_is_a_plugin_of_kubectl,

@@ -107,6 +107,57 @@ pub(crate) async fn what_is_applied_comes_back_as_it_is(env: &Env) -> Result<()>
     env.purge().await
 }
 
+/// What a user may put before and behind all names, and another namespace.
+const RENAMED: &str = "namespace: sandboxes
+namePrefix: team-
+nameSuffix: -blue
+resources: [base]
+";
+
+pub(crate) async fn agents_are_held_to_their_node_under_other_names(env: &Env) -> Result<()> {
+    let overlay = env.plane.dir().join("renamed");
+    fs::create_dir_all(overlay.join("base"))?;
+    for entry in fs::read_dir(deploy().join("base"))? {
+        let entry = entry?;
+        fs::copy(entry.path(), overlay.join("base").join(entry.file_name()))?;
+    }
+    fs::write(overlay.join("kustomization.yaml"), RENAMED)?;
+    let overlay = overlay.display().to_string();
+    env.plane
+        .kubectl(&["apply", "--server-side", "-k", &overlay])
+        .await?;
+    let agent = "--as=system:serviceaccount:sandboxes:team-kiln-node-agent-blue";
+    let of = |node: &str| format!("--as-user-extra=authentication.kubernetes.io/node-name={node}");
+    let ready = r#"{"metadata": {"labels": {"kiln.dev/gvisor": "ready"}}}"#;
+    let patch = async |of: &str| {
+        let patch = [
+            "patch",
+            "node",
+            "node-0",
+            "--type=merge",
+            "-p",
+            ready,
+            agent,
+            of,
+        ];
+        env.plane.kubectl(&patch).await
+    };
+    kiln_tests::wait::until("the policy", kiln_tests::wait::SOON, async || {
+        let refused = patch(&of("other")).await.err()?;
+        format!("{refused:#}")
+            .contains("an agent may write of its own node only")
+            .then_some(())
+    })
+    .await?;
+    patch(&of("node-0")).await.context("its own node")?;
+    let unlabel = ["label", "node", "node-0", "kiln.dev/gvisor-"];
+    env.plane.kubectl(&unlabel).await?;
+    env.plane
+        .kubectl(&["delete", "-k", &overlay])
+        .await
+        .map(drop)
+}
+
 pub(crate) async fn kustomize_has_the_same_objects(env: &Env) -> Result<()> {
     let titles = |list: &Value| -> BTreeSet<String> {
         let items = list["items"].as_array().cloned().unwrap_or_default();
