@@ -4,6 +4,7 @@
 //! lacking, destroys what is too much, and hands out.
 
 use std::{
+    collections::BTreeMap,
     os::fd::AsFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -16,7 +17,7 @@ use futures_util::{StreamExt as _, stream};
 use kiln_agent_api::Shape;
 use runsc_wrapper::{
     Runsc, StartWay,
-    egress::{Guard, LinkLocal, Mode},
+    egress::{Guard, LinkLocal, Mode, check_flags},
     slack,
 };
 use tokio::{sync::Notify, time::sleep};
@@ -498,7 +499,7 @@ impl Keeper {
     async fn try_guard(&self, runtime: &Runtime) {
         let guard = match runtime.link_local() {
             Ok(policy) if policy.mode == Mode::Allow => Guarding::Off,
-            Ok(policy) => match guard_new_netns(policy).await {
+            Ok(policy) => match guard_new_netns(policy, runtime.config.flags.clone()).await {
                 Ok(()) => Guarding::Works,
                 Err(e) => Guarding::Fails(e.to_string()),
             },
@@ -711,11 +712,15 @@ fn held_memory(store: &Store, cgroup: &str) -> u64 {
     held.iter().flatten().map(of).sum()
 }
 
-async fn guard_new_netns(policy: LinkLocal) -> Result<(), BootError> {
+/// Sets the rules of `policy` in a namespace made for it, for a runtime with these flags.
+async fn guard_new_netns(
+    policy: LinkLocal,
+    flags: BTreeMap<String, String>,
+) -> Result<(), BootError> {
     let netns = netns::with_link().await;
     blocking("guard a network namespace", move || {
-        let guard = Guard::set(netns?.as_fd(), &policy);
-        guard.map(drop).map_err(std::io::Error::other)
+        let guard = Guard::set(netns?.as_fd(), &policy).and_then(|_| check_flags(&flags));
+        guard.map_err(std::io::Error::other)
     })
     .await
 }

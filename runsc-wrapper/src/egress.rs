@@ -9,10 +9,14 @@
 //! of family `netdev` at hook `egress` of every link of the namespace (kernel 5.16,
 //! `CONFIG_NETFILTER_EGRESS`). They are made before the sandbox has its sockets, stay when whoever
 //! made them ends, and go with the namespace.
+//!
+//! Frames that the rules cannot read are dropped too. Frames that the kernel does not show them
+//! pass: those of AF_XDP sockets, which a flag of runsc gives a sentry ([`check_flags`]).
 
 mod nft;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::BorrowedFd,
@@ -29,7 +33,10 @@ use nix::{
 };
 use serde::Deserialize;
 
-use crate::{interrupt::uninterrupted, network::in_netns};
+use crate::{
+    interrupt::uninterrupted,
+    network::{self, in_netns},
+};
 use nft::{Batch, Verdict};
 
 /// Why packets of a network namespace are not guarded, or not counted.
@@ -41,6 +48,12 @@ pub enum GuardError {
     /// The kernel does not take the rules: it is older than 5.16, or made without what they need.
     #[error("nftables at egress: {0}")]
     Refused(#[source] io::Error),
+    /// These links have no Ethernet frames, which the rules are for. Others have their rules.
+    #[error("no Ethernet frames on {}", .0.join(", "))]
+    NotEthernet(Vec<String>),
+    /// This flag of runsc has the sandbox send past every rule.
+    #[error("runsc's flag `{0}` has sandboxes send by AF_XDP, which no rule sees")]
+    Xdp(&'static str),
     /// The counter cannot be read.
     #[error("read the counter: {0}")]
     Count(#[source] io::Error),
@@ -103,6 +116,18 @@ impl LinkLocal {
     }
 }
 
+/// Looks for a flag among runsc's that has sandboxes send by AF_XDP. Frames of such a socket pass
+/// no egress hook.
+///
+/// # Errors
+/// [`GuardError::Xdp`] names the flag.
+pub fn check_flags(flags: &BTreeMap<String, String>) -> Result<(), GuardError> {
+    // Its value is `off` unless it is set (gVisor `runsc/config/config.go`, `XDP`).
+    let is_on = |flag: &&str| flags.get(*flag).is_some_and(|value| value != "off");
+    let on = network::XDP_FLAGS.into_iter().find(is_on);
+    on.map_or(Ok(()), |flag| Err(GuardError::Xdp(flag)))
+}
+
 /// The rules of one network namespace, and the way to their counter.
 pub struct Guard {
     socket: Socket,
@@ -116,18 +141,25 @@ impl std::fmt::Debug for Guard {
 }
 
 impl Guard {
-    /// Has the kernel drop and count what `policy` forbids, on every link that `netns` has now
-    /// but its loopback. Rules of an earlier call are replaced. They outlive the result. Blocks.
+    /// Has the kernel drop and count what `policy` forbids, and frames that are neither IP nor ARP,
+    /// on every link that `netns` has now but its loopback. Rules of an earlier call are replaced.
+    /// They outlive the result. Blocks.
     ///
     /// # Errors
     /// See [`GuardError`].
     pub fn set(netns: BorrowedFd<'_>, policy: &LinkLocal) -> Result<Self, GuardError> {
-        let (mut guard, devices) = Self::enter(netns)?;
-        if devices.is_empty() {
-            return Ok(guard);
+        let (mut guard, links) = Self::enter(netns)?;
+        if !links.guarded.is_empty() {
+            guard.make(&links.guarded, policy)?;
         }
-        let mut batch = Batch::new(guard.sequence, &devices);
-        batch.no_tags();
+        match links.unreadable {
+            names if names.is_empty() => Ok(guard),
+            names => Err(GuardError::NotEthernet(names)),
+        }
+    }
+
+    fn make(&mut self, devices: &[String], policy: &LinkLocal) -> Result<(), GuardError> {
+        let mut batch = Batch::new(self.sequence, devices);
         for ip in &policy.except {
             batch.to(*ip, *ip, Verdict::Accept);
         }
@@ -135,11 +167,12 @@ impl Guard {
         for (first, last) in policy.forbidden() {
             batch.to(first, last, Verdict::Drop);
         }
+        batch.rest();
         let (bytes, last) = batch.finish();
-        guard.sequence = last + 1;
-        guard.send(&bytes).map_err(GuardError::Refused)?;
-        guard.answer(last).map_err(GuardError::Refused)?;
-        Ok(guard)
+        self.sequence = last + 1;
+        self.send(&bytes).map_err(GuardError::Refused)?;
+        self.answer(last).map_err(GuardError::Refused)?;
+        Ok(())
     }
 
     /// The rules that [`Guard::set`] has made in `netns` before. Blocks.
@@ -158,7 +191,7 @@ impl Guard {
         self.count().map_err(GuardError::Count)
     }
 
-    fn enter(netns: BorrowedFd<'_>) -> Result<(Self, Vec<String>), GuardError> {
+    fn enter(netns: BorrowedFd<'_>) -> Result<(Self, Links), GuardError> {
         let look = || {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
             socket.bind_auto()?;
@@ -166,11 +199,11 @@ impl Guard {
             socket.connect(&SocketAddr::new(0, 0))?;
             let second = TimeVal::new(1, 0);
             setsockopt(&socket, ReceiveTimeout, &second)?;
-            Ok((socket, links()?))
+            Ok((socket, Links::look()?))
         };
-        let (socket, devices) = in_netns(netns, look).map_err(GuardError::Look)?;
+        let (socket, links) = in_netns(netns, look).map_err(GuardError::Look)?;
         let sequence = 0;
-        Ok((Self { socket, sequence }, devices))
+        Ok((Self { socket, sequence }, links))
     }
 
     fn count(&mut self) -> io::Result<u64> {
@@ -227,15 +260,38 @@ fn number(bytes: &[u8]) -> u32 {
     bytes.try_into().map_or(u32::MAX, u32::from_ne_bytes)
 }
 
-/// The names of the thread's network links but for loopback ones.
-fn links() -> io::Result<Vec<String>> {
-    let mut names: Vec<String> = getifaddrs()?
-        .filter(|link| !link.flags.contains(InterfaceFlags::IFF_LOOPBACK))
-        .map(|link| link.interface_name)
-        .collect();
-    names.sort();
-    names.dedup();
-    Ok(names)
+/// The names of a namespace's links but for loopback ones, each once.
+struct Links {
+    /// Those that get rules. Among them are links without Ethernet frames that are down, such as
+    /// `tunl0`, which the kernel makes in every namespace: all is dropped there.
+    guarded: Vec<String>,
+    /// Those that are up and have no Ethernet frames.
+    unreadable: Vec<String>,
+}
+
+impl Links {
+    /// The links of the thread's namespace.
+    fn look() -> io::Result<Self> {
+        let mut is_readable = BTreeMap::new();
+        // A link comes once for itself, and once for each of its addresses. One without a hardware
+        // address comes without any the first time.
+        for link in getifaddrs()? {
+            if link.flags.contains(InterfaceFlags::IFF_LOOPBACK) {
+                continue;
+            }
+            let hardware = link.address.as_ref().and_then(|it| it.as_link_addr());
+            let is_ethernet = hardware.is_some_and(|it| it.hatype() == libc::ARPHRD_ETHER);
+            let is_up = link.flags.contains(InterfaceFlags::IFF_UP);
+            *is_readable.entry(link.interface_name).or_insert(false) |= is_ethernet || !is_up;
+        }
+        let (guarded, unreadable): (Vec<_>, Vec<_>) =
+            is_readable.into_iter().partition(|(_, readable)| *readable);
+        let names = |links: Vec<(String, bool)>| links.into_iter().map(|(name, _)| name).collect();
+        Ok(Self {
+            guarded: names(guarded),
+            unreadable: names(unreadable),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -276,6 +332,29 @@ mod tests {
             "100.100.2.136",
         ] {
             assert!(!holds(ip), "{ip}");
+        }
+    }
+
+    #[test]
+    fn a_flag_that_sends_past_the_rules_is_named() {
+        let check = |flag: &str, value: &str| {
+            let flags = BTreeMap::from([(flag.to_owned(), value.to_owned())]);
+            check_flags(&flags).map_err(|e| e.to_string())
+        };
+        for (flag, value) in [
+            ("EXPERIMENTAL-xdp", "ns"),
+            ("EXPERIMENTAL-xdp", "redirect:eth0"),
+            ("xdp", "tunnel:eth0"),
+        ] {
+            let refused = check(flag, value).unwrap_err();
+            assert!(refused.contains(&format!("`{flag}`")), "{refused}");
+        }
+        for (flag, value) in [
+            ("EXPERIMENTAL-xdp", "off"),
+            ("EXPERIMENTAL-xdp-need-wakeup", "true"),
+            ("network", "sandbox"),
+        ] {
+            assert_eq!(check(flag, value), Ok(()), "{flag}");
         }
     }
 

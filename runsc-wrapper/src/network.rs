@@ -33,8 +33,7 @@ pub(crate) use links::Links;
 const RELEASES: (u32, u32) = (20_260_201, 20_260_331);
 
 /// Flags of runsc that change what it does about a network.
-const NETWORK_FLAGS: [&str; 17] = [
-    "EXPERIMENTAL-xdp",
+const NETWORK_FLAGS: [&str; 15] = [
     "gso",
     "gvisor-gro",
     "log-packets",
@@ -50,8 +49,10 @@ const NETWORK_FLAGS: [&str; 17] = [
     "rx-checksum-offload",
     "software-gso",
     "tx-checksum-offload",
-    "xdp",
 ];
+
+/// Flags of runsc that have a sandbox send by AF_XDP, under the names that releases give them.
+pub(crate) const XDP_FLAGS: [&str; 2] = ["EXPERIMENTAL-xdp", "xdp"];
 
 /// How a sandbox that was booted ahead is given its network and started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +70,8 @@ pub fn known(version: &str, flags: &BTreeMap<String, String>) -> StartWay {
     let date = version
         .strip_prefix("release-")
         .and_then(|rest| rest.get(..8)?.parse().ok());
-    let is_plain = !NETWORK_FLAGS.iter().any(|flag| flags.contains_key(*flag));
+    let mut changes = NETWORK_FLAGS.iter().chain(&XDP_FLAGS);
+    let is_plain = !changes.any(|flag| flags.contains_key(*flag));
     match date {
         Some(date) if is_plain && (RELEASES.0..=RELEASES.1).contains(&date) => StartWay::Control,
         _ => StartWay::Command,

@@ -7,6 +7,7 @@
 //! agent, which may be late or absent, only learns of it.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -17,12 +18,12 @@ use kiln_agent_api::{Agent, AgentError};
 use log::{debug, info, warn};
 use runsc_wrapper::{
     ContainerId,
-    egress::{Guard, LinkLocal, Mode},
+    egress::{Guard, LinkLocal, Mode, check_flags},
 };
 
 use crate::{
     bundle::Network,
-    config::Policy,
+    config::NodeConfig,
     error::{Error, Result},
     pod::blocking,
 };
@@ -50,9 +51,10 @@ impl Egress {
     /// [`Error::Denied`], where the node requires what cannot be done.
     pub(crate) async fn guard(
         network: &Network,
-        policy: &Policy,
+        config: &NodeConfig,
         id: &ContainerId,
     ) -> Result<Self> {
+        let policy = &config.policy;
         let Network::Netns(netns) = network else {
             return Ok(Self::default());
         };
@@ -61,7 +63,8 @@ impl Egress {
         }
         let agent = policy.agent.clone();
         let (netns, rules) = (netns.clone(), policy.link_local.clone());
-        match blocking(move || set(&netns, &rules)).await {
+        let flags = config.runtime.flags.clone();
+        match blocking(move || set(&netns, &rules, &flags)).await {
             Ok(guard) => Ok(Self {
                 count: Mutex::new(Some(Count { guard, told: 0 })),
                 agent,
@@ -105,12 +108,17 @@ impl Egress {
     }
 }
 
-fn set(netns: &Path, rules: &LinkLocal) -> Result<Guard> {
+/// Sets the rules of a namespace for a sandbox of a runtime with these flags. They are set even
+/// where they are not enough.
+fn set(netns: &Path, rules: &LinkLocal, flags: &BTreeMap<String, String>) -> Result<Guard> {
     let file = File::open(netns).map_err(Error::io("open", netns))?;
-    Guard::set(file.as_fd(), rules).map_err(|e| Error::Io {
-        what: format!("guard {}", netns.display()),
-        source: std::io::Error::other(e),
-    })
+    let guard = Guard::set(file.as_fd(), rules);
+    guard
+        .and_then(|guard| check_flags(flags).map(|()| guard))
+        .map_err(|e| Error::Io {
+            what: format!("guard {}", netns.display()),
+            source: std::io::Error::other(e),
+        })
 }
 
 async fn tell(agent: &Path, id: &ContainerId, dropped: u64, failure: &str) {
@@ -129,33 +137,72 @@ async fn tell(agent: &Path, id: &ContainerId, dropped: u64, failure: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::os::fd::AsRawFd;
 
-    async fn guard(network: Network, mode: Mode) -> Result<Egress> {
-        let mut policy = Policy {
-            agent: PathBuf::new(),
-            ..Policy::default()
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::config::Policy;
+
+    async fn guard(network: Network, mode: Mode, xdp: &str) -> Result<Egress> {
+        let mut config = NodeConfig {
+            runtime: runsc_wrapper::Config::default(),
+            policy: Policy {
+                agent: PathBuf::new(),
+                ..Policy::default()
+            },
+            file: None,
         };
-        policy.link_local.mode = mode;
-        Egress::guard(&network, &policy, &"pod".parse().unwrap()).await
+        config.policy.link_local.mode = mode;
+        let xdp = ("EXPERIMENTAL-xdp".to_owned(), xdp.to_owned());
+        config.runtime.flags.extend([xdp]);
+        Egress::guard(&network, &config, &"pod".parse().unwrap()).await
     }
 
     #[tokio::test]
     async fn what_cannot_be_guarded_is_refused_where_the_node_requires_it() {
         // No network namespace, so that its rules cannot be made.
         let broken = || Network::Netns("/dev/null".into());
-        let refused = guard(broken(), Mode::Require).await;
+        let refused = guard(broken(), Mode::Require, "off").await;
         assert!(matches!(refused, Err(Error::Denied(_))), "{refused:?}");
         for mode in [Mode::Drop, Mode::Allow] {
-            let egress = guard(broken(), mode).await.unwrap();
+            let egress = guard(broken(), mode, "off").await.unwrap();
             assert!(egress.count.lock().unwrap().is_none());
+        }
+    }
+
+    #[tokio::test]
+    #[ignore = "needs root"]
+    async fn a_sandbox_that_sends_past_the_rules_is_refused_where_the_node_requires_them() {
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            File::open("/proc/thread-self/ns/net").unwrap()
+        };
+        let netns = std::thread::spawn(make).join().unwrap();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", netns.as_raw_fd()));
+        let guard = |mode, xdp| guard(Network::Netns(path.clone()), mode, xdp);
+        let refused = guard(Mode::Require, "ns").await.unwrap_err();
+        assert!(matches!(refused, Error::Denied(_)), "{refused}");
+        assert!(
+            refused.to_string().contains("`EXPERIMENTAL-xdp`"),
+            "{refused}"
+        );
+        for (mode, xdp, is_counted) in [
+            (Mode::Require, "off", true),
+            (Mode::Drop, "off", true),
+            (Mode::Drop, "ns", false),
+            (Mode::Allow, "ns", false),
+        ] {
+            let egress = guard(mode, xdp).await.unwrap();
+            let count = egress.count.lock().unwrap();
+            assert_eq!(count.is_some(), is_counted, "{mode:?}, {xdp}");
         }
     }
 
     #[tokio::test]
     async fn what_has_no_network_of_its_own_needs_no_rules() {
         for network in [Network::Host, Network::New] {
-            guard(network, Mode::Require).await.unwrap();
+            guard(network, Mode::Require, "ns").await.unwrap();
         }
     }
 }

@@ -46,10 +46,9 @@ const FRAME: u32 = 0;
 /// of a packet socket says.
 const ETHERTYPE: u32 = 12;
 const NETWORK: u32 = 14;
-/// Types of frames with a tag before their own type (IEEE 802.1Q and 802.1ad).
-const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
+const ARP: [u8; 2] = [0x08, 0x06];
 /// Where the destination is in a header, and where what neighbour discovery is known by is.
 const IPV4_DESTINATION: u32 = 16;
 const IPV6_DESTINATION: u32 = 24;
@@ -57,6 +56,9 @@ const IPV6_NEXT_HEADER: u32 = 6;
 const IPV6_HOP_LIMIT: u32 = 7;
 const IPV6_PAYLOAD: u32 = 40;
 const ICMPV6: u8 = 58;
+/// The first and last types of ICMPv6 by which a host, and not a router, discovers its neighbours
+/// (RFC 4861): router solicitation, neighbour solicitation and neighbour advertisement.
+const HOST_DISCOVERY: [(u8, u8); 2] = [(133, 133), (135, 136)];
 
 /// Table, chain and counter.
 const TABLE: &str = "kiln";
@@ -140,14 +142,18 @@ impl Attributes {
         self.bytes_within(NETWORK + offset, first, last)
     }
 
+    fn count(&mut self) -> &mut Self {
+        // NFTA_OBJREF_IMM_TYPE, _IMM_NAME
+        self.expression("objref", |e| {
+            e.number(1, COUNTER_OBJECT).text(2, COUNTER);
+        })
+    }
+
     fn verdict(&mut self, verdict: Verdict) -> &mut Self {
         let code = match verdict {
             Verdict::Accept => ACCEPT,
             Verdict::Drop => {
-                // NFTA_OBJREF_IMM_TYPE, _IMM_NAME
-                self.expression("objref", |e| {
-                    e.number(1, COUNTER_OBJECT).text(2, COUNTER);
-                });
+                self.count();
                 DROP
             }
         };
@@ -168,7 +174,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// A batch that makes the table anew, with its counter and its chain at the egress of
-    /// `devices`. Messages are numbered from `sequence`.
+    /// `devices`, which drops what no rule accepts. Messages are numbered from `sequence`.
     pub(super) fn new(sequence: u32, devices: &[String]) -> Self {
         let mut batch = Self {
             bytes: Vec::new(),
@@ -192,7 +198,10 @@ impl Batch {
                 }
             });
         });
-        chain.number(5, ACCEPT).text(7, "filter");
+        // A rule does not match a frame that it cannot read, so that only a policy can drop it. The
+        // kernel has no link layer header for rules to read if a sender sets PACKET_QDISC_BYPASS
+        // and names a protocol (`packet_snd` of its `net/packet/af_packet.c`).
+        chain.number(5, DROP).text(7, "filter");
         batch.add(NEW_CHAIN, CREATE, &chain);
         batch
     }
@@ -217,24 +226,28 @@ impl Batch {
         });
     }
 
-    /// Lets neighbour discovery pass (RFC 4861: ICMPv6 of types 133 to 136, sent with a hop limit
-    /// of 255), without which a router's link-local address cannot be resolved, nor ours by it.
+    /// Lets the neighbour discovery of hosts pass, sent with a hop limit of 255 (RFC 4861). Without
+    /// it a router's link-local address cannot be resolved, nor the Pod's by the router.
     pub(super) fn neighbour_discovery(&mut self) {
-        self.rule(|rule| {
-            rule.of_type(IPV6)
-                .network(IPV6_NEXT_HEADER, &[ICMPV6], &[ICMPV6])
-                .network(IPV6_HOP_LIMIT, &[255], &[255])
-                .network(IPV6_PAYLOAD, &[133], &[136])
-                .verdict(Verdict::Accept);
-        });
+        for (first, last) in HOST_DISCOVERY {
+            self.rule(|rule| {
+                rule.of_type(IPV6)
+                    .network(IPV6_NEXT_HEADER, &[ICMPV6], &[ICMPV6])
+                    .network(IPV6_HOP_LIMIT, &[255], &[255])
+                    .network(IPV6_PAYLOAD, &[first], &[last])
+                    .verdict(Verdict::Accept);
+            });
+        }
     }
 
-    /// Drops frames with a tag, which hides what they carry: the other end takes off that of VLAN
-    /// 0 and goes on as if it had never been there (`skb_vlan_untag` of the kernel).
-    pub(super) fn no_tags(&mut self) {
-        for tag in TAGS {
-            self.rule(|rule| _ = rule.of_type(tag).verdict(Verdict::Drop));
+    /// Accepts frames of IP and ARP, and counts all others before the policy drops them. Those may
+    /// hide what they carry: the receiver takes off a tag of VLAN 0 and goes on as if it had never
+    /// been there (`skb_vlan_untag` of the kernel).
+    pub(super) fn rest(&mut self) {
+        for ethertype in [IPV4, IPV6, ARP] {
+            self.rule(|rule| _ = rule.of_type(ethertype).verdict(Verdict::Accept));
         }
+        self.rule(|rule| _ = rule.count());
     }
 
     fn rule(&mut self, fill: impl FnOnce(&mut Attributes)) {

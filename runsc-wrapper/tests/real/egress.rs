@@ -23,7 +23,7 @@ use nix::{
     },
 };
 use runsc_wrapper::{
-    egress::{Guard, LinkLocal},
+    egress::{Guard, GuardError, LinkLocal},
     in_netns,
 };
 
@@ -31,25 +31,38 @@ use runsc_wrapper::{
 /// kernel gets round to them.
 const TRIES: usize = 50;
 
-/// A namespace with two links that lead to each other, `eth0` and `peer`.
-fn namespace() -> OwnedFd {
+fn new_namespace() -> OwnedFd {
     let make = || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        let all = "ip link add eth0 type veth peer name peer && ip link set eth0 up && ip link set peer up && echo done";
-        let mut child = Command::new("sh")
-            .args(["-c", all])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut said = String::new();
-        let mut output = child.stdout.take().unwrap();
-        output.read_to_string(&mut said).unwrap();
-        assert_eq!(said, "done\n");
-        // Its status may be gone: other tests have all children reaped (`reap::become_subreaper`).
-        let _ = child.wait();
         OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap())
     };
     std::thread::spawn(make).join().unwrap()
+}
+
+/// A namespace with two links that lead to each other, `eth0` and `peer`.
+fn namespace() -> OwnedFd {
+    let netns = new_namespace();
+    let make =
+        "ip link add eth0 type veth peer name peer && ip link set eth0 up && ip link set peer up";
+    in_namespace(&netns, make);
+    netns
+}
+
+/// Runs a command of the shell in the namespace.
+fn in_namespace(netns: &OwnedFd, command: &str) {
+    let run = || {
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("{command} && echo done")])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut said = String::new();
+        let mut output = child.stdout.take().unwrap();
+        output.read_to_string(&mut said)?;
+        // Its status may be gone: other tests have all children reaped (`reap::become_subreaper`).
+        let _ = child.wait();
+        Ok(said)
+    };
+    assert_eq!(in_netns(netns.as_fd(), run).unwrap(), "done\n", "{command}");
 }
 
 /// A packet socket of a link for frames of every type, whose own it says are of type `protocol`.
@@ -100,6 +113,22 @@ fn frame(to: IpAddr, next: u8, hops: u8, payload: &[u8]) -> Vec<u8> {
     }
     frame.extend(payload);
     frame
+}
+
+/// Has frames of a packet socket go to the device past the queues (packet(7)).
+fn bypass_queues(socket: &OwnedFd) {
+    let (on, size) = (1i32, 4);
+    // SAFETY: the pointer is to an integer of that size.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_QDISC_BYPASS,
+            (&raw const on).cast(),
+            size,
+        )
+    };
+    Errno::result(set).unwrap();
 }
 
 struct Link {
@@ -219,23 +248,81 @@ fn a_tag_or_a_wrong_word_on_the_type_hides_nothing() {
     let tagged = |tag: [u8; 2]| [&frame[..12], &tag, &[0, 0], &frame[12..]].concat();
     let all = [
         // Tags of VLAN 0, which the other end takes off.
-        (libc::ETH_P_ALL, tagged([0x81, 0x00])),
-        (libc::ETH_P_ALL, tagged([0x88, 0xa8])),
+        (libc::ETH_P_ALL, Queues::Used, tagged([0x81, 0x00])),
+        (libc::ETH_P_ALL, Queues::Used, tagged([0x88, 0xa8])),
         // The kernel then looks for the packet four bytes further on.
-        (libc::ETH_P_8021Q, frame.clone()),
+        (libc::ETH_P_8021Q, Queues::Used, frame.clone()),
+        (libc::ETH_P_ALL, Queues::Bypassed, frame.clone()),
+        // The kernel then knows of no link layer header.
+        (libc::ETH_P_IP, Queues::Bypassed, frame.clone()),
     ];
-    let passes = |(protocol, sent): &(i32, Vec<u8>)| {
-        let sender = packets(&link.netns, "eth0", *protocol);
-        link.passes_by(&sender, sent, &frame)
+    let sender = |protocol, queues: &Queues| {
+        let sender = packets(&link.netns, "eth0", protocol);
+        if matches!(queues, Queues::Bypassed) {
+            bypass_queues(&sender);
+        }
+        sender
     };
-    let arrives = |(protocol, sent): &(i32, Vec<u8>)| {
-        let sender = packets(&link.netns, "eth0", *protocol);
-        link.arrives_by(&sender, sent, &frame)
+    let passes = |(protocol, queues, sent): &(i32, Queues, Vec<u8>)| {
+        link.passes_by(&sender(*protocol, queues), sent, &frame)
     };
-    assert_eq!(all.each_ref().map(arrives), [true; 3], "before");
+    let arrives = |(protocol, queues, sent): &(i32, Queues, Vec<u8>)| {
+        link.arrives_by(&sender(*protocol, queues), sent, &frame)
+    };
+    assert_eq!(all.each_ref().map(arrives), [true; 5], "before");
     let mut guard = Guard::set(link.netns.as_fd(), &LinkLocal::default()).unwrap();
-    assert_eq!(all.each_ref().map(passes), [false; 3]);
-    assert_eq!(guard.dropped().unwrap(), 3);
+    assert_eq!(all.each_ref().map(passes), [false; 5]);
+    assert_eq!(guard.dropped().unwrap(), 5);
+}
+
+/// Whether frames of a socket wait in the queues of its device.
+enum Queues {
+    Used,
+    Bypassed,
+}
+
+#[test]
+#[ignore = "needs root"]
+fn frames_of_other_types_than_ip_and_arp_are_dropped_and_counted() {
+    let link = Link::new();
+    let packet = &frame("8.8.8.8".parse().unwrap(), 17, 64, b"hello")[14..];
+    let of_type = |ethertype: [u8; 2], before: &[u8]| {
+        let ends = [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat();
+        [&ends, &ethertype[..], before, packet].concat()
+    };
+    let length = u16::try_from(packet.len() + 8).unwrap().to_be_bytes();
+    let others = [
+        of_type(length, &[0xaa, 0xaa, 3, 0, 0, 0, 8, 0]), // IEEE 802.2 SNAP
+        of_type([0x88, 0x47], &[0, 0, 1, 64]),            // MPLS
+        of_type([0x88, 0x64], &[0x11, 0, 0, 1, 0, 35, 0, 0x21]), // PPPoE
+        of_type([0x91, 0x00], &[0, 0, 8, 0]),             // an older tag of tags
+    ];
+    let arp = of_type([0x08, 0x06], &[]);
+    for frame in others.iter().chain([&arp]) {
+        assert!(link.arrives(frame), "{frame:x?} before");
+    }
+    let mut guard = Guard::set(link.netns.as_fd(), &LinkLocal::default()).unwrap();
+    for (n, frame) in others.iter().enumerate() {
+        assert!(!link.passes(frame), "{frame:x?}");
+        assert_eq!(guard.dropped().unwrap(), n as u64 + 1, "{frame:x?}");
+    }
+    assert!(link.arrives(&arp));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn links_without_ethernet_frames_are_an_error_and_others_are_guarded() {
+    let link = Link::new();
+    let guard = || Guard::set(link.netns.as_fd(), &LinkLocal::default());
+    in_namespace(&link.netns, "ip tuntap add tun0 mode tun");
+    guard().expect("nothing is sent on a link that is down");
+    in_namespace(&link.netns, "ip link set tun0 up");
+    let refused = guard().unwrap_err();
+    assert!(
+        matches!(&refused, GuardError::NotEthernet(links) if *links == ["tun0"]),
+        "{refused}"
+    );
+    assert!(!link.passes_to(FORBIDDEN[0]));
 }
 
 #[test]
@@ -247,11 +334,13 @@ fn neighbours_are_still_discovered_and_nothing_else_goes_with_it() {
         let message = [kind, 0, 0, 0, 0, 0, 0, 0];
         frame("fe80::1".parse().unwrap(), next, hops, &message)
     };
-    for kind in 133..=136 {
+    for kind in [133, 135, 136] {
         assert!(link.arrives(&to(kind, 255, 58)), "type {kind}");
     }
     for (dropped, why) in [
         (to(128, 255, 58), "an echo request is no discovery"),
+        (to(134, 255, 58), "routers advertise, and Pods do not"),
+        (to(137, 255, 58), "routers redirect, and Pods do not"),
         (to(135, 64, 58), "discovery does not pass routers"),
         (to(135, 255, 17), "UDP is no discovery"),
     ] {
@@ -281,11 +370,7 @@ fn exceptions_pass_and_rules_are_replaced() {
 #[test]
 #[ignore = "needs root"]
 fn a_namespace_without_links_needs_no_rules_and_one_without_rules_has_no_counter() {
-    let make = || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        OwnedFd::from(File::open("/proc/thread-self/ns/net").unwrap())
-    };
-    let netns = std::thread::spawn(make).join().unwrap();
+    let netns = new_namespace();
     let mut guard = Guard::set(netns.as_fd(), &LinkLocal::default()).unwrap();
     assert!(guard.dropped().is_err());
 }

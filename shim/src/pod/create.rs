@@ -140,7 +140,7 @@ impl Pod {
                 .flags
                 .insert("network".to_owned(), "host".to_owned());
         }
-        let egress = Egress::guard(&network, &config.policy, id).await?;
+        let egress = Egress::guard(&network, &config, id).await?;
         let fallback = format!("/{}/{id}", self.namespace);
         let path = spec.cgroups_path().unwrap_or(&fallback);
         let cgroup = Cgroup::new(&self.host.cgroups, path)?;
