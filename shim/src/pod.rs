@@ -80,20 +80,25 @@ pub struct Pod {
     done: CancellationToken,
 }
 
-/// Directories of the host that a shim works in; tests have their own.
+/// Places on the host that a shim works in; tests have their own.
 #[derive(Debug, Clone)]
 pub struct HostDirs {
     /// Where cgroup file systems are mounted.
     pub cgroups: PathBuf,
     /// Where shims keep sockets and files of calls in flight.
     pub run: PathBuf,
+    /// The socket that the shim serves.
+    pub socket: PathBuf,
 }
 
-impl Default for HostDirs {
-    fn default() -> Self {
+impl HostDirs {
+    /// Those of a shim that serves `socket`.
+    #[must_use]
+    pub fn of(socket: PathBuf) -> Self {
         Self {
             cgroups: cgroup::MOUNT.into(),
             run: RUN_DIR.into(),
+            socket,
         }
     }
 }

@@ -31,9 +31,13 @@ use crate::{
     turn::Turn,
 };
 
-/// Where shims keep sockets and files of calls in flight, one directory per sandbox. Short,
-/// because the path of a UNIX socket ends at 107 bytes.
+/// Where shims keep sockets and files of calls in flight, one directory per sandbox
+/// ([`scratch_dir`]). Short, because the path of a UNIX socket ends at 107 bytes.
 pub(crate) const RUN_DIR: &str = "/run/kiln";
+
+/// How many characters of its socket's name are in the name of a sandbox's directory: all that fit
+/// beside the longest id.
+const MARK: usize = 8;
 
 /// More memory than a sentry needs to boot, in bytes.
 const BOOT_ROOM: i64 = 64 << 20;
@@ -194,8 +198,9 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes the directory below `root`, empty and only root's.
-    pub(crate) fn new(root: &Path, id: &ContainerId) -> Result<Self> {
+    /// Makes the directory of a sandbox below `root`, empty and only root's. `socket` is the one
+    /// that its shim serves.
+    pub(crate) fn new(root: &Path, id: &ContainerId, socket: &Path) -> Result<Self> {
         let mut private = fs::DirBuilder::new();
         private.mode(0o700);
         match private.create(root) {
@@ -204,7 +209,7 @@ impl Scratch {
             }
             _ => {}
         }
-        let dir = root.join(id.as_str());
+        let dir = scratch_dir(root, id, socket);
         remove_dir(&dir)?;
         private.create(&dir).map_err(Error::io("make", &dir))?;
         Ok(Self {
@@ -213,18 +218,17 @@ impl Scratch {
         })
     }
 
-    /// Waits until no other `delete` works on the sandbox, and keeps others waiting while the
-    /// result lives. `None` when the directory is gone, and with it what others could work on.
-    /// Blocks.
-    pub(crate) fn lock(sandbox: &str) -> Option<Flock<fs::File>> {
-        let id: ContainerId = sandbox.parse().ok()?;
-        let dir = fs::File::open(Path::new(RUN_DIR).join(id.as_str())).ok()?;
+    /// Waits until no other `delete` works on the sandbox with this directory, and keeps others
+    /// waiting while the result lives. `None` when the directory is gone, and with it what others
+    /// could work on. Blocks.
+    pub(crate) fn lock(dir: &Path) -> Option<Flock<fs::File>> {
+        let dir = fs::File::open(dir).ok()?;
         Flock::lock(dir, FlockArg::LockExclusive).ok()
     }
 
     /// Removes the directory of a sandbox whose shim is gone.
-    pub(crate) fn remove_stale(id: &ContainerId) -> Result<()> {
-        remove_dir(&Path::new(RUN_DIR).join(id.as_str()))
+    pub(crate) fn remove_stale(dir: &Path) -> Result<()> {
+        remove_dir(dir)
     }
 
     /// Removes the directory.
@@ -248,6 +252,26 @@ impl Scratch {
     /// Removes what [`Scratch::subdir`] made.
     pub(crate) fn remove_subdir(dir: &Path) -> Result<()> {
         remove_dir(dir)
+    }
+}
+
+/// The directory below `root` of the sandbox `id` whose shim serves `socket`. An id is one of
+/// containerd's namespace, and of one containerd. The socket's name tells those apart: it is a
+/// digest of containerd's address, the namespace and the id. No id has an `@`.
+pub(crate) fn scratch_dir(root: &Path, id: &ContainerId, socket: &Path) -> PathBuf {
+    let name = socket.file_name().unwrap_or_default().to_string_lossy();
+    let mark: String = name.chars().take(MARK).collect();
+    root.join(format!("{id}@{mark}"))
+}
+
+/// The same where the shim is gone, which may have been one of a release that named directories by
+/// their id alone.
+pub(crate) fn left_scratch_dir(root: &Path, id: &ContainerId, socket: &Path) -> PathBuf {
+    let dir = scratch_dir(root, id, socket);
+    if dir.exists() {
+        dir
+    } else {
+        root.join(id.as_str())
     }
 }
 
@@ -342,14 +366,18 @@ impl Record {
 mod tests {
     use super::*;
 
+    fn pod1() -> ContainerId {
+        "pod1".parse().unwrap()
+    }
+
     #[test]
     fn scratch_is_private_and_goes_with_its_sandbox() {
         use std::os::unix::fs::PermissionsExt;
         let root = tempfile::tempdir().unwrap();
-        let id: ContainerId = "pod1".parse().unwrap();
-        let stale = root.path().join("pod1/old");
+        let socket = Path::new("/run/containerd/s/0123456789abcdef");
+        let stale = root.path().join("pod1@01234567/old");
         fs::create_dir_all(&stale).unwrap();
-        let scratch = Scratch::new(root.path(), &id).unwrap();
+        let scratch = Scratch::new(root.path(), &pod1(), socket).unwrap();
         assert!(!stale.exists());
         assert_eq!(
             fs::metadata(&scratch.dir).unwrap().permissions().mode() & 0o777,
@@ -359,6 +387,46 @@ mod tests {
         let dir = scratch.dir.clone();
         scratch.remove().unwrap();
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn sandboxes_of_one_id_have_directories_of_their_own() {
+        let root = tempfile::tempdir().unwrap();
+        let [one, other] = [
+            "/run/containerd/s/0123456789",
+            "/run/containerd/s/9876543210",
+        ]
+        .map(|socket| Scratch::new(root.path(), &pod1(), Path::new(socket)).unwrap());
+        let kept = one.subdir().unwrap();
+        Scratch::new(
+            root.path(),
+            &pod1(),
+            Path::new("/run/containerd/s/9876543210"),
+        )
+        .unwrap();
+        other.remove().unwrap();
+        assert!(kept.exists());
+    }
+
+    #[test]
+    fn the_directory_of_an_older_shim_is_found_where_it_was() {
+        let root = tempfile::tempdir().unwrap();
+        let socket = Path::new("/run/containerd/s/0123456789");
+        let left = || left_scratch_dir(root.path(), &pod1(), socket);
+        let old = root.path().join("pod1");
+        fs::create_dir(&old).unwrap();
+        assert_eq!(left(), old);
+        let new = Scratch::new(root.path(), &pod1(), socket).unwrap();
+        assert_eq!(left(), new.dir);
+    }
+
+    #[test]
+    fn the_socket_of_a_terminal_has_room_beside_the_longest_id() {
+        const SOCKET_PATH: usize = 107;
+        let id: ContainerId = "x".repeat(76).parse().unwrap();
+        let dir = scratch_dir(Path::new(RUN_DIR), &id, Path::new(&"a".repeat(64)));
+        let socket = dir.join("1000000").join("tty");
+        assert!(socket.as_os_str().len() <= SOCKET_PATH, "{socket:?}");
     }
 
     #[test]

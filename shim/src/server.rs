@@ -57,15 +57,19 @@ pub(crate) async fn serve(opts: ServerOpts) -> Result<()> {
         source: e,
     })?;
     let listener = inherited_listener()?;
-    let address = listener
+    let socket = listener
         .local_addr()
-        .ok()
-        .and_then(|a| a.as_pathname().map(Path::to_owned));
+        .and_then(|a| {
+            a.as_pathname()
+                .map(Path::to_owned)
+                .ok_or_else(|| io::Error::other("it has no path"))
+        })
+        .map_err(Error::io("look at", Path::new("the socket")))?;
     let publisher = Publisher::new(opts.ttrpc_address, opts.namespace.clone());
     let events = Arc::clone(&publisher) as Arc<dyn EventSink>;
     let pod = Pod::new(
         opts.namespace,
-        HostDirs::default(),
+        HostDirs::of(socket.clone()),
         Box::new(runtime),
         events,
     );
@@ -82,7 +86,7 @@ pub(crate) async fn serve(opts: ServerOpts) -> Result<()> {
     protect_from_oom();
     if let Err(e) = say_ready() {
         // `start` is gone: nobody will ever know of the socket.
-        address.as_deref().map(remove_socket);
+        remove_socket(&socket);
         return Err(e);
     }
     info!("serving");
@@ -97,9 +101,7 @@ pub(crate) async fn serve(opts: ServerOpts) -> Result<()> {
         .await
         .map_err(|e| rpc(io::Error::other(e)))?;
     publisher.flush(LAST_EVENTS).await;
-    if let Some(path) = address {
-        remove_socket(&path);
-    }
+    remove_socket(&socket);
     Ok(())
 }
 

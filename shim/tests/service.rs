@@ -82,6 +82,7 @@ impl Shim {
         let host = HostDirs {
             cgroups: dir.path().join("cgroup"),
             run: dir.path().join("run"),
+            socket: dir.path().join("sock"),
         };
         let pod = Pod::new(
             "k8s.io".into(),

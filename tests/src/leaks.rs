@@ -95,7 +95,7 @@ impl Snapshot {
 
     fn scratch(&mut self, owns: &dyn Fn(&str) -> bool) {
         let entries = fs::read_dir(SCRATCH).into_iter().flatten().flatten();
-        for entry in entries.filter(|e| owns(&e.file_name().to_string_lossy())) {
+        for entry in entries.filter(|e| owns(sandbox_of(&e.file_name().to_string_lossy()))) {
             self.add("file", entry.path().display().to_string());
         }
     }
@@ -148,13 +148,23 @@ pub fn bears(text: &str, id: &str) -> bool {
     })
 }
 
+/// The sandbox whose directory in [`SCRATCH`] has this name, `ID@MARK`.
+fn sandbox_of(name: &str) -> &str {
+    name.split_once('@').map_or(name, |(id, _)| id)
+}
+
 /// Removes what shims that were killed have left for the containers whose bundles are in `bundles`.
 ///
 /// # Errors
 /// When something cannot be removed.
 pub fn remove_scratch(bundles: &Path) -> io::Result<()> {
-    for bundle in fs::read_dir(bundles).into_iter().flatten().flatten() {
-        match fs::remove_dir_all(Path::new(SCRATCH).join(bundle.file_name())) {
+    for entry in fs::read_dir(SCRATCH).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_left = bundles.join(sandbox_of(&name.to_string_lossy())).exists();
+        if !is_left {
+            continue;
+        }
+        match fs::remove_dir_all(entry.path()) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }

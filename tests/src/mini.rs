@@ -42,7 +42,7 @@ use crate::{
     tools,
 };
 
-/// containerd's namespace that tests use.
+/// containerd's namespace of containers that name no other.
 pub const NAMESPACE: &str = "k8s.io";
 
 /// Deadline of a call, as generous as containerd's own.
@@ -226,11 +226,11 @@ impl Mini {
             .cgroup(self.place.cgroup())
             .env("TTRPC_ADDRESS", format!("{grpc}.ttrpc"))
             .env("GRPC_ADDRESS", &grpc)
-            .env("NAMESPACE", NAMESPACE)
+            .env("NAMESPACE", bundle.namespace())
             .env("MAX_SHIM_VERSION", "2")
             .args([
                 "-namespace",
-                NAMESPACE,
+                bundle.namespace(),
                 "-address",
                 &grpc,
                 "-id",
@@ -251,7 +251,7 @@ impl Mini {
         let grpc = self.dir().join("c.sock").display().to_string();
         BootstrapParams {
             instance_id: bundle.id().to_owned(),
-            namespace: NAMESPACE.to_owned(),
+            namespace: bundle.namespace().to_owned(),
             log_level: LogLevel::LOG_LEVEL_DEBUG.into(),
             containerd_version: "2.4.2".to_owned(),
             containerd_ttrpc_address: format!("{grpc}.ttrpc"),

@@ -25,7 +25,7 @@ use crate::{
     error::{Error, Result},
     events::timestamp,
     rootfs,
-    sandbox::{Record, Scratch},
+    sandbox::{RUN_DIR, Record, Scratch, left_scratch_dir, scratch_dir},
     server,
 };
 
@@ -52,15 +52,23 @@ pub(super) async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResp
     match Record::load(&bundle) {
         Ok(record) => {
             let of_pod = Server::of(&bundle.with_file_name(&record.sandbox));
-            let of_pod = of_pod.filter(|s| record.sandbox != id.as_str() && s.listens());
-            if let Some(server) = &of_pod {
+            let serves = |s: &&Server| record.sandbox != id.as_str() && s.listens();
+            let serving = of_pod.as_ref().filter(serves);
+            if let Some(server) = serving {
                 errors.extend(server.forget(id).await.err());
             }
-            delete_recorded(flags, id, &record, of_pod.is_none(), &mut errors).await;
+            let pod = LeftPod {
+                is_lost: serving.is_none(),
+                scratch: of_pod.as_ref().and_then(|s| s.scratch(&record.sandbox)),
+            };
+            delete_recorded(flags, id, &record, &pod, &mut errors).await;
         }
         // No record: create never came to the runtime.
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            errors.extend(Scratch::remove_stale(id).err());
+            if let Some(server) = &server {
+                let dir = scratch_dir(Path::new(RUN_DIR), id, socket_path(&server.address));
+                errors.extend(Scratch::remove_stale(&dir).err());
+            }
         }
         Err(e) => errors.push(e),
     }
@@ -80,16 +88,25 @@ pub(super) async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResp
     })
 }
 
+/// What a container's Pod still has.
+struct LeftPod {
+    /// It has no shim that serves it.
+    is_lost: bool,
+    /// The directory for its calls, where its bundle tells that.
+    scratch: Option<PathBuf>,
+}
+
 /// Takes away a container that came to the runtime, and the whole Pod where that has lost its shim.
 async fn delete_recorded(
     flags: &Flags,
     id: &ContainerId,
     record: &Record,
-    is_lost: bool,
+    pod: &LeftPod,
     errors: &mut Vec<Error>,
 ) {
+    let is_lost = pod.is_lost;
     // containerd deletes all containers of a Pod at once, and runsc's files suffer from it.
-    let _turn = Scratch::lock(&record.sandbox);
+    let _turn = pod.scratch.as_deref().and_then(Scratch::lock);
     let config = NodeConfig::load(record.config.as_deref());
     if let (Ok(config), true) = (&config, is_lost && !record.adopted.is_empty()) {
         end_gofer(&config.policy.agent, &record.adopted);
@@ -117,8 +134,12 @@ async fn delete_recorded(
         });
         errors.extend(removed.err());
     }
-    if record.sandbox == id.as_str() {
-        errors.extend(Scratch::remove_stale(id).err());
+    if let Some(dir) = pod
+        .scratch
+        .as_deref()
+        .filter(|_| record.sandbox == id.as_str())
+    {
+        errors.extend(Scratch::remove_stale(dir).err());
     }
 }
 
@@ -134,6 +155,13 @@ impl Server {
     /// That of the sandbox of `bundle`; a member's bundle has none.
     fn of(bundle: &Path) -> Option<Self> {
         address_in(bundle).map(|address| Self { address })
+    }
+
+    /// The directory for calls of the sandbox that it serves.
+    fn scratch(&self, sandbox: &str) -> Option<PathBuf> {
+        let id = sandbox.parse().ok()?;
+        let socket = socket_path(&self.address);
+        Some(left_scratch_dir(Path::new(RUN_DIR), &id, socket))
     }
 
     fn listens(&self) -> bool {

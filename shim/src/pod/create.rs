@@ -146,8 +146,8 @@ impl Pod {
         let cgroup = Cgroup::new(&self.host.cgroups, path)?;
         let adopter = Adopter::new(&config, &self.namespace);
         let runtime = (self.runtime)(&config, &self.namespace)?;
-        let (run, owner) = (self.host.run.clone(), id.clone());
-        let scratch = blocking(move || Scratch::new(&run, &owner)).await?;
+        let (host, owner) = (self.host.clone(), id.clone());
+        let scratch = blocking(move || Scratch::new(&host.run, &owner, &host.socket)).await?;
         Ok(Sandbox {
             id: id.clone(),
             kind: config.runtime.kind,

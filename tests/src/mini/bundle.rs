@@ -23,6 +23,7 @@ use crate::cgroup::Cgroup;
 pub struct BundleBuilder<'a> {
     place: &'a Path,
     id: String,
+    namespace: String,
     spec: Value,
 }
 
@@ -61,8 +62,18 @@ impl<'a> BundleBuilder<'a> {
         Self {
             place,
             id: id.to_owned(),
+            namespace: NAMESPACE.to_owned(),
             spec,
         }
+    }
+
+    /// Makes it one of another namespace of containerd, with a cgroup after that.
+    pub fn in_namespace(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.namespace);
+        self.edit(|spec| {
+            let path = &mut spec["linux"]["cgroupsPath"];
+            *path = format!("{}-{namespace}", path.as_str().unwrap_or_default()).into();
+        })
     }
 
     /// Sets the command.
@@ -109,7 +120,11 @@ impl<'a> BundleBuilder<'a> {
     /// # Errors
     /// The file system's.
     pub fn write(self) -> Result<Bundle> {
-        let dir = self.place.join("b").join(&self.id);
+        let bundles = match self.namespace.as_str() {
+            NAMESPACE => "b".to_owned(),
+            other => format!("b-{other}"),
+        };
+        let dir = self.place.join(bundles).join(&self.id);
         for name in ["rootfs", "upper", "work"] {
             fs::create_dir_all(dir.join(name))
                 .with_context(|| format!("make {}", dir.display()))?;
@@ -120,6 +135,7 @@ impl<'a> BundleBuilder<'a> {
         collect_log(&log, &dir.join("shim.log"))?;
         Ok(Bundle {
             id: self.id,
+            namespace: self.namespace,
             dir,
             place: self.place.to_owned(),
         })
@@ -154,6 +170,7 @@ fn collect_log(fifo: &Path, into: &Path) -> Result<()> {
 #[derive(Debug, Clone)]
 pub struct Bundle {
     id: String,
+    namespace: String,
     dir: PathBuf,
     place: PathBuf,
 }
@@ -162,6 +179,11 @@ impl Bundle {
     /// The container's id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// containerd's namespace of the container.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// Its directory.
@@ -196,7 +218,7 @@ impl Bundle {
 
     /// The name under which containerd would know it, for messages.
     pub fn name(&self) -> String {
-        format!("{NAMESPACE}/{}", self.id)
+        format!("{}/{}", self.namespace, self.id)
     }
 
     /// Removes it from disk.

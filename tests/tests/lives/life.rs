@@ -2,13 +2,14 @@
 
 //! Whole lives.
 
-use std::{io::Write, time::Duration};
+use std::{fs, io::Write, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::{api, protobuf::Enum, ttrpc::Code};
 use futures_util::future::try_join_all;
 use kiln_tests::{
-    mini::{Config, Mini, Runtime, Shim, code, ctx, fifo::Fifo},
+    leaks::SCRATCH,
+    mini::{Config, Mini, Runtime, Shim, bundle::Bundle, code, ctx, fifo::Fifo},
     process::signal_to,
     wait,
 };
@@ -291,6 +292,77 @@ pub(crate) async fn a_delete_ends_a_shim_that_was_not_told_that_its_pod_is_gone(
     shim.end(&id).await?;
     ensure!(mini.shims_of(&id).len() == 1);
     mini.delete(&bundle).await?;
+    gone(mini, bundle).await
+}
+
+/// Runs a process in a container and checks that it ends well.
+async fn exec_works(shim: &Shim, bundle: &Bundle, exec_id: &str) -> Result<()> {
+    let _output = shim.exec(bundle, exec_id, &["true"]).await?;
+    shim.start(bundle.id(), exec_id).await?;
+    ensure!(shim.wait(bundle.id(), exec_id).await? == 0);
+    shim.remove(bundle.id(), exec_id).await?;
+    Ok(())
+}
+
+fn kill_shim_of(mini: &Mini, bundle: &Bundle) -> Result<()> {
+    let namespace = format!("-namespace {} ", bundle.namespace());
+    for shim in mini.shims_of(bundle.id()) {
+        if shim.argv.contains(&namespace) {
+            signal_to(shim.pid, Signal::SIGKILL)?;
+        }
+    }
+    Ok(())
+}
+
+/// However the other one goes.
+pub(crate) async fn a_pod_does_without_the_one_of_its_id_in_another_namespace(
+    mini: &Mini,
+    runtime: Runtime,
+) -> Result<()> {
+    let id = format!("twin-{runtime:?}").to_lowercase();
+    let (bundle, shim) = sandbox(mini, runtime, &id, "sleep 3600").await?;
+    shim.run(&bundle).await?;
+    let config = mini.config(runtime, &Config::default())?;
+    let run_other = async || {
+        let other = mini.bundle(&id).in_namespace("others").sandbox();
+        let other = other.script("sleep 3600").write()?;
+        let shim = mini.shim(&other, &config).await?;
+        let output = shim.run(&other).await?;
+        anyhow::Ok((other, shim, output))
+    };
+    let (other, other_shim, _output) = run_other().await?;
+    exec_works(&shim, &bundle, "beside-it").await?;
+    exec_works(&other_shim, &other, "beside-us").await?;
+    other_shim.end(&id).await?;
+    other_shim.shutdown().await?;
+    other.remove()?;
+    exec_works(&shim, &bundle, "after-its-end").await?;
+    let (other, _, _output) = run_other().await?;
+    kill_shim_of(mini, &other)?;
+    mini.delete(&other).await?;
+    other.remove()?;
+    exec_works(&shim, &bundle, "after-its-delete").await?;
+    end(mini, &shim, bundle).await
+}
+
+/// Older releases named the directory of a sandbox by nothing but its id.
+pub(crate) async fn a_delete_finds_what_an_older_shim_has_left(
+    mini: &Mini,
+    runtime: Runtime,
+) -> Result<()> {
+    let id = format!("older-{runtime:?}").to_lowercase();
+    let (bundle, shim) = sandbox(mini, runtime, &id, "sleep 3600").await?;
+    shim.run(&bundle).await?;
+    kill_shim_of(mini, &bundle)?;
+    let ours = |name: &str| name.split_once('@').is_some_and(|(of, _)| of == id);
+    let dir = fs::read_dir(SCRATCH)?
+        .flatten()
+        .find(|entry| ours(&entry.file_name().to_string_lossy()))
+        .context("the sandbox has no directory")?;
+    let old = Path::new(SCRATCH).join(&id);
+    fs::rename(dir.path(), &old)?;
+    mini.delete(&bundle).await?;
+    ensure!(!old.exists());
     gone(mini, bundle).await
 }
 
