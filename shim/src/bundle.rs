@@ -260,8 +260,15 @@ impl Spec {
             if let Some(path) = path
                 && !namespace_allowed(kind, path, sandbox_pid)
             {
+                let advice = match kind {
+                    "user" => {
+                        ": hostUsers: false is refused in a sandbox, which has a user namespace \
+                               anyway; remove it from the Pod"
+                    }
+                    _ => "",
+                };
                 return no(format!(
-                    "namespace {kind:?} at {path:?} is not one of this Pod"
+                    "namespace {kind:?} at {path:?} is not one of this Pod{advice}"
                 ));
             }
         }
@@ -562,6 +569,8 @@ mod tests {
         refused(json!({"linux": {"intelRdt": {"closID": "x"}}}), "intelRdt");
         let ns = |kind, path| json!({"linux": {"namespaces": [{"type": kind, "path": path}]}});
         refused(ns("pid", "/proc/1/ns/pid"), "not one of this Pod");
+        let pinned = "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/a/pinned-namespaces/user";
+        refused(ns("user", pinned), "hostUsers: false is refused");
         refused(ns("network", "/proc/1/ns/net"), "not one of this Pod");
         for path in [
             "//proc/1/ns/net",
