@@ -34,8 +34,8 @@ mod tests {
         let manifest = include_str!("../../deploy/base/router.yaml");
         let (_, limits) = manifest.split_once("limits:\n").unwrap();
         let (_, memory) = limits.split_once("memory: ").unwrap();
-        let mebibytes = memory.lines().next().and_then(|m| m.strip_suffix("Mi"));
-        mebibytes.unwrap().parse::<usize>().unwrap() << 20
+        let gibibytes = memory.lines().next().and_then(|m| m.strip_suffix("Gi"));
+        gibibytes.unwrap().parse::<usize>().unwrap() << 30
     }
 
     #[test]

@@ -114,7 +114,7 @@ pub(crate) async fn its_values_reach_the_objects(env: &Env) -> Result<()> {
         (
             router,
             "/containers/0/resources/limits/memory",
-            json!("1024Mi"),
+            json!("1Gi"),
         ),
         (
             agent,
