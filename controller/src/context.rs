@@ -114,7 +114,7 @@ pub(crate) struct Context {
     genuine: Mutex<HashMap<String, Option<i64>>>,
     /// How often Sandboxes of a pool were replaced, because they were not ready in time, since it was
     /// full.
-    impatience: Mutex<HashMap<Key, u32>>,
+    late_rounds: Mutex<HashMap<Key, u32>>,
     /// Since when the status of a pool should be written.
     pending_statuses: Mutex<HashMap<Key, Instant>>,
     arrivals: Mutex<Arrivals>,
@@ -161,7 +161,7 @@ impl Context {
             unanswered: Mutex::default(),
             seen: Mutex::default(),
             genuine: Mutex::default(),
-            impatience: Mutex::default(),
+            late_rounds: Mutex::default(),
             pending_statuses: Mutex::default(),
             nodes: Cache::new(|_| Vec::new()),
             started: Instant::now(),
@@ -376,8 +376,8 @@ impl Context {
     }
 
     /// See the field.
-    pub(crate) fn impatience(&self) -> MutexGuard<'_, HashMap<Key, u32>> {
-        self.impatience
+    pub(crate) fn late_rounds(&self) -> MutexGuard<'_, HashMap<Key, u32>> {
+        self.late_rounds
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

@@ -67,8 +67,9 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         return Ok(Outcome::Done);
     }
     label(context, &template).await?;
-    put_policy_right(context, &template).await?;
-    Ok(match are_labelled(context, &template) {
+    let are_labelled = are_labelled(context, &template);
+    put_policy_right(context, &template, are_labelled).await?;
+    Ok(match are_labelled {
         true => Outcome::Done,
         false => Outcome::Again(UNLABELLED),
     })
@@ -100,12 +101,16 @@ pub(crate) async fn ensure_policy(
     if !is_managed(&template.spec) || context.policies.get(&key).is_some_and(is_there) {
         return Ok(());
     }
-    put_policy_right(context, template).await
+    put_policy_right(context, template, are_labelled(context, template)).await
 }
 
 /// Makes the NetworkPolicy of a template what it says, and tells where that cannot be.
-async fn put_policy_right(context: &Arc<Context>, template: &SandboxTemplate) -> Result<()> {
-    let done = write_policy(context, template).await;
+async fn put_policy_right(
+    context: &Arc<Context>,
+    template: &SandboxTemplate,
+    are_labelled: bool,
+) -> Result<()> {
+    let done = write_policy(context, template, are_labelled).await;
     if let Err(e) = &done {
         let reason = match e {
             Error::ForeignPolicy { .. } => "NetworkPolicyConflict",
@@ -117,9 +122,13 @@ async fn put_policy_right(context: &Arc<Context>, template: &SandboxTemplate) ->
     done
 }
 
-async fn write_policy(context: &Context, template: &SandboxTemplate) -> Result<()> {
+async fn write_policy(
+    context: &Context,
+    template: &SandboxTemplate,
+    are_labelled: bool,
+) -> Result<()> {
     let router = &context.options.router_namespace;
-    let wanted = policy(template, router, are_labelled(context, template));
+    let wanted = policy(template, router, are_labelled);
     let policy_key = Key::of(&wanted);
     let found = match context.policies.get(&policy_key) {
         Some(found) => Some(found),

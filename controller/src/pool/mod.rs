@@ -62,7 +62,7 @@ const LONGEST_NAME: usize = 63;
 /// Makes a pool hold what its spec says.
 pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outcome> {
     let Some(pool) = context.pools.get(key) else {
-        context.impatience().remove(key);
+        context.late_rounds().remove(key);
         return Ok(Outcome::Done);
     };
     if pool.meta().deletion_timestamp.is_some() {
@@ -89,7 +89,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         grace(context, &pool),
     );
     if plan.late > 0 {
-        be_patient(context, &pool, plan.late);
+        note_late(context, &pool, plan.late);
     }
     let mut failure = None;
     if template.is_none() {
@@ -128,7 +128,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     }
     let members = self::members(context, &pool, source.as_ref());
     if members.iter().filter(|m| m.is_ready).count() >= desired(&pool) {
-        context.impatience().remove(key);
+        context.late_rounds().remove(key);
     }
     let pod = source.as_ref().map(|s| &s.model.spec.pod_template.spec);
     let wait = write_status(context, &pool, &members, pod, failure.as_ref()).await?;
@@ -154,14 +154,14 @@ fn grace(context: &Context, pool: &SandboxWarmPool) -> Duration {
     let own = pool.spec.readiness_grace_period_seconds;
     let own = own.and_then(|seconds| u64::try_from(seconds).ok());
     let grace = own.map_or(context.options.pool_grace, Duration::from_secs);
-    let rounds = context.impatience().get(&Key::of(pool)).copied();
+    let rounds = context.late_rounds().get(&Key::of(pool)).copied();
     grace.saturating_mul(1 << rounds.unwrap_or_default().min(MOST_DOUBLINGS))
 }
 
 /// Notes that Sandboxes of a pool are replaced because they are late, and tells.
-fn be_patient(context: &Arc<Context>, pool: &SandboxWarmPool, late: usize) {
+fn note_late(context: &Arc<Context>, pool: &SandboxWarmPool, late: usize) {
     let had = grace(context, pool).as_secs();
-    *context.impatience().entry(Key::of(pool)).or_default() += 1;
+    *context.late_rounds().entry(Key::of(pool)).or_default() += 1;
     let have = grace(context, pool).as_secs();
     let note = format!(
         "Sandboxes that are not ready within {had} s are replaced, now {late}; the next have {have} s"
