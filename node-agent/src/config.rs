@@ -6,6 +6,7 @@
 //! socket = "/run/kiln-agent/agent.sock"
 //! state = "/run/kiln-agent"               # must be on the file system of /run/kiln, noexec or not
 //! runtime_config = "/etc/kiln/runsc.toml" # the file that the shim reads
+//! containerd = "/run/containerd/containerd.sock" # where it listens, if there is no [install]
 //! namespace = "k8s.io"                    # containerd's
 //! pause = "/opt/kiln/bin/kiln-pause"
 //! cgroup = "/kiln-warm"                   # parent of the cgroups of warm sandboxes
@@ -84,6 +85,9 @@ pub struct Config {
     pub state: PathBuf,
     /// The runtime's configuration, which shims read too.
     pub runtime_config: PathBuf,
+    /// Where containerd listens, unless `install` says so: warm sandboxes have its limits on open
+    /// files and on the size of a file.
+    pub containerd: PathBuf,
     /// containerd's namespace of the Pods.
     pub namespace: String,
     /// The static program that is a warm sandbox's first process.
@@ -146,6 +150,7 @@ impl Default for Config {
             socket: kiln_agent_api::SOCKET.into(),
             state: "/run/kiln-agent".into(),
             runtime_config: "/etc/kiln/runsc.toml".into(),
+            containerd: "/run/containerd/containerd.sock".into(),
             namespace: "k8s.io".to_owned(),
             pause: "/opt/kiln/bin/kiln-pause".into(),
             cgroup: "/kiln-warm".to_owned(),

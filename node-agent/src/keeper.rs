@@ -27,9 +27,11 @@ use crate::{
     boot::{BootError, Booter, Ending, Gofers, Warm, blocking},
     config::{Class, Config},
     exec_dir::{self, ExecDirError},
+    install::listener,
     metrics::Metrics,
     netns,
     pool::{Miss, Pool},
+    rlimits,
     setup::{Runtime, SetupError},
     spec,
     store::{Place, Store},
@@ -533,7 +535,21 @@ impl Keeper {
         self.metrics.usable.set(0);
     }
 
+    /// Takes containerd's limits, which a sandbox that starts cold has.
+    async fn take_limits(&self) {
+        let install = self.config.install.as_ref();
+        let socket = install.map_or(&self.config.containerd, |it| &it.containerd.socket);
+        let socket = socket.clone();
+        let took = blocking("take containerd's limits", move || {
+            rlimits::take_from(listener(&socket).map_err(std::io::Error::other)?)
+        });
+        if let Err(e) = took.await {
+            warn!("limits on files may differ between warm and cold sandboxes: {e}");
+        }
+    }
+
     async fn take_up(&self, runtime: Runtime) -> Result<Active, TakeUp> {
+        self.take_limits().await;
         let state = self.config.state.clone();
         tokio::task::spawn_blocking(move || exec_dir::prepare(&state)).await??;
         let (rootfs, image) = (self.store.rootfs(), self.store.image());

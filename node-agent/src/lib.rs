@@ -20,6 +20,7 @@ mod metrics;
 mod netns;
 pub mod pool;
 pub mod presence;
+mod rlimits;
 pub mod service;
 mod setup;
 mod spec;

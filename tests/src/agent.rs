@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     mounts,
-    place::Place,
+    place::{CONTAINERD_SOCKET, Place},
     process::{Cmd, Daemon},
     tools, wait,
 };
@@ -75,10 +75,11 @@ impl Agent {
     pub fn new(place: &Place, runtime_config: &Path, more: &str) -> Result<Self> {
         let state = state_dir(place.name());
         let text = format!(
-            "socket = \"{}\"\nstate = \"{}\"\nruntime_config = \"{}\"\npause = \"{}\"\ncgroup = \"/{}/warm\"\n{more}\n",
+            "socket = \"{}\"\nstate = \"{}\"\nruntime_config = \"{}\"\ncontainerd = \"{}\"\npause = \"{}\"\ncgroup = \"/{}/warm\"\n{more}\n",
             socket(place.name()).display(),
             state.display(),
             runtime_config.display(),
+            place.dir().join(CONTAINERD_SOCKET).display(),
             tools::pause()?.display(),
             place.name(),
         );

@@ -32,7 +32,7 @@ use crate::{
     cri::{Cri, v1},
     images, mounts,
     netns::Netns,
-    place::{Place, TASKS},
+    place::{CONTAINERD_SOCKET, Place, TASKS},
     pod::{BUSYBOX, GUEST, PodBuilder},
     process::{self, Cmd, Daemon, Proc},
     spans::Spans,
@@ -127,7 +127,7 @@ impl Node {
         fs::create_dir(place.dir().join("bin"))?;
         symlink(shim, place.dir().join("bin/containerd-shim-kiln-v2"))?;
         let registry = images::serve(place.netns(), &place.dir().join(CERTS)).await?;
-        let cri = Cri::new(&place.dir().join("c.sock"))?;
+        let cri = Cri::new(&place.dir().join(CONTAINERD_SOCKET))?;
         let agent = opts.agent.as_ref().map(|more| {
             let runtime = place.dir().join(format!("{WARM}.toml"));
             Agent::new(&place, &runtime, more)
@@ -274,7 +274,7 @@ impl Node {
 
     /// containerd's socket.
     pub fn socket(&self) -> PathBuf {
-        self.dir().join("c.sock")
+        self.dir().join(CONTAINERD_SOCKET)
     }
 
     /// The node's network namespace.

@@ -40,6 +40,9 @@ const PREFIX: &str = "kn-";
 /// Directory of the bundles of containerd's tasks, in a place, by namespace.
 pub(crate) const TASKS: &str = "state/io.containerd.runtime.v2.task";
 
+/// containerd's own socket, below the directory of a place.
+pub(crate) const CONTAINERD_SOCKET: &str = "c.sock";
+
 /// Directory of the sockets of shims, in a place.
 pub(crate) const SHIM_SOCKETS: &str = "s";
 

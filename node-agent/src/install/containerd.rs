@@ -45,7 +45,7 @@ pub(super) struct Containerd {
 ///
 /// # Errors
 /// When none does.
-pub(super) fn listener(socket: &Path) -> Result<u32, Error> {
+pub(crate) fn listener(socket: &Path) -> Result<u32, Error> {
     let absent = |e: io::Error| Error::Lacks {
         what: format!("no containerd listens at {}: {e}", socket.display()),
         advice: "start it, or name its socket: `socket` in [install.containerd]".to_owned(),

@@ -35,7 +35,6 @@ use nix::{
 use runsc_wrapper::Config as RuntimeConfig;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::host::run_on_node;
 pub use self::{
     config::{Containerd as ContainerdConfig, Install},
     containerd::{config_argument, output, version as containerd_version},
@@ -43,8 +42,9 @@ pub use self::{
     remove::uninstall,
     wiring::{CRI, RUNTIME_TYPE},
 };
+pub(crate) use self::{containerd::listener, host::run_on_node};
 use self::{
-    containerd::{ANSWER, Containerd, listener},
+    containerd::{ANSWER, Containerd},
     files::{Changes, Record, Source},
 };
 use crate::config::Config;

@@ -117,6 +117,31 @@ pub(crate) async fn the_host_cgroup_is_the_pods(node: &Node) -> Result<()> {
     pod.remove().await
 }
 
+/// Whatever limits the agent itself was started with.
+pub(crate) async fn limits_on_files_are_those_of_a_cold_pod(node: &Node) -> Result<()> {
+    // Soft ones, which need no capability to be raised again.
+    const OTHERS: [&str; 3] = ["prlimit", "--nofile=4096:", "--fsize=1073741824:"];
+    let agent = node.agent()?;
+    agent.drain().await?;
+    node.run_agent_by(&OTHERS).await?;
+    agent.expect_ready(WARM).await?;
+    let mut limits = Vec::new();
+    for handler in ["gvisor", HANDLER] {
+        let pod = node.pod(handler).run().await?;
+        let container = pod.idle().start().await?;
+        let shown = container.sh("ulimit -S -n; ulimit -H -n; ulimit -S -f; ulimit -H -f");
+        limits.push(shown.await?);
+        pod.remove().await?;
+    }
+    let look = async || (agent.adopted().await.ok()? == 1).then_some(());
+    wait::until("one adoption", SOON, look).await?;
+    ensure!(limits[0] == limits[1], "{limits:?}");
+    ensure!(!limits[0].contains("4096"), "{limits:?} are the agent's");
+    agent.drain().await?;
+    node.run_agent().await?;
+    agent.expect_ready(WARM).await
+}
+
 /// The first container's files are served by a gofer that is older than the Pod, a second one's by
 /// another; both see what they are to see, and nothing of either stays.
 pub(crate) async fn the_first_container_takes_the_slots(node: &Node) -> Result<()> {

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
     }
     alone!(adoption:
         a_pod_adopts, a_sandbox_rests_until_it_is_adopted, the_network_is_the_pods, a_pod_without_a_name_has_none, the_host_cgroup_is_the_pods, limits_of_the_pod_hold,
+        limits_on_files_are_those_of_a_cold_pod,
         the_first_container_takes_the_slots,
         a_shape_is_learned, what_cannot_be_adopted_starts_cold, a_burst_is_served_as_far_as_there_is,
         an_idle_sandbox_takes_no_more_than_its_overhead,
