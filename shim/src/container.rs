@@ -5,7 +5,10 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use runsc_wrapper::ContainerId;
@@ -36,7 +39,40 @@ pub(crate) struct Container {
     pub(crate) restore: Option<PathBuf>,
     /// See [`crate::bundle::Spec::limits`].
     pub(crate) limits: Mutex<Option<Limits>>,
+    pub(crate) said: Said,
     pub(crate) execs: Mutex<BTreeMap<ContainerId, Arc<Exec>>>,
+}
+
+/// What the runtime last said that a container uses; 0 before anybody asked.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    /// CPU time, nanoseconds.
+    cpu: AtomicU64,
+    /// Memory, bytes.
+    memory: AtomicU64,
+}
+
+impl Said {
+    pub(crate) fn note(&self, cpu: u64, memory: u64) {
+        self.note_cpu(cpu);
+        self.note_memory(memory);
+    }
+
+    pub(crate) fn note_cpu(&self, cpu: u64) {
+        self.cpu.store(cpu, Ordering::Relaxed);
+    }
+
+    pub(crate) fn note_memory(&self, memory: u64) {
+        self.memory.store(memory, Ordering::Relaxed);
+    }
+
+    pub(crate) fn cpu(&self) -> u64 {
+        self.cpu.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory.load(Ordering::Relaxed)
+    }
 }
 
 /// A further process of a container.

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cgroup::{self, Cgroup, Limits},
     config::NodeConfig,
-    container::{Container, Exec},
+    container::{Container, Exec, Said},
     error::{Error, Result},
     events::{EventSink, publish},
     io::{ConsoleSocket, IoSpec, ProcessIo},
@@ -114,6 +114,22 @@ pub struct Report {
     pub state: State,
     /// Its stdio.
     pub io: IoSpec,
+}
+
+/// What a container uses, as the runtime says and as the host can check it.
+#[derive(Debug)]
+pub(crate) struct Figures {
+    /// The runtime's counters.
+    pub(crate) said: runsc_wrapper::Stats,
+    /// Nanoseconds of CPU time of each container that is charged to `cgroup`, as the runtime last
+    /// said.
+    pub(crate) cpu: Vec<(String, u64)>,
+    /// Bytes of memory of each of them.
+    pub(crate) memory: Vec<(String, u64)>,
+    /// The cgroup that it is charged to.
+    pub(crate) cgroup: Cgroup,
+    /// The container's own limits.
+    pub(crate) limits: Limits,
 }
 
 impl Pod {
@@ -404,25 +420,42 @@ impl Pod {
             .collect())
     }
 
-    /// What a container uses: the runtime's counters, those of the cgroup it is charged to, and
-    /// the container's own limits.
-    pub async fn stats(&self, id: &str) -> Result<(runsc_wrapper::Stats, Cgroup, Limits)> {
+    /// What a container uses.
+    pub(crate) async fn stats(&self, id: &str) -> Result<Figures> {
         let container = self.container(id)?;
         container.init.require("stat", |s| s.exit().is_none())?;
         let sandbox = self.sandbox()?;
-        let mut stats = sandbox.runtime.stats(&container.runtime_id).await?;
+        let is_shared = sandbox.is_shared();
+        let said = sandbox.runtime.stats(&container.runtime_id).await?;
         // From time to time is enough, and whoever asks for figures does that.
         tokio::spawn(async move { sandbox.egress.tell(&sandbox.id).await });
-        for (of, _) in &mut stats.sandbox_cpu_ns {
-            if of == container.runtime_id.as_str() {
-                *of = container.id.to_string();
+        let members: Vec<_> = if is_shared {
+            self.map().values().flatten().cloned().collect()
+        } else {
+            vec![Arc::clone(&container)]
+        };
+        container.said.note(said.cpu_ns, said.memory_bytes);
+        // Only of containers that there are: a sentry could hide what these use behind others.
+        for member in &members {
+            let mut figures = said.sandbox_cpu_ns.iter();
+            if let Some((_, ns)) = figures.find(|(id, _)| id == member.runtime_id.as_str()) {
+                member.said.note_cpu(*ns);
+            }
+            if member.init.require("stat", |s| s.exit().is_none()).is_err() {
+                member.said.note_memory(0);
             }
         }
-        Ok((
-            stats,
-            container.cgroup.clone(),
-            container.limits().unwrap_or_default(),
-        ))
+        let of_each = |figure: fn(&Said) -> u64| {
+            let of = |member: &Arc<Container>| (member.id.to_string(), figure(&member.said));
+            members.iter().map(of).collect()
+        };
+        Ok(Figures {
+            cpu: of_each(Said::cpu),
+            memory: of_each(Said::memory),
+            said,
+            cgroup: container.cgroup.clone(),
+            limits: container.limits().unwrap_or_default(),
+        })
     }
 
     /// Ends the shim if it has no containers any more; otherwise it goes on, unless it must end

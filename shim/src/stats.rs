@@ -3,9 +3,10 @@
 //! A container's metrics in the form that containerd's CRI plugin reads: the cgroup messages of
 //! the interface that the host has.
 //!
-//! A sandbox's containers share one host cgroup, so that memory, processes and network are the
-//! sentry's own figures, and CPU is the host's figure for the sandbox divided by what the
-//! sentry says each container used.
+//! A sandbox's containers share one host cgroup. CPU and memory are the host's figures for the
+//! sandbox, divided by what the sentry says each container used: a sentry that lies shifts them
+//! from one container to another, and their sum stays the host's. Processes and network are the
+//! sentry's own figures.
 
 use containerd_shim_protos::{
     cgroups::metrics as v1,
@@ -15,75 +16,57 @@ use containerd_shim_protos::{
 use runsc_wrapper::{NetworkInterface, Stats};
 
 use crate::{
-    cgroup::{Cgroup, Limits, UNLIMITED, Usage, Version},
+    cgroup::{UNLIMITED, Usage, Version},
     error::Result,
     events::pack,
+    pod::Figures,
 };
 
 /// The metrics of container `id`.
-pub(crate) fn metrics(id: &str, stats: &Stats, cgroup: &Cgroup, limits: &Limits) -> Result<Any> {
-    let usage = share(id, stats, cgroup.usage());
-    let limit = limits.memory.map_or(UNLIMITED, i64::cast_unsigned);
+pub(crate) fn metrics(id: &str, figures: &Figures) -> Result<Any> {
+    let (said, cgroup) = (&figures.said, &figures.cgroup);
+    let usage = share(id, figures, cgroup.usage());
+    let limit = figures.limits.memory;
+    let limit = limit.map_or(UNLIMITED, i64::cast_unsigned);
     match cgroup.version() {
-        Version::V1 => pack(
-            "io.containerd.cgroups.v1",
-            &metrics_v1(stats, &usage, limit),
-        ),
-        Version::V2 => pack(
-            "io.containerd.cgroups.v2",
-            &metrics_v2(stats, &usage, limit),
-        ),
+        Version::V1 => pack("io.containerd.cgroups.v1", &metrics_v1(said, &usage, limit)),
+        Version::V2 => pack("io.containerd.cgroups.v2", &metrics_v2(said, &usage, limit)),
     }
 }
 
 /// The part of the sandbox's usage that is this container's.
-fn share(id: &str, stats: &Stats, sandbox: Usage) -> Usage {
-    let total: u128 = stats
-        .sandbox_cpu_ns
-        .iter()
-        .map(|(_, ns)| u128::from(*ns))
-        .sum();
-    let own = stats
-        .sandbox_cpu_ns
-        .iter()
-        .find(|(of, _)| of == id)
-        .map(|(_, ns)| u128::from(*ns));
-    let Some(own) = own.filter(|_| stats.sandbox_cpu_ns.len() > 1) else {
-        return Usage {
-            memory: memory(stats, &sandbox),
-            inactive_file: inactive(stats, &sandbox),
-            ..sandbox
-        };
-    };
-    let part = |all: u64| {
-        let share = (u128::from(all) * own).checked_div(total).unwrap_or(0);
-        u64::try_from(share).unwrap_or(u64::MAX)
-    };
+fn share(id: &str, figures: &Figures, sandbox: Usage) -> Usage {
+    let cpu = |all| part(id, &figures.cpu, all);
+    let memory = |all| part(id, &figures.memory, all);
     Usage {
-        cpu_ns: part(sandbox.cpu_ns),
-        cpu_kernel_ns: part(sandbox.cpu_kernel_ns),
-        cpu_user_ns: part(sandbox.cpu_user_ns),
-        memory: memory(stats, &sandbox),
-        inactive_file: inactive(stats, &sandbox),
+        cpu_ns: cpu(sandbox.cpu_ns),
+        cpu_kernel_ns: cpu(sandbox.cpu_kernel_ns),
+        cpu_user_ns: cpu(sandbox.cpu_user_ns),
+        memory: match sandbox.memory {
+            // The host counts none, and there is nothing to divide.
+            0 => figures.said.memory_bytes,
+            all => memory(all),
+        },
+        inactive_file: memory(sandbox.inactive_file),
         ..sandbox
     }
 }
 
-fn memory(stats: &Stats, sandbox: &Usage) -> u64 {
-    if stats.memory_bytes > 0 {
-        stats.memory_bytes
-    } else {
-        sandbox.memory
+/// The part of `all` that is `id`'s, by figures of each container. Parts are equal where the figures
+/// are all 0; without a figure of another container there is but one part.
+fn part(id: &str, figures: &[(String, u64)], all: u64) -> u64 {
+    if figures.len() < 2 {
+        return all;
     }
-}
-
-/// The sentry counts no idle file cache; where its figure is used there is none to subtract.
-fn inactive(stats: &Stats, sandbox: &Usage) -> u64 {
-    if stats.memory_bytes > 0 {
-        0
-    } else {
-        sandbox.inactive_file
-    }
+    let total: u128 = figures.iter().map(|(_, figure)| u128::from(*figure)).sum();
+    let own = figures.iter().find(|(of, _)| of == id);
+    let own = own.map_or(0, |(_, figure)| u128::from(*figure));
+    let (own, total) = match total {
+        0 => (1, figures.len() as u128),
+        total => (own, total),
+    };
+    // Not above `all`, because `own` is one of those in `total`.
+    u64::try_from(u128::from(all) * own / total).unwrap_or(all)
 }
 
 fn metrics_v1(stats: &Stats, usage: &Usage, limit: u64) -> v1::Metrics {
@@ -170,52 +153,76 @@ fn network_v1(i: &NetworkInterface) -> v1::NetworkStat {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
 
-    fn stats() -> Stats {
-        let shares = vec![("a".to_owned(), 30), ("b".to_owned(), 10)];
-        Stats {
-            sandbox_cpu_ns: shares,
-            memory_bytes: 5_000,
-            ..Stats::default()
+    use super::*;
+    use crate::cgroup::{Cgroup, Limits};
+
+    /// Of containers `a` and `b`, or of `a` alone.
+    fn figures(cpu: &[u64], memory: &[u64]) -> Figures {
+        let of_each = |figures: &[u64]| {
+            let ids = ["a", "b"].map(str::to_owned).into_iter();
+            ids.zip(figures.iter().copied()).collect()
+        };
+        Figures {
+            said: Stats {
+                memory_bytes: memory[0],
+                ..Stats::default()
+            },
+            cpu: of_each(cpu),
+            memory: of_each(memory),
+            cgroup: Cgroup::new(Path::new("/nowhere"), "/pod").unwrap(),
+            limits: Limits::default(),
         }
     }
 
+    const SANDBOX: Usage = Usage {
+        cpu_ns: 4_000,
+        cpu_kernel_ns: 0,
+        cpu_user_ns: 0,
+        periods: 0,
+        throttled_periods: 0,
+        throttled_ns: 0,
+        memory: 9_000,
+        inactive_file: 900,
+        pids: 0,
+    };
+
     #[test]
-    fn cpu_is_divided_by_what_the_sentry_counted() {
-        let sandbox = Usage {
-            cpu_ns: 4_000,
-            memory: 9_000,
-            ..Usage::default()
-        };
-        assert_eq!(share("a", &stats(), sandbox).cpu_ns, 3_000);
-        assert_eq!(share("b", &stats(), sandbox).cpu_ns, 1_000);
-        assert_eq!(share("a", &stats(), sandbox).memory, 5_000);
+    fn the_hosts_figures_are_divided_by_what_the_sentry_counted() {
+        let figures = figures(&[30, 10], &[5_000, 1_000]);
+        let [a, b] = ["a", "b"].map(|id| share(id, &figures, SANDBOX));
+        assert_eq!((a.cpu_ns, a.memory, a.inactive_file), (3_000, 7_500, 750));
+        assert_eq!((b.cpu_ns, b.memory, b.inactive_file), (1_000, 1_500, 150));
     }
 
     #[test]
-    fn figures_that_add_up_to_nothing_are_no_division_by_zero() {
-        let zero = Stats {
-            sandbox_cpu_ns: vec![("a".into(), 0), ("b".into(), 0)],
-            ..Stats::default()
+    fn a_sentry_that_lies_changes_no_sum() {
+        for said in [[1, 0], [0, 0], [u64::MAX, u64::MAX], [u64::MAX, 1]] {
+            let figures = figures(&said, &said);
+            let [a, b] = ["a", "b"].map(|id| share(id, &figures, SANDBOX));
+            // The division may take one off.
+            let is_all = |a: u64, b: u64, all: u64| (all - 1..=all).contains(&(a + b));
+            assert!(is_all(a.cpu_ns, b.cpu_ns, SANDBOX.cpu_ns), "{said:?}");
+            assert!(is_all(a.memory, b.memory, SANDBOX.memory), "{said:?}");
+        }
+        let only = share("a", &figures(&[0], &[0]), SANDBOX);
+        assert_eq!(only, SANDBOX);
+    }
+
+    #[test]
+    fn a_host_that_counts_no_memory_leaves_the_sentrys_figure() {
+        let uncounted = Usage {
+            memory: 0,
+            ..SANDBOX
         };
-        assert_eq!(
-            share(
-                "a",
-                &zero,
-                Usage {
-                    cpu_ns: 7,
-                    ..Usage::default()
-                }
-            )
-            .cpu_ns,
-            0
-        );
+        let figures = figures(&[1, 1], &[5_000, 1_000]);
+        assert_eq!(share("a", &figures, uncounted).memory, 5_000);
     }
 
     #[test]
     fn no_limit_is_never_a_limit_of_zero() {
-        let metrics = metrics_v1(&stats(), &Usage::default(), UNLIMITED);
+        let metrics = metrics_v1(&Stats::default(), &Usage::default(), UNLIMITED);
         assert!(metrics.memory.usage.limit > i64::MAX as u64 - 8192);
     }
 }

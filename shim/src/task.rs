@@ -225,8 +225,7 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, req: StatsRequest) -> RpcResult<StatsResponse> {
-        let (stats, cgroup, limits) = self.pod.stats(&req.id).await?;
-        let metrics = stats::metrics(&req.id, &stats, &cgroup, &limits)?;
+        let metrics = stats::metrics(&req.id, &self.pod.stats(&req.id).await?)?;
         Ok(StatsResponse {
             stats: MessageField::some(metrics),
             ..StatsResponse::default()

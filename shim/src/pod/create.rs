@@ -22,7 +22,7 @@ use crate::{
     bundle::{Network, Role, Spec},
     cgroup::Cgroup,
     config::NodeConfig,
-    container::Container,
+    container::{Container, Said},
     egress::Egress,
     error::{Error, Result},
     events::publish,
@@ -243,6 +243,7 @@ impl Pod {
             shares_pids,
             restore,
             limits: Mutex::new(limits),
+            said: Said::default(),
             execs: Mutex::default(),
         });
         publish(
