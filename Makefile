@@ -4,16 +4,17 @@
 export KILN_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kiln
 CARGO ?= cargo
 TOOLS := $(KILN_CACHE)/tools
-# All programs are static: images have no libc. With an explicit target, build scripts are not.
-export CARGO_BUILD_TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
+# .cargo/config.toml names the target and the flags; RUSTFLAGS of the caller would replace the flags.
 CRT_STATIC := -C target-feature=+crt-static
+ifneq ($(RUSTFLAGS),)
 export RUSTFLAGS := $(subst $(CRT_STATIC),,$(RUSTFLAGS)) $(CRT_STATIC)
-OUT := target/$(CARGO_BUILD_TARGET)
+endif
+OUT := target/$(or $(CARGO_BUILD_TARGET),$(shell rustc -vV | sed -n 's/^host: //p'))
 # What is installed is the same wherever it was built.
 HERE := $(CURDIR)
 CRATES := $(patsubst %/,%,$(or $(CARGO_HOME),$(HOME)/.cargo))
 NO_PATHS := --remap-path-prefix=$(CRATES)=/cargo --remap-path-prefix=$(HERE)=/kiln
-build release: export RUSTFLAGS := $(subst $(NO_PATHS),,$(RUSTFLAGS)) $(NO_PATHS)
+build release: export RUSTFLAGS := $(subst $(NO_PATHS),,$(or $(RUSTFLAGS),$(CRT_STATIC))) $(NO_PATHS)
 # Where programs are as they are installed.
 SMALL := target/small
 # Only what is new, because the last one may be running.
@@ -93,13 +94,21 @@ manifests: ## The CustomResourceDefinitions in deploy/crds, from the types in cr
 	$(CARGO) run -q -p kiln-crds -- deploy/crds
 
 .PHONY: check
-check: $(TOOLS)/bin/cargo-deny ## Format, lints, licences
+check: $(TOOLS)/bin/cargo-deny doc ## Format, lints, documentation, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
 	@# A guard that moves takes along the patch which takes it out.
 	git apply --check tests/mutations/*.patch
 	$(CARGO) fetch --quiet --locked
 	$(TOOLS)/bin/cargo-deny --offline check bans licenses sources
+
+.PHONY: doc
+doc: ## The documentation of all crates, in target/…/doc; a broken link is an error
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet $(ALL) --no-deps --document-private-items
+
+.PHONY: unit
+unit: ## Unit tests that need neither root nor components; of one crate with P=kiln-shim
+	$(CARGO) test $(if $(P),-p $(P) --all-features,$(ALL) --lib --bins)
 
 # Programs with tests in them; the others have theirs in libraries.
 TESTED_PROGRAMS := kiln-controller kilnctl kiln-bench kiln-demo

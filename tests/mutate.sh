@@ -23,7 +23,7 @@ LOG=$ROOT/target/mutate/log
 export CARGO_TARGET_DIR="$ROOT/target/mutate/target"
 CARGO=${CARGO:-cargo}
 # Where cargo puts programs below its target directory.
-DEBUG=${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}debug
+DEBUG=${CARGO_BUILD_TARGET:-$(rustc -vV | sed -n 's/^host: //p')}/debug
 # Suites that others must not run beside are run by this, such as `flock FILE`.
 ALONE=${ALONE:-}
 

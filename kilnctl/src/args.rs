@@ -158,7 +158,7 @@ pub(crate) struct NodeEnable {
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) runsc: Option<PathBuf>,
 
-    /// An agent's configuration, whose table [install] says where everything goes.
+    /// An agent's configuration, whose table `[install]` says where everything goes.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
