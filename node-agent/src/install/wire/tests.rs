@@ -388,7 +388,7 @@ async fn the_handler_of_another_installation_stays() {
     }
 }
 
-/// How README has a user add a handler.
+/// How docs/install-containerd.md has a user add a handler.
 enum ByHand {
     /// To the own file.
     Append,
@@ -450,7 +450,7 @@ async fn files_for_users_add_the_handler_and_nothing_else() {
     }
 }
 
-/// Why README has two ways.
+/// Why docs/install-containerd.md has two ways.
 #[tokio::test]
 async fn files_for_users_do_harm_in_another_place() {
     let (_, after) = ByHand::DropIn.add(OLD, VERSION_2, DROP_IN).await;
