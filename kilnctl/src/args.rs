@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args as Flags, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-/// Puts Agent Sandbox on a cluster, says what is there, and takes it away again.
+/// Install, check and remove Agent Sandbox on a Kubernetes cluster.
 #[derive(Debug, Parser)]
 #[command(name = "kilnctl", version, propagate_version = true)]
 pub(crate) struct Args {
@@ -20,43 +20,45 @@ pub(crate) struct Args {
 /// Which cluster.
 #[derive(Debug, Clone, Default, Flags)]
 pub(crate) struct Connection {
-    /// File that says where the cluster is and who you are; $KUBECONFIG, else ~/.kube/config.
+    /// Kubeconfig file [default: $KUBECONFIG, else ~/.kube/config].
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
 
-    /// Which of its contexts; the current one when unset.
+    /// Context of the kubeconfig [default: its current context].
     #[arg(long, global = true)]
     pub(crate) context: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Put Agent Sandbox on the cluster, or bring it to the state of this program.
+    /// Install Agent Sandbox on the cluster, or upgrade it to this version.
+    ///
+    /// Changes nothing if something is in the way, and says what.
     Enable(Enable),
 
-    /// Say what of it is there and works.
+    /// Show the status of Agent Sandbox on the cluster.
     ///
-    /// Ends with 0 where Agent Sandbox is enabled, and with 1 where it is not or cannot be seen.
+    /// Exits with 0 if Agent Sandbox is enabled, and with 1 if it is not or cannot be seen.
     Status {
-        /// As a table, as JSON, or as the one word True or False.
+        /// Output format; `value` prints True or False.
         #[arg(short, long = "output", visible_alias = "format", value_enum, default_value_t = Format::Table)]
         output: Format,
     },
 
-    /// Take away what enable has put there.
+    /// Remove Agent Sandbox from the cluster.
     ///
-    /// Definitions, the namespace, and all objects of users stay, and Pods keep running. Ends with
-    /// 1 where nodes keep something of what was installed on them, and names them.
+    /// Definitions, the namespace and all objects of users stay, and Pods keep running. Exits with 1
+    /// if something stays on nodes, and names them.
     Disable(Disable),
 
-    /// Look at this node, without a cluster.
+    /// Manage this node without a cluster.
     #[command(subcommand)]
     Node(NodeCommand),
 
-    /// Print the version of this program, and so of what it enables.
+    /// Print the version of this program, which is also the version that it installs.
     Version,
 
-    /// Print what makes a shell complete the words of this program.
+    /// Generate a shell completion script.
     Completion {
         /// The shell.
         shell: clap_complete::Shell,
@@ -68,16 +70,16 @@ pub(crate) struct Enable {
     #[command(flatten)]
     pub(crate) images: Images,
 
-    /// Run agents on nodes with this label only, such as sandbox.gke.io/runtime=gvisor.
+    /// Run node agents only on nodes with this label, for example sandbox.gke.io/runtime=gvisor.
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) node_selector: Vec<(String, String)>,
 
-    /// What is different on this cluster: a file with objects of ours, each with its kind and
-    /// name and what is to be merged into it (RFC 7396). May be given more than once.
+    /// File with changes to the installed objects: partial objects with kind and name, merged by
+    /// JSON merge patch (RFC 7396). May be repeated.
     #[arg(long, value_name = "FILE")]
     pub(crate) patch: Vec<PathBuf>,
 
-    /// Take over definitions and objects of the same names that are somebody else's.
+    /// Take over definitions and objects of the same names that another installer owns.
     #[arg(long)]
     pub(crate) take_over: bool,
 
@@ -88,24 +90,28 @@ pub(crate) struct Enable {
 /// Where images come from.
 #[derive(Debug, Clone, Default, Flags)]
 pub(crate) struct Images {
-    /// Registry and path of the images, such as registry.example/kiln; without it they must be on
-    /// the nodes already.
+    /// Registry and path of the images, for example registry.example/kiln. Without it, the images
+    /// must already be on the nodes.
     #[arg(long, value_name = "REGISTRY")]
     pub(crate) image_registry: Option<String>,
 
-    /// Their tag.
+    /// Tag of the images [default: dev].
     #[arg(long, value_name = "TAG")]
     pub(crate) image_tag: Option<String>,
 }
 
 #[derive(Debug, Flags)]
 pub(crate) struct Disable {
-    /// Take away everything: claims, pools, sandboxes with their Pods, templates, the definitions
-    /// and the namespace.
+    /// Delete everything: claims, pools, sandboxes with their Pods, templates, the definitions and
+    /// the namespace. Asks first.
     #[arg(long)]
     pub(crate) purge: bool,
 
-    /// How long that may take.
+    /// Purge without asking.
+    #[arg(short, long, requires = "purge")]
+    pub(crate) yes: bool,
+
+    /// Time limit.
     #[arg(long, default_value = "5m", value_parser = duration)]
     pub(crate) timeout: Duration,
 }
@@ -113,82 +119,82 @@ pub(crate) struct Disable {
 /// Whether to wait, and how long.
 #[derive(Debug, Clone, Copy, Flags)]
 pub(crate) struct Waiting {
-    /// Whether to wait until controller and agents are ready.
+    /// Wait until controller, router and agents are ready.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) wait: bool,
 
-    /// How long to wait.
+    /// Time limit of the wait.
     #[arg(long, default_value = "5m", value_parser = duration)]
     pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
-    /// Print what this node's agent holds.
+    /// Show what this node's agent holds.
     Status {
-        /// Where the agent listens.
+        /// The agent's socket.
         #[arg(long, default_value = kiln_agent_api::SOCKET)]
         socket: PathBuf,
 
-        /// As a table or as JSON.
+        /// Output format.
         #[arg(short, long, value_enum, default_value_t = NodeFormat::Table)]
         output: NodeFormat,
     },
 
-    /// Say what this node lacks. Ends with 1 where something is missing.
+    /// Check what this node lacks. Exits with 1 if something is missing.
     Preflight(Preflight),
 
-    /// Put shim, runtime and handler on this node, and run a sandbox for trial.
+    /// Install shim, runtime and containerd's handler on this node, and run a sandbox for trial.
     ///
-    /// In a cluster the nodes' agents do this. Where it does not work, the node is left as it was.
+    /// In a cluster, the node agents do this. If a step fails, the node is left as it was.
     Enable(NodeEnable),
 
-    /// Take away what enable or an agent has put on this node.
+    /// Remove what enable or an agent has installed on this node.
     Disable(NodeDisable),
 }
 
 #[derive(Debug, Flags)]
 pub(crate) struct NodeEnable {
-    /// Directory with containerd-shim-kiln-v2, kiln-pause and, unless the node has one, runsc; the
-    /// one of this program.
+    /// Directory with containerd-shim-kiln-v2, kiln-pause and, unless the node has one, runsc
+    /// [default: the directory of this program].
     #[arg(long, value_name = "DIR")]
     pub(crate) from: Option<PathBuf>,
 
-    /// The node's own runsc, to be used instead of one from that directory.
+    /// The node's own runsc, used instead of the one in that directory.
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) runsc: Option<PathBuf>,
 
-    /// An agent's configuration, whose table `[install]` says where everything goes.
+    /// Configuration of an agent; its `[install]` table says where everything goes.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Debug, Flags)]
 pub(crate) struct NodeDisable {
-    /// The configuration that it was enabled with.
+    /// Configuration with which it was enabled.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Debug, Flags)]
 pub(crate) struct Preflight {
-    /// The containerd to look at; the one that runs, else the one in PATH.
+    /// The containerd to check [default: the running one, else the one in PATH].
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) containerd: Option<PathBuf>,
 
-    /// Its configuration; the one that it runs with, else its default.
+    /// Configuration of containerd [default: that of the running one, else containerd's default].
     #[arg(long, value_name = "FILE")]
     pub(crate) containerd_config: Option<PathBuf>,
 
-    /// The runtime's configuration; the one that containerd's handler names.
+    /// Configuration of the runtime [default: the file that containerd's handler names].
     #[arg(long, value_name = "FILE")]
     pub(crate) runtime_config: Option<PathBuf>,
 
-    /// The handler that Pods come by.
+    /// containerd's handler of the Pods.
     #[arg(long, default_value = "gvisor")]
     pub(crate) handler: String,
 
-    /// As a table or as JSON.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = NodeFormat::Table)]
     pub(crate) output: NodeFormat,
 }

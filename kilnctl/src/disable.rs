@@ -3,7 +3,10 @@
 //! Takes away what `enable` has put on a cluster. Users' objects, and the definitions without
 //! which they would go, stay unless they are purged.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    io::{IsTerminal, stdin},
+};
 
 use anyhow::{Result, bail};
 use kiln_crds::keys;
@@ -15,7 +18,7 @@ use crate::{
     cluster::{Cluster, Right},
     manifests::{self, KINDS, Kind, MANAGED_BY, NODES, PODS, USERS, title},
     nodes::{self, Kept},
-    output::say,
+    output::{say, write},
     owner::Owner,
     rollout::{Progress, wait},
 };
@@ -35,6 +38,9 @@ pub(crate) async fn run(cluster: &Cluster, args: &Disable) -> Result<()> {
     let mut gone = 0;
     if args.purge {
         refuse_others_definitions(cluster).await?;
+        if !args.yes {
+            confirm(cluster).await?;
+        }
         // While the controller still runs: it is the one who lets go of what it holds.
         for kind in &USERS {
             gone += remove(cluster, kind, cluster.list(kind, "").await?, until).await?;
@@ -76,6 +82,31 @@ pub(crate) async fn run(cluster: &Cluster, args: &Disable) -> Result<()> {
         ),
     }
     all_clear(&kept)
+}
+
+/// Asks on the terminal whether users' objects may go.
+///
+/// # Errors
+/// If the answer is not yes, or there is no terminal to ask on.
+async fn confirm(cluster: &Cluster) -> Result<()> {
+    let mut counts = Vec::new();
+    for kind in &USERS {
+        let count = cluster.list(kind, "").await?.len();
+        counts.push(format!("{count} {}", kind.plural));
+    }
+    let question = format!("--purge deletes {} with their Pods", counts.join(", "));
+    if !stdin().is_terminal() {
+        bail!("nothing was changed, because {question}, and nobody can be asked. Add --yes.");
+    }
+    write(&format!("{question}. Type yes to go on: "));
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        stdin().read_line(&mut line).map(|_| line)
+    });
+    if answer.await??.trim() != "yes" {
+        bail!("nothing was changed");
+    }
+    Ok(())
 }
 
 /// Fails where something is left on nodes, with what, and why on each.

@@ -25,6 +25,8 @@ pub(crate) const VERSION: &str = "app.kubernetes.io/version";
 pub(crate) const NAMESPACE: &str = "agent-sandbox-system";
 /// The controller's Deployment, under upstream's name.
 pub(crate) const CONTROLLER: &str = "agent-sandbox-controller";
+/// The router's Deployment.
+pub(crate) const ROUTER: &str = "sandbox-router-deployment";
 /// The agents' DaemonSet.
 pub(crate) const AGENT: &str = "kiln-node-agent";
 

@@ -95,7 +95,17 @@ pub(crate) async fn rolled_out(
 ) -> Result<()> {
     let done = wait(&workload.title(), until, async || {
         let found = cluster.find(workload).await?;
-        Ok(progress(&found.context("somebody has deleted it")?))
+        Ok(match progress(&found.context("somebody has deleted it")?) {
+            Progress::Not(words) => {
+                let lacking = lacking(cluster, workload).await;
+                Progress::Not(
+                    lacking
+                        .first()
+                        .map_or(words.clone(), |why| format!("{words}; {why}")),
+                )
+            }
+            done => done,
+        })
     })
     .await;
     match done {
@@ -138,28 +148,45 @@ pub(crate) fn progress(workload: &DynamicObject) -> Progress {
     Progress::Done(words)
 }
 
-/// What the Pods of a workload lack, a line each; and what was warned of, where there is none.
-async fn reasons(cluster: &Cluster, workload: &Manifest) -> String {
-    let namespace = workload.namespace.clone().unwrap_or_default();
+/// Returns the label selector of a workload's Pods.
+fn pods_of(workload: &Manifest) -> String {
     let label = &workload.object.data["spec"]["selector"]["matchLabels"]["app"];
-    let labels = format!("app={}", text(label));
+    format!("app={}", text(label))
+}
+
+/// Returns what keeps a workload from being ready, a line each: what nodes and Pods lack, or the
+/// warnings about it if it has no Pod.
+async fn lacking(cluster: &Cluster, workload: &Manifest) -> Vec<String> {
+    let namespace = workload.namespace.clone().unwrap_or_default();
     let api: Api<Pod> = Api::namespaced(cluster.client(), &namespace);
-    let pods = api.list(&ListParams::default().labels(&labels)).await;
-    let pods = pods.map(|list| list.items).unwrap_or_default();
-    let mut lines: Vec<String> = pods.iter().filter_map(what_lacks).collect();
+    let pods = ListParams::default().labels(&pods_of(workload));
+    let pods = api.list(&pods).await.map(|list| list.items);
+    let mut lines: Vec<String> = pods
+        .unwrap_or_default()
+        .iter()
+        .filter_map(what_lacks)
+        .collect();
     if lines.is_empty() {
         lines = warnings(cluster, workload, &namespace).await;
     }
     if workload.kind.kind == "DaemonSet" {
         lines.splice(0..0, nodes_lack(cluster).await);
     }
+    lines
+}
+
+/// Explains why a workload is not ready, and how to look further.
+async fn reasons(cluster: &Cluster, workload: &Manifest) -> String {
+    let mut lines = lacking(cluster, workload).await;
     let more = lines.len().saturating_sub(LINES);
     lines.truncate(LINES);
     if more > 0 {
         lines.push(format!("… and {more} more"));
     }
     lines.push(format!(
-        "Look with: kubectl -n {namespace} describe pods -l {labels}"
+        "Look with: kubectl -n {} describe pods -l {}",
+        workload.namespace.as_deref().unwrap_or_default(),
+        pods_of(workload)
     ));
     lines.join("\n")
 }

@@ -29,10 +29,11 @@ pub(crate) const SILENCE: i64 = 60;
 #[serde(rename_all = "camelCase")]
 struct Status {
     /// Whether every definition is served and the controller works. Agents only make starts
-    /// faster.
+    /// faster, and clients in the cluster need no router.
     enabled: bool,
     definitions: Vec<Definition>,
     controller: Option<Workload>,
+    router: Option<Workload>,
     agents: Option<Workload>,
     nodes: Vec<Node>,
     pools: Vec<Pool>,
@@ -116,6 +117,7 @@ async fn look(cluster: &Cluster) -> Result<Status> {
             match manifest.name.as_str() {
                 manifests::CONTROLLER => status.controller = workload,
                 manifests::AGENT => status.agents = workload,
+                manifests::ROUTER => status.router = workload,
                 _ => {}
             }
         }
@@ -278,6 +280,7 @@ fn text(status: &Status) -> String {
     let mut rows = vec![row(["PART", "READY", "IMAGE", "PROBLEM"])];
     for (name, workload) in [
         ("controller", &status.controller),
+        ("router", &status.router),
         ("agents", &status.agents),
     ] {
         rows.push(match workload {
@@ -423,6 +426,7 @@ mod tests {
             text.contains("controller   -       -       not there"),
             "{text}"
         );
+        assert!(text.contains("router       -       -       not there"));
         assert!(!text.contains("POOL"));
     }
 }

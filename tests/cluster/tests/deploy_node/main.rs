@@ -55,7 +55,7 @@ async fn broken(env: &Env) -> Result<()> {
         "{}",
         status.text()
     );
-    env.does("disable --purge").await?;
+    env.does("disable --purge --yes").await?;
     env.until_listing(&before).await
 }
 
@@ -123,7 +123,7 @@ async fn whole(env: &Env) -> Result<()> {
     until_labelled(env).await?;
     expect_same(env, &pods).await.context("enabled again")?;
 
-    env.does("disable --purge").await?;
+    env.does("disable --purge --yes").await?;
     env.until_listing(&before).await
 }
 

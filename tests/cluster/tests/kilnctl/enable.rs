@@ -40,6 +40,7 @@ pub(crate) async fn what_is_enabled_is_seen_and_a_second_time_changes_nothing(
     for words in [
         "Agent Sandbox is enabled.",
         "kiln-controller:dev",
+        "kiln-router:dev",
         "sandboxclaims.ext",
     ] {
         ensure!(table.contains(words), "no {words:?} in {table}");

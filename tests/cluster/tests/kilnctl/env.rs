@@ -119,13 +119,13 @@ impl Env {
 
     /// Takes everything away.
     pub(crate) async fn purge(&self) -> Result<()> {
-        self.does("disable --purge").await.map(drop)
+        self.does("disable --purge --yes").await.map(drop)
     }
 
     /// Takes away what a case that failed has left, for the sake of the next one.
     pub(crate) async fn recover(&self) {
         // What this cannot take away fails the next case too.
-        self.kilnctl("disable --purge").await.ok();
+        self.kilnctl("disable --purge --yes").await.ok();
         // Also what a case made in the name of others.
         let definitions = deploy().join("crds").display().to_string();
         for words in [

@@ -157,7 +157,7 @@ pub(crate) async fn missing_rights_are_named(env: &Env) -> Result<()> {
             "cluster-admin",
         ],
     )?;
-    let output = env.kilnctl_as(&kubeconfig, "disable --purge").await?;
+    let output = env.kilnctl_as(&kubeconfig, "disable --purge --yes").await?;
     fails(
         &output,
         &[

@@ -231,10 +231,13 @@ pub(crate) async fn purged_is_everything(env: &Env) -> Result<()> {
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": "theirs", "namespace": NAMESPACE}});
     env.make(&[map]).await?;
-    let said = env.does("disable --purge").await?;
+    // Without a terminal, nobody can be asked.
+    let asks = ["nothing was changed", "sandboxclaims", "Add --yes"];
+    env.refuses("disable --purge", &asks).await?;
+    let said = env.does("disable --purge --yes").await?;
     ensure!(said.contains("Agent Sandbox is gone"), "{said}");
     env.until_only(&before).await?;
-    let said = env.does("disable --purge").await?;
+    let said = env.does("disable --purge --yes").await?;
     ensure!(said.contains("nothing was there"), "{said}");
     // A finalizer that nobody takes away is waited for, and named.
     env.does("enable --wait=false").await?;
@@ -244,7 +247,7 @@ pub(crate) async fn purged_is_everything(env: &Env) -> Result<()> {
         .kubectl(&["patch", "sandboxclaim", "mine", "--type=merge", "-p", hold])
         .await?;
     env.refuses(
-        "disable --purge --timeout 3s",
+        "disable --purge --yes --timeout 3s",
         &[
             "SandboxClaim default/mine",
             "held by somebody.example/holds",
@@ -268,8 +271,11 @@ pub(crate) async fn somebody_elses_objects_are_not_purged(env: &Env) -> Result<(
         .kubectl(&["label", "crd", definition, &format!("{label}-")])
         .await?;
     let before = uids(env).await?;
-    env.refuses("disable --purge", &["nothing was changed", definition])
-        .await?;
+    env.refuses(
+        "disable --purge --yes",
+        &["nothing was changed", definition],
+    )
+    .await?;
     ensure!(uids(env).await? == before, "something is gone");
     env.plane
         .kubectl(&["label", "crd", definition, &format!("{label}=kilnctl")])
@@ -284,7 +290,7 @@ pub(crate) async fn somebody_elses_agents_are_in_the_way(env: &Env) -> Result<()
     env.plane
         .kubectl(&["label", "-n", NAMESPACE, agents, &format!("{label}-")])
         .await?;
-    for words in ["disable", "disable --purge"] {
+    for words in ["disable", "disable --purge --yes"] {
         env.refuses(
             words,
             &[
