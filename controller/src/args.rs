@@ -86,11 +86,12 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     disable_claim_events: bool,
 
-    /// No annotations with times on claims.
+    /// No annotations on claims: neither times nor the Sandbox that one has from a pool.
     #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     disable_claim_observability_annotations: bool,
 
-    /// Which claims get annotations with the times at which they were seen and ready.
+    /// Which claims get annotations with the times at which they were seen and ready, and with the
+    /// Sandbox that they have from a pool.
     #[arg(long, value_enum, default_value_t = ClaimAnnotations::Auto)]
     claim_observability_annotations: ClaimAnnotations,
 

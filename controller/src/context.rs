@@ -74,7 +74,7 @@ pub(crate) struct Options {
     pub(crate) node_heartbeat_timeout: Duration,
 }
 
-/// Which claims get annotations with the times of their life.
+/// Which claims get annotations with the times of their life and their pool's Sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ClaimAnnotations {
     /// Those whose client has noted when it asked.

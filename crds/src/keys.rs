@@ -54,8 +54,7 @@ pub const REMOVED: &str = "Removed";
 pub const IN_USE: &str = "InUse";
 /// Reason of [`INSTALLED`]: it could not be taken away.
 pub const REMOVE_FAILED: &str = "RemoveFailed";
-/// Annotation of a claim: the Sandbox chosen for it, written before that is adopted. Early
-/// versions had it as a label.
+/// Annotation of a claim: the Sandbox of a pool that it has. Early versions had it as a label.
 pub const ASSIGNED_SANDBOX: &str = "agents.x-k8s.io/sandbox-name";
 /// Annotation of a claim: when its client asked, in RFC 3339 with nanoseconds.
 pub const CLIENT_REQUESTED_AT: &str = "agents.x-k8s.io/client-first-requested-at";

@@ -11,9 +11,15 @@ mod build;
 pub(crate) mod metadata;
 mod status;
 
-use std::{cell::LazyCell, cmp::Reverse, collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    cell::LazyCell,
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kiln_crds::{
     ClaimShutdownPolicy, Sandbox, SandboxClaim, SandboxClaimStatus, SandboxTemplate,
     SandboxWarmPool, keys,
@@ -57,7 +63,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     }
     let found = obtain(context, &claim).await;
     let new = status::active(&claim, found.as_deref(), now);
-    note_times(context, &claim, &new).await?;
+    annotate(context, &claim, found.as_deref().ok(), &new).await?;
     write_status(context, &claim, &new).await?;
     if let Ok(sandbox) = &found {
         record(context, &claim, sandbox, &new);
@@ -158,10 +164,11 @@ fn record(
     }
 }
 
-/// Writes down when a claim was seen and ready, where that is wanted.
-async fn note_times(
+/// Writes down on a claim that is ready what clients and people read there, where that is wanted.
+async fn annotate(
     context: &Context,
     claim: &SandboxClaim,
+    sandbox: Option<&Sandbox>,
     new: &SandboxClaimStatus,
 ) -> Result<()> {
     let wanted = match context.options.claim_annotations {
@@ -169,22 +176,16 @@ async fn note_times(
         ClaimAnnotations::Always => true,
         ClaimAnnotations::Auto => claim.annotations().contains_key(keys::CLIENT_REQUESTED_AT),
     };
-    if !wanted
-        || !status::is_ready(Some(new))
-        || claim.annotations().contains_key(keys::CLAIM_READY_AT)
-    {
+    let Some(sandbox) = sandbox.filter(|_| wanted && status::is_ready(Some(new))) else {
+        return Ok(());
+    };
+    let notes = notes(claim, sandbox, context.first_seen(claim).elapsed());
+    if notes.is_empty() {
         return Ok(());
     }
-    let now = Timestamp::now();
-    let since =
-        jiff::SignedDuration::try_from(context.first_seen(claim).elapsed()).unwrap_or_default();
-    let seen = now.checked_sub(since).unwrap_or(now);
-    let times = json!({"metadata": {"annotations": {
-        keys::CONTROLLER_OBSERVED_AT: format!("{seen:.9}"),
-        keys::CLAIM_READY_AT: format!("{now:.9}"),
-    }}});
+    let patch = json!({"metadata": {"annotations": notes}});
     let key = Key::of(claim);
-    match context.patch::<SandboxClaim>(&key, &times).await {
+    match context.patch::<SandboxClaim>(&key, &patch).await {
         Ok(new) => {
             // The answer brings along what others have changed, which the watch will know by then.
             if new.metadata.generation != claim.metadata.generation {
@@ -195,6 +196,30 @@ async fn note_times(
         Err(e) if error::is_not_found(&e) => Ok(()),
         Err(e) => Err(e.into()),
     }
+}
+
+/// The annotations that a claim lacks: when it was seen, `since` before now, and ready for the first
+/// time, and the Sandbox that it has from a pool. One that names another is put right.
+fn notes(
+    claim: &SandboxClaim,
+    sandbox: &Sandbox,
+    since: Duration,
+) -> BTreeMap<&'static str, Option<String>> {
+    let mut notes = BTreeMap::new();
+    if !claim.annotations().contains_key(keys::CLAIM_READY_AT) {
+        let now = Timestamp::now();
+        let since = SignedDuration::try_from(since).unwrap_or_default();
+        let seen = now.checked_sub(since).unwrap_or(now);
+        notes.insert(keys::CONTROLLER_OBSERVED_AT, Some(format!("{seen:.9}")));
+        notes.insert(keys::CLAIM_READY_AT, Some(format!("{now:.9}")));
+    }
+    let launch = sandbox.labels().get(keys::LAUNCH_TYPE);
+    let is_warm = launch.is_some_and(|launch| launch == keys::WARM);
+    let assigned = is_warm.then(|| sandbox.name_any());
+    if claim.annotations().get(keys::ASSIGNED_SANDBOX) != assigned.as_ref() {
+        notes.insert(keys::ASSIGNED_SANDBOX, assigned);
+    }
+    notes
 }
 
 /// First the word that it is over, then the deed.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kiln_cluster::standin::FATE;
-use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, keys};
+use kiln_crds::{Sandbox, SandboxClaim, SandboxTemplate, SandboxWarmPool, keys};
 use kiln_tests::wait;
 use kube::{ResourceExt, api::DeleteParams};
 use serde_json::{Value, json};
@@ -406,21 +406,61 @@ pub(crate) async fn one_waits_for_its_pool_and_its_template(env: &Env) -> Result
     Ok(())
 }
 
+fn asked(source: Value) -> Value {
+    json!({
+        "metadata": {"annotations": {keys::CLIENT_REQUESTED_AT: "2026-01-01T00:00:00.000000001Z"}},
+        "spec": source,
+    })
+}
+
 pub(crate) async fn times_are_noted_for_clients_that_note_theirs(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
     ns.template("t", json!({})).await?;
     ns.pool("p", "t", 1).await?;
-    let asked = json!({
-        "metadata": {"annotations": {keys::CLIENT_REQUESTED_AT: "2026-01-01T00:00:00.000000001Z"}},
-        "spec": {"warmPoolRef": {"name": "p"}},
-    });
-    ns.make::<SandboxClaim>("c", asked).await?;
+    ns.make::<SandboxClaim>("c", asked(json!({"warmPoolRef": {"name": "p"}})))
+        .await?;
     ns.claimed("c").await?;
     let claim: SandboxClaim = ns.get("c").await?;
     for key in [keys::CONTROLLER_OBSERVED_AT, keys::CLAIM_READY_AT] {
         let time = &claim.annotations()[key];
         let parsed: k8s_openapi::jiff::Timestamp = time.parse()?;
         ensure!(parsed.subsec_nanosecond() != 0, "{time}");
+    }
+    Ok(())
+}
+
+pub(crate) async fn one_names_the_sandbox_that_it_has_from_a_pool(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.template("t", json!({})).await?;
+    ns.pool("p", "t", 1).await?;
+    let assigned = |claim: &SandboxClaim| claim.annotations().get(keys::ASSIGNED_SANDBOX).cloned();
+    ns.make::<SandboxClaim>("warm", asked(json!({"warmPoolRef": {"name": "p"}})))
+        .await?;
+    let first = ns.claimed("warm").await?.name_any();
+    same(
+        "warm",
+        &assigned(&ns.get("warm").await?),
+        &Some(first.clone()),
+    )?;
+    let cold = json!({"sandboxTemplateRef": {"name": "t"}, "warmpool": "none"});
+    ns.make::<SandboxClaim>("cold", asked(cold)).await?;
+    ns.claimed("cold").await?;
+    same("cold", &assigned(&ns.get("cold").await?), &None)?;
+    // It follows: to another Sandbox of the pool, and to one that was made for the claim.
+    for (replicas, expected) in [(1, "warm"), (0, "cold")] {
+        let scale = json!({"spec": {"replicas": replicas}});
+        ns.patch::<SandboxWarmPool>("p", scale).await?;
+        ns.until_ready("p", replicas).await?;
+        let before = ns.claimed("warm").await?.name_any();
+        ns.delete::<Sandbox>(&before).await?;
+        ns.until("warm", "the next Sandbox", |claim: &SandboxClaim| {
+            let status = claim.status.as_ref()?;
+            let now = status.sandbox.as_ref()?.name.clone()?;
+            let is_ready = line(&status.conditions, "Ready")?.starts_with("True");
+            let named = (expected == "warm").then(|| now.clone());
+            (now != before && is_ready && assigned(claim) == named).then_some(())
+        })
+        .await?;
     }
     Ok(())
 }
