@@ -86,6 +86,11 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     disable_claim_events: bool,
 
+    /// No events for Sandboxes that become what they should: their Pod made, ready, suspended,
+    /// finished, expired. Those of what goes wrong come always.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    disable_sandbox_events: bool,
+
     /// No annotations on claims: neither times nor the Sandbox that one has from a pool.
     #[arg(long, default_value_t = false, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     disable_claim_observability_annotations: bool,
@@ -151,6 +156,7 @@ impl Args {
             claim_metadata: self.claim_metadata(),
             claim_annotations: annotations,
             claim_events: !self.disable_claim_events,
+            sandbox_events: !self.disable_sandbox_events,
             pool_batch: self.sandbox_warm_pool_max_batch_size,
             pool_grace: self.sandbox_warm_pool_readiness_grace_period,
             pool_status_delay: self.pool_status_delay,

@@ -64,6 +64,7 @@ pub(crate) struct Options {
     pub(crate) claim_metadata: Allowed,
     pub(crate) claim_annotations: ClaimAnnotations,
     pub(crate) claim_events: bool,
+    pub(crate) sandbox_events: bool,
     /// Most Sandboxes of a pool that are made at the same time.
     pub(crate) pool_batch: usize,
     /// How long a Sandbox of a pool may take to become ready before it is replaced.

@@ -12,6 +12,9 @@ pub(crate) enum Error {
     Api(#[source] Box<kube::Error>),
     #[error("{0}")]
     Encode(#[from] serde_json::Error),
+    /// A Sandbox's Pod is not there, for this reason.
+    #[error("{0}")]
+    PodNotMade(#[source] Box<Error>),
     #[error(
         "multiple Pods ({0}) are controlled by this Sandbox; refusing to choose or create a Pod"
     )]
@@ -76,16 +79,21 @@ impl Error {
     /// Whether trying again cannot help before somebody changes an object: then a change brings
     /// it back, and nothing else needs to.
     pub(crate) fn is_final(&self) -> bool {
-        !matches!(
-            self,
-            Self::Api(_) | Self::Encode(_) | Self::AdoptionConflict
-        )
+        match self {
+            Self::Api(_) | Self::Encode(_) | Self::AdoptionConflict => false,
+            Self::PodNotMade(why) => why.is_final(),
+            _ => true,
+        }
     }
 
     /// Whether the apiserver says that an object cannot be as it is wanted. It is tried again all the
     /// same, because a policy may have said so.
     pub(crate) fn is_invalid(&self) -> bool {
-        matches!(self, Self::Api(e) if code(e) == Some(422))
+        match self {
+            Self::Api(e) => code(e) == Some(422),
+            Self::PodNotMade(why) => why.is_invalid(),
+            _ => false,
+        }
     }
 }
 

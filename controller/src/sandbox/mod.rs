@@ -2,6 +2,7 @@
 
 //! A Sandbox: its Pod, its Service, its volume claims, its time.
 
+mod events;
 mod pod;
 mod service;
 mod status;
@@ -13,8 +14,8 @@ use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Pod, Service},
     apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta},
 };
-use kiln_crds::{Sandbox, SandboxWarmPool, ShutdownPolicy, VolumeClaimTemplate, keys};
-use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
+use kiln_crds::{Sandbox, SandboxStatus, ShutdownPolicy, VolumeClaimTemplate, keys};
+use kube::{Resource, ResourceExt, api::DeleteParams};
 use serde_json::json;
 
 use crate::{
@@ -23,7 +24,6 @@ use crate::{
     context::{Context, Kind},
     error::{self, Error, Result},
     node,
-    obstacle::Obstacle,
     owner::{self, Ownership},
     patch,
     pool::plan::age,
@@ -67,7 +67,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     {
         return Ok(Outcome::Again(FIRST_STATUS));
     }
-    tell_what_is_wrong(context, &sandbox, &new);
+    events::tell_what_is_wrong(context, &sandbox, &new, &children.errors);
     write_status(context, &sandbox, &new).await?;
     if children.errors.iter().any(|e| !e.is_final()) {
         return Ok(Outcome::Failed);
@@ -82,30 +82,10 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         .map_or(Outcome::Done, Outcome::Again))
 }
 
-/// Events come with the change of the condition, not with each try. Of what a pool waits for, the
-/// pool tells.
-fn tell_what_is_wrong(context: &Arc<Context>, sandbox: &Sandbox, new: &kiln_crds::SandboxStatus) {
-    let is_pools = owner::controller(sandbox).is_some_and(owner::is_kind::<SandboxWarmPool>);
-    let old = sandbox.status.as_ref();
-    let Some(now) = Obstacle::of(&new.conditions) else {
-        return;
-    };
-    let is_news = match old.and_then(|s| Obstacle::of(&s.conditions)) {
-        // The others' words change with each try of somebody else.
-        Some(old) if now.is_refusal() => old.message != now.message,
-        Some(old) => old.reason != now.reason,
-        None => true,
-    };
-    if is_news && (now.is_refusal() || !is_pools) {
-        let message = now.message.to_owned();
-        context.tell(sandbox, EventType::Warning, now.reason, message);
-    }
-}
-
 async fn write_status(
-    context: &Context,
+    context: &Arc<Context>,
     sandbox: &Sandbox,
-    new: &kiln_crds::SandboxStatus,
+    new: &SandboxStatus,
 ) -> Result<()> {
     let old = sandbox.status.clone().unwrap_or_default();
     let is_ready = condition::is_true(&new.conditions, condition::READY);
@@ -130,6 +110,7 @@ async fn write_status(
         .patch_status::<Sandbox>(&Key::of(sandbox), &patch)
         .await?;
     context.metrics.sandbox_changed(sandbox, new);
+    events::tell_what_is_new(context, sandbox, new);
     if is_ready && let Some(seen) = context.forget(sandbox) {
         // The making is known to the second; one that is older than it was seen is from before us.
         let age = age(sandbox, Timestamp::now()).saturating_sub(Duration::from_secs(1));
@@ -141,7 +122,7 @@ async fn write_status(
 }
 
 /// First the word that it is over, then the deed: who waits for the Sandbox learns why it went.
-async fn expire(context: &Context, sandbox: &Sandbox, now: Timestamp) -> Result<Outcome> {
+async fn expire(context: &Arc<Context>, sandbox: &Sandbox, now: Timestamp) -> Result<Outcome> {
     if !status::is_marked_expired(sandbox) {
         write_status(context, sandbox, &status::expired(sandbox, false, now)).await?;
         return Ok(Outcome::Again(Duration::ZERO));
@@ -176,7 +157,7 @@ struct Children {
 }
 
 impl Children {
-    async fn reconcile(context: &Context, sandbox: &Sandbox) -> Self {
+    async fn reconcile(context: &Arc<Context>, sandbox: &Sandbox) -> Self {
         let mut children = Self {
             pod_is_known: true,
             ..Self::default()
@@ -305,7 +286,7 @@ fn volume_claim(sandbox: &Sandbox, template: &VolumeClaimTemplate) -> Persistent
 /// Makes the Pod of a Sandbox what its spec says. A Pod names its volume claims, whoever owns them:
 /// until all are the Sandbox's, none `may_make` it; one that is there stays.
 async fn reconcile_pod(
-    context: &Context,
+    context: &Arc<Context>,
     sandbox: &Sandbox,
     may_make: bool,
 ) -> Result<Option<Arc<Pod>>> {
@@ -330,8 +311,11 @@ async fn reconcile_pod(
             if let Some(spec) = &mut wanted.spec {
                 node::prefer_warm(context, spec);
             }
-            let (pod, made) = create_or_find(context, &wanted).await?;
+            let (pod, made) = create_or_find(context, &wanted)
+                .await
+                .map_err(|e| Error::PodNotMade(Box::new(e)))?;
             if made {
+                events::tell_of_pod(context, sandbox, &pod);
                 note_pod(context, sandbox, Some(&pod.name_any())).await?;
                 return Ok(Some(pod));
             }

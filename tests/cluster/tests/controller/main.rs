@@ -86,6 +86,7 @@ fn main() -> ExitCode {
     cases!(
         cases.add_alone, Env:
         claim::warm_starts_take_few_writes,
+        sandbox::what_becomes_of_one_is_told_where_that_is_wanted,
         node::pools_say_what_nodes_hold_while_there_are_nodes,
         faults::a_controller_that_is_killed_loses_and_doubles_nothing,
         faults::an_apiserver_that_restarts_is_waited_for,

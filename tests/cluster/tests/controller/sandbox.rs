@@ -2,20 +2,22 @@
 
 //! Sandboxes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
-    core::v1::{PersistentVolumeClaim, Pod, Service},
+    core::v1::{Event, PersistentVolumeClaim, Pod, Service},
     networking::v1::NetworkPolicy,
 };
-use kiln_cluster::standin::FATE;
+use kiln_cluster::{controller::Controller, standin::FATE};
 use kiln_crds::{Sandbox, SandboxClaim, SandboxWarmPool, keys};
+use kiln_tests::wait;
 use kube::{ResourceExt, api::ListParams};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::env::{Env, controller_of, line, same};
+use crate::env::{Env, FLAGS, Namespace, controller_of, line, merge, same};
 
 const V1BETA1: &str = "agents.x-k8s.io/v1beta1";
 
@@ -161,6 +163,73 @@ pub(crate) async fn one_is_suspended_and_resumed_in_the_words_of_either_version(
     env.plane.kubectl(&scale).await?;
     ns.until_condition::<Sandbox>("box", "Suspended", "True")
         .await?;
+    Ok(())
+}
+
+/// Reasons of the events about a Sandbox, each once.
+async fn reasons(ns: &Namespace<'_>, sandbox: &str) -> Result<BTreeSet<String>> {
+    let events = ns.list::<Event>().await?.into_iter();
+    let about = events.filter(|e| {
+        let object = &e.involved_object;
+        object.name.as_deref() == Some(sandbox) && object.kind.as_deref() == Some("Sandbox")
+    });
+    Ok(about.filter_map(|e| e.reason).collect())
+}
+
+/// Goes through what a Sandbox can become, and returns the reasons of the events when all of
+/// `expected` are there.
+async fn told(ns: &Namespace<'_>, expected: &[&str]) -> Result<BTreeSet<String>> {
+    ns.sandbox("box", json!({})).await?;
+    ns.until_condition::<Sandbox>("box", "Ready", "True")
+        .await?;
+    let suspend = json!({"spec": {"operatingMode": "Suspended"}});
+    ns.patch::<Sandbox>("box", suspend).await?;
+    ns.until_condition::<Sandbox>("box", "Suspended", "True")
+        .await?;
+    let end = json!({"podTemplate": {"metadata": {"annotations": {FATE: "failed"}}}});
+    let resume = json!({"spec": {"operatingMode": "Running"}});
+    let mut resume_to_fail = json!({ "spec": end });
+    merge(&mut resume_to_fail, &resume);
+    ns.patch::<Sandbox>("box", resume_to_fail).await?;
+    ns.until_condition::<Sandbox>("box", "Finished", "True PodFailed")
+        .await?;
+    let over = json!({"spec": {"shutdownTime": "2020-01-01T00:00:00Z"}});
+    ns.patch::<Sandbox>("box", over).await?;
+    ns.until_condition::<Sandbox>("box", "Ready", "False SandboxExpired")
+        .await?;
+    // Of a Pod that cannot be, it is told always.
+    let no_node = json!({"podTemplate": {"spec": {"containers": [{"name": "-", "image": "i"}]}}});
+    ns.sandbox("wrong", no_node).await?;
+    let all = wait::until("events of refusals", wait::SOON, async || {
+        let refused = reasons(ns, "wrong").await.ok()?;
+        let told = reasons(ns, "box").await.ok()?;
+        let is_all = expected.iter().all(|reason| told.contains(*reason));
+        (refused.contains("SandboxPodCreateFailed") && is_all).then_some(told)
+    });
+    all.await
+        .with_context(|| format!("of {expected:?}, in {}", ns.name))
+}
+
+pub(crate) async fn what_becomes_of_one_is_told_where_that_is_wanted(env: &Env) -> Result<()> {
+    let quiet = told(&env.namespace().await?, &[]).await?;
+    ensure!(quiet.is_empty(), "{quiet:?}");
+    let mut held = env.controller.lock().await;
+    let old = held.take().context("no controller")?;
+    old.signal(Signal::SIGTERM)?;
+    old.ended().await?;
+    let flags = [&FLAGS[..], &["--disable-sandbox-events=false"]].concat();
+    let talks = Controller::start(&env.plane, &flags).await?;
+    let expected = [
+        "SandboxPodCreated",
+        "SandboxReady",
+        "SandboxSuspended",
+        "PodFailed",
+        "SandboxExpired",
+    ];
+    told(&env.namespace().await?, &expected).await?;
+    talks.signal(Signal::SIGTERM)?;
+    talks.ended().await?;
+    *held = Some(Controller::start(&env.plane, &FLAGS).await?);
     Ok(())
 }
 
