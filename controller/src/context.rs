@@ -141,7 +141,9 @@ impl Context {
             queue: Queue::new(limits),
             sandboxes: Cache::new(|sandbox| {
                 let word = owner_word(sandbox).or_else(|| orphan_word(sandbox));
-                word.into_iter().collect()
+                word.or_else(|| ownerless_word(sandbox))
+                    .into_iter()
+                    .collect()
             }),
             claims: Cache::new(claim_words),
             pools: Cache::new(|pool| {
@@ -613,6 +615,25 @@ pub(crate) fn orphan_word(sandbox: &Sandbox) -> Option<String> {
 /// The word of a pool by what its Sandboxes have in [`keys::WARM_POOL`].
 pub(crate) fn member_word(namespace: &str, hash: &str) -> String {
     format!("member/{namespace}/{hash}")
+}
+
+/// The word of a Sandbox that was a claim's and that nobody owns.
+fn ownerless_word(sandbox: &Sandbox) -> Option<String> {
+    let claim = ownerless_claim(sandbox)?;
+    Some(claim_word(&sandbox.namespace().unwrap_or_default(), claim))
+}
+
+/// The name of the claim whose a Sandbox was that nobody owns.
+pub(crate) fn ownerless_claim(sandbox: &Sandbox) -> Option<&str> {
+    let was_claimed = sandbox.labels().contains_key(keys::CLAIM_UID);
+    let is_ownerless = was_claimed && owner::controller(sandbox).is_none();
+    let claim = sandbox.annotations().get(keys::CLAIM_NAME);
+    claim.filter(|_| is_ownerless).map(String::as_str)
+}
+
+/// The word of what was of the claim with this name.
+pub(crate) fn claim_word(namespace: &str, claim: &str) -> String {
+    format!("claim/{namespace}/{claim}")
 }
 
 pub(crate) fn template_word(namespace: &str, name: &str) -> String {

@@ -57,6 +57,13 @@ pub(crate) enum Error {
     AdoptionConflict,
     #[error("sandbox {0} exists and does not belong to this claim")]
     NameTaken(Key),
+    #[error(
+        "sandbox \"{sandbox}\" was a claim's of this name and is owned by nobody, as after a restore \
+         from a backup: an administrator gives it to this claim by its owner reference and the label \
+         \"{}\", or deletes it for a new one",
+        keys::CLAIM_UID
+    )]
+    Ownerless { sandbox: String },
     #[error("sandbox \"{sandbox}\" is not owned by claim \"{claim}\"")]
     SandboxNotOwned { sandbox: String, claim: String },
     #[error("invalid additionalPodMetadata: {0}")]

@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use crate::{
     cache::Key,
     condition::{self, READY},
-    context::{Context, Kind, orphan_word, pool_word, template_word},
+    context::{Context, Kind, orphan_word, ownerless_claim, pool_word, template_word},
     error, node, owner,
     queue::{Class, Work},
     template::POLICY_SUFFIX,
@@ -203,6 +203,10 @@ fn sandbox_changed(context: &Context, new: &Sandbox, old: Option<&Sandbox>) {
             let work = Work::new(Class::Pool, Key::of(&*pool));
             context.queue.add_after(work, GATHER);
         }
+    }
+    if let Some(claim) = ownerless_claim(new) {
+        let key = Key::new(&new.namespace().unwrap_or_default(), claim);
+        context.add(Class::Claim, key);
     }
     for sandbox in [Some(new), old].into_iter().flatten() {
         let Some(owner) = owner::controller(sandbox) else {

@@ -28,6 +28,9 @@ pub const TEMPLATE_HASH: &str = "agents.x-k8s.io/sandbox-template-hash";
 pub const TEMPLATE_REF: &str = "agents.x-k8s.io/sandbox-template-ref";
 /// Label of a claimed Sandbox and its Pod: the claim's uid.
 pub const CLAIM_UID: &str = "agents.x-k8s.io/claim-uid";
+/// Annotation of a claimed Sandbox: the claim's name. It tells people whose a Sandbox was that has
+/// come back without its owner; nothing is given away by it.
+pub const CLAIM_NAME: &str = "kiln.dev/claim-name";
 /// Label of a claimed Sandbox: [`WARM`] or [`COLD`].
 pub const LAUNCH_TYPE: &str = "agents.x-k8s.io/launch-type";
 /// [`LAUNCH_TYPE`] of a Sandbox that a pool had ready.

@@ -68,6 +68,7 @@ pub(super) fn cold(
     let mut annotations = BTreeMap::from([
         (keys::TEMPLATE_REF.to_owned(), template.name_any()),
         (keys::POD_NAME.to_owned(), claim.name_any()),
+        (keys::CLAIM_NAME.to_owned(), claim.name_any()),
     ]);
     if let Some(trace) = claim.annotations().get(keys::TRACE_CONTEXT) {
         annotations.insert(keys::TRACE_CONTEXT.to_owned(), trace.clone());
@@ -101,6 +102,7 @@ pub(super) fn adoption(
     metadata::identify(&mut labels, claim);
     let mut annotations = sandbox.annotations().clone();
     annotations.insert(keys::POD_NAME.to_owned(), sandbox.name_any());
+    annotations.insert(keys::CLAIM_NAME.to_owned(), claim.name_any());
     if let Some(trace) = claim.annotations().get(keys::TRACE_CONTEXT) {
         annotations.insert(keys::TRACE_CONTEXT.to_owned(), trace.clone());
     }

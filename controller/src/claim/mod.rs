@@ -30,7 +30,7 @@ use serde_json::json;
 use crate::{
     cache::Key,
     condition::{self, FINISHED, READY},
-    context::{ClaimAnnotations, Context, named_pool, template_of, template_word},
+    context::{ClaimAnnotations, Context, claim_word, named_pool, template_of, template_word},
     error::{self, Error, Result},
     metrics::Startup,
     node,
@@ -308,6 +308,7 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sand
     if let Some(sandbox) = bound(context, claim) {
         return keep_metadata(context, claim, sandbox).await;
     }
+    check_ownerless(context, claim)?;
     metadata::check_claim(claim, &context.options.claim_metadata)?;
     let source = Source::of(context, claim)?;
     if source.may_adopt
@@ -340,6 +341,19 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sand
             note_unanswered(context, claim, Key::of(&sandbox), &e);
             Err(e.into())
         }
+    }
+}
+
+/// Refuses a claim another Sandbox while there is one that was a claim's of its name and that nobody
+/// owns. It comes back to no claim by itself: who may write the name could take what is in it.
+fn check_ownerless(context: &Context, claim: &SandboxClaim) -> Result<()> {
+    let word = claim_word(&claim.namespace().unwrap_or_default(), &claim.name_any());
+    let mut ownerless = context.sandboxes.find(&word).into_iter();
+    match ownerless.find(|s| s.meta().deletion_timestamp.is_none()) {
+        Some(sandbox) => Err(Error::Ownerless {
+            sandbox: sandbox.name_any(),
+        }),
+        None => Ok(()),
     }
 }
 

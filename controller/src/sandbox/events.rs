@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition};
-use kiln_crds::{Sandbox, SandboxStatus, SandboxWarmPool};
+use kiln_crds::{Sandbox, SandboxStatus, SandboxWarmPool, keys};
 use kube::{ResourceExt, runtime::events::EventType};
 
 use crate::{
     condition::{self, FINISHED, READY, SUSPENDED},
-    context::Context,
+    context::{Context, ownerless_claim},
     error::Error,
     obstacle::Obstacle,
     owner,
@@ -48,6 +48,21 @@ pub(super) fn tell_what_is_wrong(
         let message = now.message.to_owned();
         context.tell(sandbox, EventType::Warning, reason, message);
     }
+}
+
+/// Tells of a Sandbox that was a claim's and that nobody owns, when it gets its first status: it runs
+/// on, and nothing ends it.
+pub(super) fn tell_ownerless(context: &Arc<Context>, sandbox: &Sandbox) {
+    let (Some(claim), None) = (ownerless_claim(sandbox), &sandbox.status) else {
+        return;
+    };
+    let note = format!(
+        "Sandbox was SandboxClaim \"{claim}\"'s and is owned by nobody, as after a restore from a \
+         backup. It runs on: give it to a claim by its owner reference and the label \"{}\", or \
+         delete it",
+        keys::CLAIM_UID
+    );
+    context.tell(sandbox, EventType::Warning, "SandboxOwnerless", note);
 }
 
 /// Tells that a Sandbox has a new Pod.

@@ -67,6 +67,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     {
         return Ok(Outcome::Again(FIRST_STATUS));
     }
+    events::tell_ownerless(context, &sandbox);
     events::tell_what_is_wrong(context, &sandbox, &new, &children.errors);
     write_status(context, &sandbox, &new).await?;
     if children.errors.iter().any(|e| !e.is_final()) {

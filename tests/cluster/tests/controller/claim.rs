@@ -13,7 +13,7 @@ use kiln_tests::wait;
 use kube::{ResourceExt, api::DeleteParams};
 use serde_json::{Value, json};
 
-use crate::env::{Env, Namespace, controller_of, line, same};
+use crate::env::{Env, Kind, Namespace, controller_of, line, same};
 
 fn launch(sandbox: &Sandbox) -> &str {
     sandbox
@@ -462,6 +462,75 @@ pub(crate) async fn one_names_the_sandbox_that_it_has_from_a_pool(env: &Env) -> 
         })
         .await?;
     }
+    Ok(())
+}
+
+/// Brings an object back as a backup does: as it was, with another uid and without its owner.
+async fn restore<K: Kind>(ns: &Namespace<'_>, old: &K) -> Result<()> {
+    let meta = old.meta();
+    let fields = json!({
+        "metadata": {"labels": meta.labels, "annotations": meta.annotations},
+        "spec": serde_json::to_value(old)?["spec"],
+    });
+    ns.make::<K>(&old.name_any(), fields).await?;
+    Ok(())
+}
+
+pub(crate) async fn a_restored_sandbox_goes_to_nobody_by_itself(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    ns.template("t", json!({})).await?;
+    ns.pool("p", "t", 1).await?;
+    let mut kept = Vec::new();
+    for name in ["mine", "gone"] {
+        ns.claim(name, "p").await?;
+        let sandbox = ns.claimed(name).await?;
+        kept.push((ns.get::<SandboxClaim>(name).await?, sandbox));
+        ns.until_ready("p", 1).await?;
+    }
+    for (claim, sandbox) in &kept {
+        ns.delete::<SandboxClaim>(&claim.name_any()).await?;
+        ns.until_gone::<Sandbox>(&sandbox.name_any()).await?;
+    }
+    for (claim, sandbox) in &kept {
+        restore(&ns, sandbox).await?;
+        let name = sandbox.name_any();
+        ns.until_condition::<Sandbox>(&name, "Ready", "True")
+            .await?;
+        ns.until_told("Sandbox", &name, "owned by nobody").await?;
+        restore(&ns, claim).await?;
+        let why = format!("False ReconcilerError: Error seen: sandbox \"{name}\" was a claim's");
+        ns.until_condition::<SandboxClaim>(&claim.name_any(), "Ready", &why)
+            .await?;
+    }
+    let [(mine, sandbox), (gone, other)] = &kept[..] else {
+        anyhow::bail!("{} claims", kept.len());
+    };
+    // Who writes its name on a claim gets another one.
+    let annotations = json!({keys::ASSIGNED_SANDBOX: sandbox.name_any()});
+    let spec = json!({"warmPoolRef": {"name": "p"}});
+    let thief = json!({"metadata": {"annotations": annotations}, "spec": spec});
+    ns.make::<SandboxClaim>("thief", thief).await?;
+    ensure!(ns.claimed("thief").await?.name_any() != sandbox.name_any());
+    for (_, sandbox) in &kept {
+        let now: Sandbox = ns.get(&sandbox.name_any()).await?;
+        ensure!(now.owner_references().is_empty(), "{now:?}");
+    }
+    // As docs/operations.md has an administrator do it.
+    let claim: SandboxClaim = ns.get(&mine.name_any()).await?;
+    let bind = json!({"metadata": {
+        "labels": {keys::CLAIM_UID: claim.uid()},
+        "ownerReferences": [{
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim",
+            "name": claim.name_any(), "uid": claim.uid(), "controller": true,
+            "blockOwnerDeletion": true,
+        }],
+    }});
+    let restored = ns.patch::<Sandbox>(&sandbox.name_any(), bind).await?;
+    let bound = ns.claimed(&mine.name_any()).await?;
+    same("bound", &bound.uid(), &restored.uid())?;
+    ns.delete::<Sandbox>(&other.name_any()).await?;
+    let new = ns.claimed(&gone.name_any()).await?;
+    ensure!(new.name_any() != other.name_any());
     Ok(())
 }
 
