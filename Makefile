@@ -36,20 +36,20 @@ deps: ## Install containerd, runsc and what else the demo and the tests run agai
 
 .PHONY: build
 build: ## The shim, pause and the router as they are installed, static and small, in target/small
-	$(CARGO) build --profile small -p kiln-shim --bin containerd-shim-kiln-v2
-	$(CARGO) rustc --profile small -p kiln-pause -- -C relocation-model=static
-	$(CARGO) build --profile small -p kiln-router --bin kiln-router
+	$(CARGO) build --locked --profile small -p kiln-shim --bin containerd-shim-kiln-v2
+	$(CARGO) rustc --locked --profile small -p kiln-pause -- -C relocation-model=static
+	$(CARGO) build --locked --profile small -p kiln-router --bin kiln-router
 	$(INSTALL) $(addprefix $(OUT)/small/,containerd-shim-kiln-v2 kiln-pause kiln-router) $(SMALL)
 
 .PHONY: images
 images: deps release $(if $(ARM64),arm64) ## Images of agent, controller and router for a cluster, in target/images (TAG=dev, ARM64=1)
-	$(CARGO) run -q -p kiln-images -- release --out target/images --tag $(or $(TAG),dev) \
+	$(CARGO) run -q --locked -p kiln-images -- release --out target/images --tag $(or $(TAG),dev) \
 		$(addprefix --programs ,$(IMAGES))
 
 .PHONY: release
 release: build ## The programs of images
-	$(CARGO) rustc --release -p kiln-node-agent --bin kiln-node-agent -- -C strip=symbols
-	$(CARGO) rustc --release -p kiln-controller --bin kiln-controller -- -C strip=symbols
+	$(CARGO) rustc --locked --release -p kiln-node-agent --bin kiln-node-agent -- -C strip=symbols
+	$(CARGO) rustc --locked --release -p kiln-controller --bin kiln-controller -- -C strip=symbols
 	@# 1 says that nothing was found, and 2 that it was not looked for.
 	grep --text --files-with-matches --fixed-strings -e '$(CRATES)/' -e '$(HERE)/' -e /.rustup/ \
 		$(addprefix $(SMALL)/,containerd-shim-kiln-v2 kiln-pause kiln-router) \
@@ -109,6 +109,10 @@ doc: ## The documentation of all crates, in target/…/doc; a broken link is an 
 .PHONY: unit
 unit: ## Unit tests that need neither root nor components; of one crate with P=kiln-shim
 	$(CARGO) test $(if $(P),-p $(P) --all-features,$(ALL) --lib --bins)
+
+.PHONY: advisories
+advisories: $(TOOLS)/bin/cargo-deny ## Known weaknesses of our crates; fetches the advisory database, which check does not
+	$(TOOLS)/bin/cargo-deny --locked check advisories
 
 # Programs with tests in them; the others have theirs in libraries.
 TESTED_PROGRAMS := kiln-controller kilnctl kiln-bench kiln-demo

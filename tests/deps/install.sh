@@ -4,6 +4,7 @@
 # Installs the third-party programs that Kiln's tests, demo and bench run against:
 #
 #     tests/deps/install.sh [COMPONENT…]      all of them without arguments; README.md lists them
+#     tests/deps/install.sh --relock          pins the Debian packages that the archive has now
 #
 # Everything goes into $KILN_CACHE (default: $XDG_CACHE_HOME/kiln or ~/.cache/kiln):
 #
@@ -32,6 +33,9 @@ export GOPATH=$cache/go GOMODCACHE=$cache/go/mod GOCACHE=$cache/go/build GOWORK=
 export GOFLAGS='-mod=readonly -modcacherw -trimpath -buildvcs=false -gcflags=all=-dwarf=false'
 
 say() { printf '[deps] %s\n' "$*" >&2; }
+
+# For who looks at a build, beside its log.
+notice() { say "notice: $*"; }
 
 fail() {
   say "$*"
@@ -232,28 +236,86 @@ module_version() {
   awk -v module="$2" '$1 == module { print $2 }' "$here/$1/go.mod"
 }
 
-# debs DIR PACKAGE…: unpacks packages of the Debian archive into DIR; nothing is installed. PACKAGE is
-# NAME/SUITE or NAME=VERSION. apt gets sources and lists of its own, and the machine's stay as they are.
-debs() {
-  local dir=$1 apt=$cache/apt
-  local options=(
-    -q -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
-    -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache"
-    -o APT::Sandbox::User=root -o Acquire::Languages=none
-  )
-  mkdir -p "$apt"/{lists,cache/archives}/partial "$dir" "$work/debs"
+# apt OPTION…: an apt tool with sources and lists of its own; the machine's stay as they are.
+apt() {
+  local apt=$cache/apt
+  "$1" -q -o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+    -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache" \
+    -o APT::Sandbox::User=root -o Acquire::Languages=none "${@:2}"
+}
+
+# Has apt know what the Debian archive has now.
+update_debs() {
   local suite mirror
+  mkdir -p "$cache"/apt/{lists,cache/archives}/partial
   mirror=$(debian_mirror)
   for suite in bookworm trixie; do
     echo "deb [target=Packages signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"
-  done >"$apt/sources.list"
-  apt-get "${options[@]}" update
+  done >"$cache/apt/sources.list"
+  apt apt-get update
+}
+
+# served PACKAGE: version and SHA-256 that the archive has of it; nothing if it has none.
+served() {
+  apt apt-cache show --no-all-versions "$1" 2>/dev/null |
+    awk '$1 == "Version:" { version = $2 } $1 == "SHA256:" && !done { print version, $2; done = 1 }'
+}
+
+# pinned PACKAGE: version and SHA-256 that debian.lock has of it for this machine's architecture.
+pinned() {
+  awk -v package="$1" -v arch="$(dpkg --print-architecture)" \
+    '$1 == package && $2 == arch { print $3, $4 }' "$here/debian.lock"
+}
+
+# debs DIR PACKAGE…: unpacks packages of the Debian archive into DIR; nothing is installed. PACKAGE is
+# NAME/SUITE or NAME=VERSION, and which file that is debian.lock says. What the archive serves no more
+# is replaced by what it has now, which its signature vouches for, and that is told.
+debs() {
+  local dir=$1 packages=("${@:2}") files=() sums=() i version sum served deb
+  mkdir -p "$dir" "$work/debs"
+  update_debs
   cd "$work/debs"
-  apt-get "${options[@]}" download "${@:2}"
-  local deb
+  for i in "${!packages[@]}"; do
+    read -r version sum < <(pinned "${packages[i]}") || version=any sum=
+    files[i]=${packages[i]%%[=/]*}=$version
+    sums[i]=$sum
+  done
+  served=$({ apt apt-cache show "${files[@]}" || true; } |
+    awk '$1 == "Package:" { name = $2 } $1 == "Version:" { print name "=" $2 }')
+  for i in "${!files[@]}"; do
+    grep -qxF -e "${files[i]}" <<<"$served" && continue
+    notice "no pinned ${packages[i]} is served (debian.lock: ${files[i]}): today's is taken"
+    files[i]=${packages[i]}
+    sums[i]=
+  done
+  apt apt-get download "${files[@]}"
+  for i in "${!files[@]}"; do
+    [[ ${sums[i]} ]] || continue
+    sha256sum --check --quiet <<<"${sums[i]}  $(echo "${files[i]%%=*}"_*.deb)" ||
+      fail "${files[i]} is not the file that debian.lock names"
+  done
   for deb in *.deb; do
     dpkg -x "$deb" "$dir"
   done
+}
+
+# Makes debian.lock say what the archive has now, for this machine's architecture.
+relock() {
+  local arch package of line version sum
+  on_debian || fail "debian.lock is made on a Debian"
+  arch=$(dpkg --print-architecture)
+  lock
+  update_debs >/dev/null
+  while read -r line; do
+    read -r package of _ <<<"$line"
+    if [[ $of == "$arch" ]]; then
+      read -r version sum < <(served "$package") || fail "the archive has no $package"
+      line="$package $arch $version $sum"
+    fi
+    printf '%s\n' "$line"
+  done <"$here/debian.lock" >"$here/debian.lock.new"
+  mv "$here/debian.lock.new" "$here/debian.lock"
+  unlock
 }
 
 # The address of the Debian archive that this machine uses.
@@ -389,6 +451,7 @@ build() {
     tail -n 40 "$temporary/log" >&2
     fail "$name: build failed"
   fi
+  grep -F '[deps] notice: ' "$temporary/log" >&2 || true
   chmod 755 "$out"
   mv -T "$out" "$dir"
   rm -rf "$temporary"
@@ -411,6 +474,10 @@ publish() {
 
 # A function, so that bash has read the whole file before the first build: it may change meanwhile.
 main() {
+  if [[ ${1:-} == --relock ]]; then
+    relock
+    return
+  fi
   local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest kubernetes helm python-clients runsc-2024 containerd-1.7 containerd-2.1'
   if ! on_debian; then
     say "not a Debian: python-rootfs and runsc-2024 are left out, runc and busybox are the machine's"
@@ -429,16 +496,16 @@ main() {
   component runsc 120 gvisor/{go.mod,go.sum,precompile.go}
   component containerd 150 containerd/go.{mod,sum}
   component cni 10 cni/go.{mod,sum}
-  component busybox 10
-  component python-rootfs 15
+  component busybox 10 debian.lock
+  component python-rootfs 15 debian.lock
   component crictl 90 cri-tools/go.{mod,sum}
-  component runc 30 runc/go.{mod,sum}
+  component runc 30 runc/go.{mod,sum} debian.lock
   component containerd-shim-runsc-v1 20 gvisor/go.{mod,sum} gvisor/oom-score.patch
   component critest 40 cri-tools/go.{mod,sum}
   component kubernetes 500 kube/{go.mod,go.sum,main.go}
   component helm 120 helm/go.{mod,sum}
   component python-clients 30 python-clients/{requirements,0.4.6,0.5.6,1.0.8}.txt
-  component runsc-2024 10
+  component runsc-2024 10 debian.lock
   component containerd-1.7 90 containerd-1.7/go.{mod,sum}
   component containerd-2.1 90 containerd-2.1/go.{mod,sum}
   component runsc-arm64 90 gvisor/go.{mod,sum}
