@@ -5,9 +5,12 @@
 //! An object is in the queue once, and is never worked on twice at the same time. Claims go
 //! first: somebody waits for them, while nobody waits for what refills a pool. What an apiserver
 //! does at a time it does slower, so that while claims come, little else is begun.
+//!
+//! Namespaces take turns in each class. Many claims of one hold up its own pools, not those of others.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -48,7 +51,7 @@ const CLASSES: [Class; 5] = [
 ];
 
 /// An object to look at.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Work {
     pub(crate) class: Class,
     pub(crate) key: Key,
@@ -81,7 +84,8 @@ impl Limits {
     }
 }
 
-/// How many claims there are to work on.
+/// How many claims there are to work on, as a namespace sees it: its own, and one for each other
+/// namespace that has some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claims {
     None,
@@ -98,19 +102,152 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 struct State {
-    waiting: HashMap<Class, VecDeque<Key>>,
+    waiting: HashMap<Class, Turns>,
     queued: HashSet<Work>,
     running: HashSet<Work>,
     running_of: HashMap<Class, usize>,
     /// To be looked at again after the run that is under way.
     again: HashSet<Work>,
-    /// To be looked at when its time comes.
-    later: HashMap<Work, Instant>,
+    later: Later,
     failures: HashMap<Work, u32>,
+    rush: Rush,
+}
+
+/// Objects of one class that wait, namespace by namespace in turns.
+#[derive(Default)]
+struct Turns {
+    order: VecDeque<String>,
+    names: HashMap<String, VecDeque<String>>,
+}
+
+impl Turns {
+    fn push(&mut self, key: Key) {
+        let names = self.names.entry(key.namespace.clone()).or_default();
+        if names.is_empty() {
+            self.order.push_back(key.namespace);
+        }
+        names.push_back(key.name);
+    }
+
+    /// Takes the first object of the first namespace that `may` go on.
+    fn take(&mut self, may: impl Fn(&str) -> bool) -> Option<Key> {
+        let turn = self.order.iter().position(|namespace| may(namespace))?;
+        let namespace = self.order.remove(turn)?;
+        let names = self.names.get_mut(&namespace)?;
+        let name = names.pop_front()?;
+        let key = Key::new(&namespace, &name);
+        if names.is_empty() {
+            self.names.remove(&namespace);
+        } else {
+            self.order.push_back(namespace);
+        }
+        Some(key)
+    }
+}
+
+/// What is to be looked at when its time comes.
+#[derive(Default)]
+struct Later {
+    due: HashMap<Work, Instant>,
+    /// The earliest first. A time that is not in `due` any more counts for nothing.
+    order: BinaryHeap<Reverse<(Instant, Work)>>,
+}
+
+impl Later {
+    /// The earliest time counts.
+    fn add(&mut self, work: Work, due: Instant) {
+        if self.due.get(&work).is_none_or(|known| due < *known) {
+            self.due.insert(work.clone(), due);
+            self.order.push(Reverse((due, work)));
+        }
+    }
+
+    /// Takes out the next that is due at `now`.
+    fn take(&mut self, now: Instant) -> Option<Work> {
+        self.next().filter(|due| *due <= now)?;
+        let Reverse((_, work)) = self.order.pop()?;
+        self.due.remove(&work);
+        Some(work)
+    }
+
+    /// When the next is due.
+    fn next(&mut self) -> Option<Instant> {
+        while let Some(Reverse((at, work))) = self.order.peek() {
+            if self.due.get(work) == Some(at) {
+                return Some(*at);
+            }
+            self.order.pop();
+        }
+        None
+    }
+}
+
+/// The claims that come, by namespace.
+#[derive(Default)]
+struct Rush {
+    namespaces: HashMap<String, Coming>,
+    /// When to look whether a namespace is quiet, the earliest first.
+    quiet: VecDeque<(Instant, String)>,
+}
+
+/// The claims that come in a namespace.
+#[derive(Default)]
+struct Coming {
+    /// Those that wait or are worked on.
+    count: usize,
     /// When the last claim was done.
-    last_claim: Option<Instant>,
+    last: Option<Instant>,
     /// When there were many claims last.
     last_many: Option<Instant>,
+}
+
+impl Rush {
+    fn begin(&mut self, namespace: &str) {
+        let coming = self.namespaces.entry(namespace.to_owned()).or_default();
+        coming.count += 1;
+    }
+
+    fn end(&mut self, namespace: &str, now: Instant) {
+        if let Some(coming) = self.namespaces.get_mut(namespace) {
+            // A burst has gaps.
+            if coming.count >= MANY {
+                coming.last_many = Some(now);
+            }
+            coming.count = coming.count.saturating_sub(1);
+            coming.last = Some(now);
+            self.quiet.push_back((now + QUIET, namespace.to_owned()));
+        }
+    }
+
+    /// Forgets namespaces in which no more claims come, and returns when to look again.
+    fn settle(&mut self, now: Instant) -> Option<Instant> {
+        while self.quiet.front().is_some_and(|(at, _)| *at <= now) {
+            let (_, namespace) = self.quiet.pop_front()?;
+            let is_over = |coming: &Coming| coming.count == 0 && is_past(coming.last, now);
+            if self.namespaces.get(&namespace).is_some_and(is_over) {
+                self.namespaces.remove(&namespace);
+            }
+        }
+        self.quiet.front().map(|(at, _)| *at)
+    }
+
+    fn seen_by(&self, namespace: &str, now: Instant) -> Claims {
+        let own = self.namespaces.get(namespace);
+        let others = self.namespaces.len() - usize::from(own.is_some());
+        let count = own.map_or(0, |own| own.count) + others;
+        if count >= MANY || own.is_some_and(|own| !is_past(own.last_many, now)) {
+            Claims::Many
+        } else if self.namespaces.is_empty() {
+            Claims::None
+        } else {
+            Claims::Few
+        }
+    }
+}
+
+/// Whether something is longer ago than others are expected after it.
+fn is_past(at: Option<Instant>, now: Instant) -> bool {
+    at.is_none_or(|at| at + QUIET <= now)
 }
 
 impl Queue {
@@ -130,7 +267,7 @@ impl Queue {
 
     /// Has `work` looked at after `pause`, if not before.
     pub(crate) fn add_after(&self, work: Work, pause: Duration) {
-        self.state().add_at(work, Instant::now() + pause);
+        self.state().later.add(work, Instant::now() + pause);
         self.changed.notify_one();
     }
 
@@ -143,12 +280,12 @@ impl Queue {
                 let mut state = self.state();
                 let now = Instant::now();
                 let due = state.wake(now);
+                // What claims have held up goes on when no more come.
+                let quiet = state.rush.settle(now);
                 if let Some(work) = state.pick(&self.limits, now) {
                     return work;
                 }
-                // What claims have held up goes on when no more come.
-                let quiet = state.last_claim.map(|at| at + QUIET);
-                due.into_iter().chain(quiet.filter(|at| *at > now)).min()
+                due.into_iter().chain(quiet).min()
             };
             match due {
                 Some(due) => {
@@ -166,8 +303,9 @@ impl Queue {
     pub(crate) fn done(&self, work: &Work, outcome: Outcome) {
         let mut state = self.state();
         state.running.remove(work);
+        let now = Instant::now();
         if work.class == Class::Claim {
-            state.last_claim = Some(Instant::now());
+            state.rush.end(&work.key.namespace, now);
         }
         if let Some(n) = state.running_of.get_mut(&work.class) {
             *n = n.saturating_sub(1);
@@ -178,7 +316,7 @@ impl Queue {
             }
             Outcome::Again(pause) => {
                 state.failures.remove(work);
-                state.add_at(work.clone(), Instant::now() + pause);
+                state.later.add(work.clone(), now + pause);
             }
             Outcome::Failed => {
                 let failures = state.failures.entry(work.clone()).or_default();
@@ -186,7 +324,7 @@ impl Queue {
                     .saturating_mul(2_u32.saturating_pow(*failures))
                     .min(LONGEST_PAUSE);
                 *failures += 1;
-                state.add_at(work.clone(), Instant::now() + pause);
+                state.later.add(work.clone(), now + pause);
             }
         }
         if state.again.remove(work) {
@@ -196,9 +334,12 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// How many claims come now.
-    pub(crate) fn claims(&self) -> Claims {
-        self.state().claims(Instant::now())
+    /// How many claims come now, as `namespace` sees it.
+    pub(crate) fn claims(&self, namespace: &str) -> Claims {
+        let now = Instant::now();
+        let mut state = self.state();
+        state.rush.settle(now);
+        state.rush.seen_by(namespace, now)
     }
 
     /// How much waits or is under way.
@@ -229,67 +370,43 @@ impl State {
         if self.running.contains(&work) {
             self.again.insert(work);
         } else if self.queued.insert(work.clone()) {
-            self.waiting
-                .entry(work.class)
-                .or_default()
-                .push_back(work.key);
+            if work.class == Class::Claim {
+                self.rush.begin(&work.key.namespace);
+            }
+            self.waiting.entry(work.class).or_default().push(work.key);
         }
-    }
-
-    fn add_at(&mut self, work: Work, due: Instant) {
-        let known = self.later.entry(work).or_insert(due);
-        *known = due.min(*known);
     }
 
     /// Queues what is due, and returns when something will be.
     fn wake(&mut self, now: Instant) -> Option<Instant> {
-        let due: Vec<Work> = self
-            .later
-            .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(work, _)| work.clone())
-            .collect();
-        for work in due {
-            self.later.remove(&work);
+        while let Some(work) = self.later.take(now) {
             self.add(work);
         }
-        self.later.values().min().copied()
-    }
-
-    fn claims(&mut self, now: Instant) -> Claims {
-        let waiting = self.waiting.get(&Class::Claim).map_or(0, VecDeque::len);
-        let running = self.running_of.get(&Class::Claim).copied();
-        let count = waiting + running.unwrap_or_default();
-        if count >= MANY {
-            self.last_many = Some(now);
-        }
-        // A burst has gaps.
-        let is_over = |at: Option<Instant>| at.is_none_or(|at| at + QUIET <= now);
-        if !is_over(self.last_many) {
-            Claims::Many
-        } else if count == 0 && is_over(self.last_claim) {
-            Claims::None
-        } else {
-            Claims::Few
-        }
+        self.later.next()
     }
 
     fn pick(&mut self, limits: &Limits, now: Instant) -> Option<Work> {
-        let claims = self.claims(now);
         for class in CLASSES {
-            let running = self.running_of.entry(class).or_default();
-            let limit = match (class, claims) {
-                (Class::Claim, _) | (_, Claims::None) => limits.of(class),
-                (_, Claims::Few) => limits.of(class).min(BESIDE_CLAIMS),
-                (_, Claims::Many) => limits.of(class).min(BESIDE_MANY),
+            let count = self.running_of.get(&class).copied().unwrap_or_default();
+            let (running, rush, most) = (&self.running, &self.rush, limits.of(class));
+            let may = |namespace: &str| {
+                let claims = match class {
+                    Class::Claim => Claims::None,
+                    _ => rush.seen_by(namespace, now),
+                };
+                let is_of = |w: &Work| w.class == class && w.key.namespace == namespace;
+                match claims {
+                    Claims::None => count < most,
+                    Claims::Few => count < most.min(BESIDE_CLAIMS),
+                    // Others, which are held up less, would never leave it a turn.
+                    Claims::Many if !running.iter().any(is_of) => count < most.min(BESIDE_CLAIMS),
+                    Claims::Many => count < most.min(BESIDE_MANY),
+                }
             };
-            if *running >= limit {
-                continue;
-            }
-            let Some(key) = self.waiting.entry(class).or_default().pop_front() else {
+            let Some(key) = self.waiting.entry(class).or_default().take(may) else {
                 continue;
             };
-            *running += 1;
+            *self.running_of.entry(class).or_default() += 1;
             let work = Work::new(class, key);
             self.queued.remove(&work);
             self.running.insert(work.clone());
@@ -342,7 +459,7 @@ mod tests {
             for _ in 0..claims {
                 assert_eq!(queue.next().await.class, Class::Claim);
             }
-            assert_eq!(queue.claims(), number);
+            assert_eq!(queue.claims("ns"), number);
             assert_eq!(takes(&queue, Class::Sandbox).await, beside);
         }
     }
@@ -360,7 +477,7 @@ mod tests {
         let start = Instant::now();
         queue.next().await;
         assert!(start.elapsed() <= QUIET);
-        assert_eq!(queue.claims(), Claims::None);
+        assert_eq!(queue.claims("ns"), Claims::None);
         let left = LIMITS.sandboxes - BESIDE_CLAIMS - 1;
         assert_eq!(takes(&queue, Class::Sandbox).await, left);
     }
@@ -415,6 +532,77 @@ mod tests {
         assert_eq!(start.elapsed().as_secs(), 3);
         queue.done(&pool, Outcome::Done);
         let quiet = tokio::time::timeout(Duration::from_secs(60), queue.next()).await;
+        assert!(quiet.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn namespaces_take_turns() {
+        let queue = Queue::new(LIMITS);
+        let of = |namespace: &str, n: usize| {
+            Work::new(Class::Claim, Key::new(namespace, &n.to_string()))
+        };
+        for n in 0..1_000 {
+            queue.add(of("flood", n));
+        }
+        for n in 0..3 {
+            queue.add(of("other", n));
+        }
+        let mut order = Vec::new();
+        for _ in 0..8 {
+            let next = queue.next().await;
+            queue.done(&next, Outcome::Done);
+            order.push(next.key.to_string());
+        }
+        let expected = [
+            "flood/0", "other/0", "flood/1", "other/1", "flood/2", "other/2", "flood/3", "flood/4",
+        ];
+        assert_eq!(order, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_claims_of_one_namespace_are_few_to_the_others() {
+        let queue = Queue::new(LIMITS);
+        for n in 0..1_000 {
+            let key = Key::new("flood", &n.to_string());
+            queue.add(Work::new(Class::Claim, key.clone()));
+            queue.add(Work::new(Class::Sandbox, key));
+        }
+        for n in 0..20 {
+            queue.add(work(Class::Sandbox, &n.to_string()));
+        }
+        assert_eq!(queue.claims("flood"), Claims::Many);
+        assert_eq!(queue.claims("ns"), Claims::Few);
+        for _ in 0..LIMITS.claims {
+            assert_eq!(queue.next().await.class, Class::Claim);
+        }
+        let mut of = HashMap::<String, usize>::new();
+        while let Ok(next) = tokio::time::timeout(Duration::from_millis(1), queue.next()).await {
+            assert_eq!(next.class, Class::Sandbox);
+            *of.entry(next.key.namespace).or_default() += 1;
+        }
+        let expected = [("flood", BESIDE_MANY), ("ns", BESIDE_CLAIMS - BESIDE_MANY)];
+        assert_eq!(of, expected.map(|(ns, n)| (ns.to_owned(), n)).into());
+        // Those of several are many to all.
+        for n in 0..MANY {
+            queue.add(Work::new(Class::Claim, Key::new(&n.to_string(), "x")));
+        }
+        assert_eq!(queue.claims("ns"), Claims::Many);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_due_later_comes_in_the_order_of_its_time() {
+        let queue = Queue::new(LIMITS);
+        for n in (0..100_u64).rev() {
+            let pool = work(Class::Pool, &n.to_string());
+            queue.add_after(pool.clone(), Duration::from_secs(1_000));
+            queue.add_after(pool, Duration::from_secs(n));
+        }
+        for n in 0..100 {
+            let next = queue.next().await;
+            assert_eq!(next.key.name, n.to_string());
+            queue.done(&next, Outcome::Done);
+        }
+        let quiet = tokio::time::timeout(Duration::from_secs(2_000), queue.next()).await;
         assert!(quiet.is_err());
     }
 }

@@ -234,11 +234,12 @@ async fn make(
     count: usize,
 ) -> Result<usize> {
     let mut left = count;
+    let namespace = pool.namespace().unwrap_or_default();
     for batch in batches(context.options.pool_batch) {
         if left == 0 {
             break;
         }
-        let now = match context.queue.claims() {
+        let now = match context.queue.claims(&namespace) {
             Claims::None => batch.min(left),
             Claims::Many if has_enough(context, pool) => break,
             Claims::Few | Claims::Many => 1,
