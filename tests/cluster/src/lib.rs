@@ -11,5 +11,6 @@ pub mod control_plane;
 pub mod controller;
 pub mod mission;
 pub mod pki;
+pub mod python;
 pub mod standin;
 pub mod system;

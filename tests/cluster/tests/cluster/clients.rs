@@ -4,7 +4,7 @@
 //! gVisor, in the ways that the clients have.
 
 use std::{
-    env, fs,
+    fs,
     io::{Read, Write},
     net::TcpStream,
     path::Path,
@@ -14,16 +14,20 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use kiln_cluster::{
     account::{NAMESPACE, deploy},
+    python,
     system::System,
 };
-use kiln_tests::{process::Cmd, tools, wait};
+use kiln_tests::{tools, wait};
 use serde_json::{Value, json};
 
 use crate::env::{Env, NOTHING_WARM};
 
-/// The versions that `tests/deps/install.sh` installs.
-const OF_TEMPLATES: &str = "0.4.6";
-const OF_POOLS: [&str; 2] = ["0.5.6", "1.0.8"];
+/// A version of those that `tests/deps/install.sh` installs, and which of its two clients.
+type Client = (&'static str, &'static str);
+
+const OF_TEMPLATES: Client = ("0.4.6", "blocking");
+const OF_POOLS: [Client; 2] = [("0.5.6", "blocking"), ("1.0.8", "blocking")];
+const ASYNC: Client = ("1.0.8", "async");
 
 const POOL: &str = "python-pool";
 const TEMPLATE: &str = "python-template";
@@ -62,12 +66,12 @@ pub(crate) async fn upstreams_work_unmodified(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
     ns.apply(MANIFESTS).await?;
     let router = Router::start(env).await?;
-    for version in OF_POOLS.into_iter().chain([OF_TEMPLATES]) {
-        live(env, version, &ns.name, "pod").await?;
-        live(env, version, &ns.name, &router.url()).await?;
+    for client in OF_POOLS.into_iter().chain([OF_TEMPLATES, ASYNC]) {
+        live(env, client, &ns.name, "pod").await?;
+        live(env, client, &ns.name, &router.url()).await?;
     }
-    for version in OF_POOLS {
-        live(env, version, &ns.name, "tunnel").await?;
+    for client in OF_POOLS {
+        live(env, client, &ns.name, "tunnel").await?;
     }
     // It looks for the router beside its claims.
     let beside = env.existing(NAMESPACE);
@@ -96,41 +100,24 @@ pub(crate) async fn upstreams_work_unmodified(env: &Env) -> Result<()> {
     system.end().await
 }
 
-/// Has a client of `version` make, use and end a sandbox in `namespace`.
-async fn live(env: &Env, version: &str, namespace: &str, way: &str) -> Result<()> {
+/// Has a client make, use and end a sandbox in `namespace`.
+async fn live(env: &Env, (version, kind): Client, namespace: &str, way: &str) -> Result<()> {
     // What a Pod without a warm one costs is not to be the client's patience.
     let (pool, ready) = (format!("sandboxwarmpool/{POOL}"), ".status.readyReplicas");
     env.existing(namespace)
         .until_field(&pool, ready, |n| n == "1")
         .await?;
-    let clients = tools::cache()?.join("python-clients");
-    let python = clients.join("venv/bin/python");
-    ensure!(
-        python.is_file(),
-        "no {}: run tests/deps/install.sh",
-        python.display()
-    );
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/client_life.py");
-    let mut path = tools::program("kubectl")?
-        .with_file_name("")
-        .into_os_string();
-    path.push(":");
-    path.push(env::var_os("PATH").unwrap_or_default());
-    let mut command = Cmd::new(&python)
-        .args(["-B".as_ref(), script.as_os_str()])
-        .args([namespace, POOL, TEMPLATE, way])
-        .env("PYTHONPATH", clients.join(version))
-        .env("KUBECONFIG", env.private.cluster().kubeconfig())
-        .env("HOME", env.private.dir())
-        .env("PATH", path)
-        .env("NO_PROXY", "*")
+    let (kubeconfig, home) = (env.private.cluster().kubeconfig(), env.private.dir());
+    let mut command = python::client(version, &script, &kubeconfig, home)?
+        .args([namespace, POOL, TEMPLATE, way, kind])
         .deadline(LIFE);
     if way != "tunnel" {
         // Only there are Pods and services.
         command = command.netns(&env.private.cluster().netns()?);
     }
     let lived = command.run().await.map(drop);
-    lived.with_context(|| format!("client {version}, by {way}"))
+    lived.with_context(|| format!("{kind} client {version}, by {way}"))
 }
 
 /// The router, with its manifest.

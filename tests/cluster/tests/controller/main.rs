@@ -7,6 +7,7 @@
 
 mod bad;
 mod claim;
+mod clients;
 mod env;
 mod faults;
 mod node;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         claim::times_are_noted_for_clients_that_note_theirs,
         claim::one_names_the_sandbox_that_it_has_from_a_pool,
         claim::a_restored_sandbox_goes_to_nobody_by_itself,
+        clients::claims_of_upstreams_are_named_taken_over_and_ended,
         bad::a_pod_that_is_refused_is_explained,
         bad::a_quota_is_explained_and_recovered_from,
         bad::what_a_pod_could_not_be_is_refused_at_once,
