@@ -5,7 +5,9 @@
 
 use std::{
     ffi::OsString,
+    fs,
     net::{IpAddr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -17,14 +19,34 @@ use crate::{
     queue::Limits,
 };
 
-/// Where upstream's Deployment mounts the domains that a claim's labels may have, one a line.
-const LABEL_DOMAINS: &str = "/etc/sandbox-config/allowed-label-domains";
-/// Where ours mounts those that its annotations may have.
-const ANNOTATION_DOMAINS: &str = "/etc/sandbox-config/allowed-annotation-domains";
+/// Where the Deployment mounts its ConfigMap, each key a file.
+const CONFIG: &str = "/etc/sandbox-config";
+/// Key of the domains that a claim's labels may have, one a line.
+const LABEL_DOMAINS: &str = "allowed-label-domains";
+/// Key of those that its annotations may have.
+const ANNOTATION_DOMAINS: &str = "allowed-annotation-domains";
+/// Flags that are keys of the ConfigMap too, as upstream has it.
+const TUNABLE: [&str; 10] = [
+    "disable-claim-events",
+    "disable-claim-observability-annotations",
+    "disable-sandbox-events",
+    "enable-warm-pool-eviction",
+    "sandbox-claim-concurrent-workers",
+    "sandbox-concurrent-workers",
+    "sandbox-template-concurrent-workers",
+    "sandbox-warm-pool-concurrent-workers",
+    "sandbox-warm-pool-max-batch-size",
+    "sandbox-warm-pool-readiness-grace-period",
+];
 
 /// Controller of Sandbox, SandboxTemplate, SandboxWarmPool and SandboxClaim.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "kiln-controller", version, args_override_self = true)]
+#[command(
+    after_help = "Keys of the ConfigMap agent-sandbox-config are such flags, without the \
+    dashes: the --sandbox-… ones, --enable-warm-pool-eviction and --disable-…. A flag that is given \
+    goes before its key."
+)]
 pub(crate) struct Args {
     /// Whether templates, pools and claims are served, and not Sandboxes alone.
     #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -128,10 +150,13 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// The arguments of this process, and those that mean nothing to us. Ends the process after
-    /// `--help` and for values that make no sense.
+    /// What the ConfigMap and the arguments of this process say, which go before it, and what of both
+    /// means nothing to us. Ends the process after `--help` and for values that make no sense.
     pub(crate) fn of_process() -> (Self, Vec<String>) {
-        let (known, unknown) = sort_out(std::env::args_os());
+        let (mut known, mut unknown) = sort_out(std::env::args_os());
+        let (flags, keys) = configured(Path::new(CONFIG));
+        known.splice(1..1, flags);
+        unknown.extend(keys);
         (Self::parse_from(known), unknown)
     }
 
@@ -165,7 +190,13 @@ impl Args {
     }
 
     fn claim_metadata(&self) -> Allowed {
-        let read = |file| domains(std::fs::read_to_string(file).ok().as_deref());
+        let read = |key| {
+            domains(
+                fs::read_to_string(Path::new(CONFIG).join(key))
+                    .ok()
+                    .as_deref(),
+            )
+        };
         Allowed {
             labels: read(LABEL_DOMAINS),
             annotations: (!self.allow_any_claim_annotation).then(|| read(ANNOTATION_DOMAINS)),
@@ -222,6 +253,25 @@ fn domains(file: Option<&str>) -> Vec<String> {
         return vec!["sandbox.users.io".to_owned()];
     }
     domains
+}
+
+/// The flags that the keys of a ConfigMap in `dir` are, and keys that are none. Those that begin with
+/// a dot or an underscore are for people.
+fn configured(dir: &Path) -> (Vec<OsString>, Vec<String>) {
+    let mut flags = Vec::new();
+    let mut unknown = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(['.', '_']) || [LABEL_DOMAINS, ANNOTATION_DOMAINS].contains(&&*name) {
+            continue;
+        }
+        let value = fs::read_to_string(entry.path()).ok();
+        match value.filter(|_| TUNABLE.contains(&&*name)) {
+            Some(value) => flags.push(format!("--{name}={}", value.trim()).into()),
+            None => unknown.push(format!("{name} of the ConfigMap")),
+        }
+    }
+    (flags, unknown)
 }
 
 /// Parts flags that are known from those that are not. Go's flags may have one dash.
@@ -295,6 +345,40 @@ mod tests {
         assert_eq!(args.options().unwrap().pool_grace, Duration::from_secs(90));
         assert_eq!(args.metrics_bind_address, "[::]:9090".parse().ok());
         assert_eq!(args.health_probe_bind_address, None);
+    }
+
+    #[test]
+    fn keys_of_the_config_map_are_flags_that_flags_override() {
+        let dir = tempfile::tempdir().unwrap();
+        for (key, value) in [
+            ("sandbox-warm-pool-readiness-grace-period", "90s\n"),
+            ("disable-sandbox-events", "false"),
+            ("sandbox-concurrent-workers", "7"),
+            ("allow-any-claim-annotation", "true"),
+            ("allowed-label-domains", "a.example"),
+            ("_note", "any"),
+        ] {
+            fs::write(dir.path().join(key), value).unwrap();
+        }
+        let (mut all, unknown) = configured(dir.path());
+        assert_eq!(unknown, ["allow-any-claim-annotation of the ConfigMap"]);
+        all.insert(0, "kiln-controller".into());
+        all.push("--sandbox-concurrent-workers=9".into());
+        let args = Args::try_parse_from(all).unwrap();
+        let options = args.options().unwrap();
+        assert_eq!(options.pool_grace, Duration::from_secs(90));
+        assert!(options.sandbox_events);
+        assert_eq!(args.limits().sandboxes, 9);
+        for flag in TUNABLE {
+            assert!(
+                Args::command()
+                    .get_arguments()
+                    .any(|a| a.get_long() == Some(flag)),
+                "{flag}"
+            );
+        }
+        let nothing = configured(&dir.path().join("missing"));
+        assert_eq!(nothing, (Vec::new(), Vec::new()));
     }
 
     #[test]
