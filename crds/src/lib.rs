@@ -31,8 +31,8 @@ pub use claim::{
 };
 pub use manifest::{Manifest, manifests};
 pub use node::{
-    MOST_CLASSES, NodeClassSpec, NodeClassStatus, NodeTotal, SandboxNode, SandboxNodeSpec,
-    SandboxNodeStatus,
+    MOST_CLASSES, NodeClassSpec, NodeClassStatus, NodeRuntimeWays, NodeTotal, SandboxNode,
+    SandboxNodeSpec, SandboxNodeStatus,
 };
 pub use sandbox::{
     OperatingMode, PodMetadata, PodTemplate, Sandbox, SandboxSpec, SandboxStatus, ShutdownPolicy,

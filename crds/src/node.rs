@@ -57,6 +57,9 @@ pub struct SandboxNodeStatus {
     /// of its runtime.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub runtime_versions: BTreeMap<String, String>,
+    /// How sandboxes of those classes are made and started, by what passed its trial on the node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub runtime_ways: BTreeMap<String, NodeRuntimeWays>,
     /// What it holds, by class and shape.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<NodeClassStatus>,
@@ -67,6 +70,25 @@ pub struct SandboxNodeStatus {
     /// whether its agent has put on the node what Pods of the class need, and if not, why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+/// How sandboxes of a class are made and started on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeRuntimeWays {
+    /// Whether the release of the runtime is one that was tested.
+    #[serde(default)]
+    pub known: bool,
+    /// How sandboxes that were booted ahead are started: ControlSocket, or Command, which takes
+    /// longer.
+    #[serde(default)]
+    pub start: String,
+    /// Whether sandboxes read their root file system from an image, without a gofer.
+    #[serde(default)]
+    pub image: bool,
+    /// Whether a gofer for the first container is made ahead with each sandbox.
+    #[serde(default)]
+    pub gofers: bool,
 }
 
 /// Warm sandboxes of one class and shape that a node holds.

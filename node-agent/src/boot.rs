@@ -309,15 +309,16 @@ impl Booter {
         Ok(())
     }
 
-    /// Starts a container in the slots of a sandbox of `shape`, and destroys both.
-    pub(crate) async fn trial_of_slots(&self, shape: &Shape) -> Result<()> {
+    /// Starts a container in the slots of a sandbox of `shape`, which starts in this `way`, and
+    /// destroys both.
+    pub(crate) async fn trial_of_slots(&self, shape: &Shape, way: StartWay) -> Result<()> {
         let warm = self.boot(shape).await?;
-        let tried = self.try_slots(&warm).await;
+        let tried = self.try_slots(&warm, way).await;
         self.doom(warm.id, Place::Ready).await;
         tried
     }
 
-    async fn try_slots(&self, warm: &Warm) -> Result<()> {
+    async fn try_slots(&self, warm: &Warm, way: StartWay) -> Result<()> {
         let unfit = |words: &str| BootError::Unfit(words.to_owned());
         let sandbox: ContainerId = warm.id.parse()?;
         let id: ContainerId = format!("slots-{sandbox}").parse()?;
@@ -326,7 +327,7 @@ impl Booter {
         let netns = netns::with_link().await;
         let netns = netns.map_err(io_error("make a network namespace"))?;
         self.runtime
-            .start_on_network(&sandbox, netns.as_fd(), StartWay::Control)
+            .start_on_network(&sandbox, netns.as_fd(), way)
             .await?;
         let bundle = self.store.bundle(sandbox.as_str()).join("slots");
         let (dir, rootfs, of) = (bundle.clone(), self.store.rootfs(), sandbox.clone());

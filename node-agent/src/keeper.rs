@@ -16,7 +16,7 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use kiln_agent_api::Shape;
 use runsc_wrapper::{
-    Runsc, StartWay,
+    Release, Runsc, StartWay,
     egress::{Guard, LinkLocal, Mode, check_flags},
     slack,
 };
@@ -35,6 +35,7 @@ use crate::{
     setup::{Runtime, SetupError},
     spec,
     store::{Place, Store},
+    ways::{self, Ways},
 };
 
 /// How long a shim may take from the answer to taking what it got.
@@ -96,7 +97,7 @@ struct Active {
     runtime: Runtime,
     booter: Booter,
     version: String,
-    way: StartWay,
+    ways: Ways,
 }
 
 /// Whether packets of Pods to link-local and metadata addresses are dropped on this node.
@@ -110,27 +111,6 @@ pub(crate) enum Guarding {
     Off,
     /// They should be and cannot, for this reason.
     Fails(String),
-}
-
-/// Finds the best way that works, where the runtime is one for which `known` might.
-async fn best_way(
-    booter: Booter,
-    shape: &Shape,
-    known: StartWay,
-) -> Result<(Booter, StartWay), BootError> {
-    let image = booter.clone().with_image();
-    let mut ways = vec![(image.clone(), known)];
-    if known != StartWay::Command {
-        ways.push((image, StartWay::Command));
-    }
-    for (booter, way) in ways {
-        match booter.trial(shape, way).await {
-            Ok(()) => return Ok((booter, way)),
-            Err(e) => warn!("adoption from an image, way {way:?}: {e}"),
-        }
-    }
-    booter.trial(shape, StartWay::Command).await?;
-    Ok((booter, StartWay::Command))
 }
 
 /// What one look at the pool says should be done.
@@ -323,9 +303,10 @@ impl Keeper {
         u64::try_from(self.metrics.held.get()).unwrap_or_default()
     }
 
-    /// Version of the runtime, where it is in use.
-    pub(crate) fn version(&self) -> Option<String> {
-        self.state().active.as_ref().map(|a| a.version.clone())
+    /// Version of the runtime and how its sandboxes are made, where it is in use.
+    pub(crate) fn runtime(&self) -> Option<(String, Ways)> {
+        let state = self.state();
+        state.active.as_ref().map(|a| (a.version.clone(), a.ways))
     }
 
     /// Keeps the node's warm sandboxes, for ever.
@@ -486,8 +467,9 @@ impl Keeper {
         self.try_guard(&runtime).await;
         match self.take_up(runtime).await {
             Ok(active) => {
-                info!("sandboxes can be adopted, way: {:?}", active.way);
+                info!("sandboxes can be adopted, way: {:?}", active.ways);
                 self.metrics.usable.set(1);
+                self.metrics.set_runtime(&active.version, active.ways);
                 // Once only: after a runtime that did not work for a while, those are its own.
                 if !std::mem::replace(&mut self.state().recovered, true) {
                     self.recover(&active).await;
@@ -533,6 +515,7 @@ impl Keeper {
         state.problem = words;
         state.active = None;
         self.metrics.usable.set(0);
+        self.metrics.no_runtime();
     }
 
     /// Takes containerd's limits, which a sandbox that starts cold has.
@@ -566,21 +549,16 @@ impl Keeper {
         };
         let version = booter.version().await?;
         let shape = runtime.shape(&blank)?;
-        let known = runsc_wrapper::known(&version, &runtime.config.flags);
-        let (mut booter, way) = best_way(booter, &shape, known).await?;
-        let flags = &runtime.config.flags;
-        if way == StartWay::Control && runsc_wrapper::known_slots(&version, flags) {
-            let slotted = booter.clone().with_slots().await?;
-            match slotted.trial_of_slots(&shape).await {
-                Ok(()) => booter = slotted,
-                Err(e) => warn!("containers are made by command: {e}"),
-            }
+        let release = Release::of(&version, &runtime.config.flags);
+        if !release.is_known {
+            info!("{version} is not among the releases of runsc that are known");
         }
+        let (booter, ways) = ways::find(booter, &shape, &release).await?;
         let active = Active {
             runtime,
             booter,
             version,
-            way,
+            ways,
         };
         let mut state = self.state();
         state.active = Some(active.clone());
@@ -592,8 +570,8 @@ impl Keeper {
     /// How sandboxes that are handed out now are to be started.
     pub(crate) fn start_way(&self) -> StartWay {
         let state = self.state();
-        let way = state.active.as_ref().map(|active| active.way);
-        way.unwrap_or(StartWay::Command)
+        let ways = state.active.as_ref().map(|active| active.ways);
+        ways.map_or(StartWay::Command, |ways| ways.start)
     }
 
     fn booter(&self, runtime: &Runtime) -> Booter {

@@ -3,7 +3,7 @@
 //! The node in the cluster: what it should hold is read from its `SandboxNode`, and what it holds
 //! is written there.
 
-use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -12,7 +12,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use kiln_agent_api::Shape;
-use kiln_crds::{NodeClassSpec, NodeClassStatus, NodeTotal, SandboxNode, SandboxNodeStatus, keys};
+use kiln_crds::{
+    NodeClassSpec, NodeClassStatus, NodeRuntimeWays, NodeTotal, SandboxNode, SandboxNodeStatus,
+    keys,
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
@@ -27,6 +30,7 @@ use crate::{
     keeper::{Guarding, Keeper},
     pool::Counts,
     presence::{Presence, State},
+    ways::Ways,
 };
 
 /// Who writes.
@@ -231,7 +235,7 @@ fn label_of(state: &State) -> Option<Value> {
 
 /// What the keeper holds, without the time.
 fn status(keeper: &Keeper, last: Option<&SandboxNodeStatus>) -> SandboxNodeStatus {
-    let (held, version) = (keeper.held(), keeper.version());
+    let (held, runtime) = (keeper.held(), keeper.runtime());
     let name = keeper.class().to_owned();
     let overhead = keeper.overhead();
     let guarding = keeper.guarding();
@@ -251,12 +255,12 @@ fn status(keeper: &Keeper, last: Option<&SandboxNodeStatus>) -> SandboxNodeStatu
                 ..class_status(&name, overhead, shape, &counts)
             })
             .collect();
-        let version = version.filter(|_| problem.is_empty());
+        let runtime = runtime.filter(|_| problem.is_empty());
+        let ways = runtime.as_ref().map(|(_, ways)| runtime_ways(*ways));
         SandboxNodeStatus {
             heartbeat: None,
-            runtime_versions: version
-                .map(|v| BTreeMap::from([(name, v)]))
-                .unwrap_or_default(),
+            runtime_ways: ways.map(|w| (name.clone(), w)).into_iter().collect(),
+            runtime_versions: runtime.map(|(v, _)| (name, v)).into_iter().collect(),
             // Also where it holds none of any class yet.
             total: Some(NodeTotal {
                 room: small(pool.room()),
@@ -266,6 +270,15 @@ fn status(keeper: &Keeper, last: Option<&SandboxNodeStatus>) -> SandboxNodeStatu
             conditions: vec![ready(problem, last), guarded(&guarding, last)],
         }
     })
+}
+
+fn runtime_ways(ways: Ways) -> NodeRuntimeWays {
+    NodeRuntimeWays {
+        known: ways.is_known,
+        start: ways.start_name().to_owned(),
+        image: ways.image,
+        gofers: ways.gofers,
+    }
 }
 
 /// What is said of the sandboxes of one shape, but for what all shapes share.

@@ -25,3 +25,4 @@ pub mod service;
 mod setup;
 mod spec;
 mod store;
+mod ways;

@@ -13,7 +13,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::pool::{Miss, Pool, Recent};
+use crate::{
+    pool::{Miss, Pool, Recent},
+    ways::Ways,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Class {
@@ -23,6 +26,15 @@ struct Class {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuntimeLabels {
+    version: String,
+    known: String,
+    start: &'static str,
+    image: String,
+    gofers: String,
 }
 
 /// What the agent counts.
@@ -41,6 +53,7 @@ pub(crate) struct Metrics {
     adoptions: Mutex<Recent>,
     pub(crate) held: Gauge,
     pub(crate) usable: Gauge,
+    runtime: Family<RuntimeLabels, Gauge>,
     pub(crate) guards: Gauge,
     pub(crate) dropped: Counter,
     pub(crate) unguarded: Counter,
@@ -65,6 +78,7 @@ impl Metrics {
             adoptions: Mutex::default(),
             held: Gauge::default(),
             usable: Gauge::default(),
+            runtime: Family::default(),
             guards: Gauge::default(),
             dropped: Counter::default(),
             unguarded: Counter::default(),
@@ -132,6 +146,11 @@ impl Metrics {
         r.register_with_unit("warm_held", "Memory of warm sandboxes", Unit::Bytes, held);
         let usable = self.usable.clone();
         r.register("warm_usable", "1 if the runtime passed its trial", usable);
+        r.register(
+            "runtime",
+            "1 for the runtime in use, with how its sandboxes are made",
+            self.runtime.clone(),
+        );
         self.register_guard(r);
     }
 
@@ -151,6 +170,24 @@ impl Metrics {
             "Pods whose packets to link-local and metadata addresses are not dropped",
             self.unguarded.clone(),
         );
+    }
+
+    /// Notes which runtime is in use.
+    pub(crate) fn set_runtime(&self, version: &str, ways: Ways) {
+        self.no_runtime();
+        let labels = RuntimeLabels {
+            version: version.to_owned(),
+            known: ways.is_known.to_string(),
+            start: ways.start_name(),
+            image: ways.image.to_string(),
+            gofers: ways.gofers.to_string(),
+        };
+        self.runtime.get_or_create(&labels).set(1);
+    }
+
+    /// Notes that no runtime is in use.
+    pub(crate) fn no_runtime(&self) {
+        self.runtime.clear();
     }
 
     /// Counts an adoption, and how long it took.

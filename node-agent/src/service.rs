@@ -21,10 +21,10 @@ use kiln_agent_api::{
     api::{
         AcquireRequest, AcquireResponse, AdoptedRequest, AdoptedResponse, Agent, ClassReport,
         GuardedRequest, GuardedResponse, ReleaseRequest, ReleaseResponse, ReportRequest,
-        ReportResponse, Warm, create_agent,
+        ReportResponse, RuntimeReport, Warm, create_agent,
     },
 };
-use runsc_wrapper::{ContainerId, StartWay};
+use runsc_wrapper::ContainerId;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     net::{UnixListener, UnixStream},
@@ -34,7 +34,7 @@ use tokio::{
 use tracing::{info, warn};
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
 
-use crate::{boot::blocking, fs::remove_file_if_there, keeper::Keeper, pool::Miss};
+use crate::{boot::blocking, fs::remove_file_if_there, keeper::Keeper, pool::Miss, ways::Ways};
 
 /// Calls that are worked on at a time; more are answered with a miss at once, so that a flood
 /// delays nobody.
@@ -260,7 +260,7 @@ impl Agent for Service {
                     file: file.to_string_lossy().into_owned(),
                     cgroup: self.keeper.cgroup_of(&id),
                     has_slots: self.keeper.gofers.has(&id),
-                    by_control_socket: self.keeper.start_way() == StartWay::Control,
+                    network_call: self.keeper.start_way().method().to_owned(),
                     id,
                     pid,
                     ..Warm::default()
@@ -341,6 +341,7 @@ pub(crate) fn report(keeper: &Keeper) -> ReportResponse {
             });
         }
     });
+    report.runtime = keeper.runtime().map(runtime).into();
     report.held_bytes = keeper.held();
     report.failed = keeper.metrics.released.get();
     report.link_local_dropped = keeper.metrics.dropped.get();
@@ -349,6 +350,17 @@ pub(crate) fn report(keeper: &Keeper) -> ReportResponse {
     report.missed = Miss::ALL.map(missed).into();
     report.adoption_milliseconds = milliseconds(keeper.metrics.adoption_time());
     report
+}
+
+fn runtime((version, ways): (String, Ways)) -> RuntimeReport {
+    RuntimeReport {
+        version,
+        known: ways.is_known,
+        start: ways.start_name().to_owned(),
+        image: ways.image,
+        gofers: ways.gofers,
+        ..RuntimeReport::default()
+    }
 }
 
 fn milliseconds(time: Option<Duration>) -> u64 {

@@ -26,6 +26,7 @@ mod id;
 mod interrupt;
 mod network;
 pub mod reap;
+mod releases;
 mod runc;
 mod runsc;
 mod sandbox;
@@ -45,10 +46,11 @@ use async_trait::async_trait;
 pub use config::{Config, RuntimeKind};
 pub use error::{Result, RuntimeError};
 pub use id::{ContainerId, InvalidId};
-pub use network::{StartWay, in_netns, known};
+pub use network::in_netns;
+pub use releases::{Forms, NetworkCall, Release, StartWay};
 pub use runc::Runc;
 pub use runsc::Runsc;
-pub use slots::{PutInPlace, Slots, known_slots};
+pub use slots::{PutInPlace, Slots};
 pub use types::{
     CheckpointOpts, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, KillTarget, NetworkInterface,
     Process, Stats, Status, Stdio,

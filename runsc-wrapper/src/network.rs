@@ -7,8 +7,8 @@
 //! `runsc/sandbox/network.go`). The same is done here without a process, and in another order:
 //! the host's side keeps its addresses until the sentry has said yes.
 //!
-//! The call's arguments belong to the release ([`known`]), and a network that is not plain is
-//! left to the command.
+//! The call belongs to the release ([`Release`](crate::Release)), and a network that is not plain
+//! is left to the command.
 
 mod links;
 mod netlink;
@@ -22,18 +22,18 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::control::{Client, ControlError};
+use crate::{
+    NetworkCall,
+    control::{Client, ControlError},
+};
 
 use netlink::{Address, Netlink};
 
 pub(crate) use links::Links;
 
-/// Releases whose `Network.CreateLinksAndRoutes` takes what [`Links`] is, by their date (gVisor
-/// `runsc/boot/network.go`): the first and the last.
-const RELEASES: (u32, u32) = (20_260_201, 20_260_331);
-
 /// Flags of runsc that change what it does about a network.
-const NETWORK_FLAGS: [&str; 15] = [
+const NETWORK_FLAGS: [&str; 18] = [
+    "allow-connected-on-save",
     "gso",
     "gvisor-gro",
     "log-packets",
@@ -44,6 +44,8 @@ const NETWORK_FLAGS: [&str; 15] = [
     "pcap-log",
     "plugin-network",
     "qdisc",
+    "qdisc-tbf-burst",
+    "qdisc-tbf-rate",
     "reproduce-nat",
     "reproduce-nftables",
     "rx-checksum-offload",
@@ -54,28 +56,10 @@ const NETWORK_FLAGS: [&str; 15] = [
 /// Flags of runsc that have a sandbox send by AF_XDP, under the names that releases give them.
 pub(crate) const XDP_FLAGS: [&str; 2] = ["EXPERIMENTAL-xdp", "xdp"];
 
-/// How a sandbox that was booted ahead is given its network and started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StartWay {
-    /// By the runtime's own command: any release.
-    Command,
-    /// Over the sentry's control socket, which costs no process: releases that are known.
-    Control,
-}
-
-/// The best way for a runsc of `version` (as its features say, `release-20260224.0`) that runs
-/// with `flags`. Whoever relies on it has tried it out before.
-#[must_use]
-pub fn known(version: &str, flags: &BTreeMap<String, String>) -> StartWay {
-    let date = version
-        .strip_prefix("release-")
-        .and_then(|rest| rest.get(..8)?.parse().ok());
+/// Whether runsc does about a network with these flags what is done here.
+pub(crate) fn has_plain_network(flags: &BTreeMap<String, String>) -> bool {
     let mut changes = NETWORK_FLAGS.iter().chain(&XDP_FLAGS);
-    let is_plain = !changes.any(|flag| flags.contains_key(*flag));
-    match date {
-        Some(date) if is_plain && (RELEASES.0..=RELEASES.1).contains(&date) => StartWay::Control,
-        _ => StartWay::Command,
-    }
+    !changes.any(|flag| flags.contains_key(*flag))
 }
 
 /// Does `work` in the network namespace `netns`. Blocks.
@@ -131,15 +115,17 @@ impl Network {
         })
     }
 
-    /// Gives it to the sandbox of `client`.
+    /// Gives it to the sandbox of `client` by this call.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub(crate) async fn give(&self, client: &Client) -> Result<(), ControlError> {
+    pub(crate) async fn give(
+        &self,
+        client: &Client,
+        call: NetworkCall,
+    ) -> Result<(), ControlError> {
         let sockets: Vec<_> = self.sockets.iter().map(AsFd::as_fd).collect();
-        client
-            .order("Network.CreateLinksAndRoutes", &self.links, &sockets)
-            .await
+        client.order(call.method(), &self.links, &sockets).await
     }
 
     /// Takes the addresses away from the host's side, which would answer for them. Blocks.
@@ -151,30 +137,5 @@ impl Network {
         addresses
             .into_iter()
             .try_for_each(|address| self.netlink.remove(address))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_release_is_known_by_its_date_and_plain_flags() {
-        let none = BTreeMap::new();
-        for (version, way) in [
-            ("release-20260224.0", StartWay::Control),
-            ("release-20260224-573d5e7127a8", StartWay::Control),
-            ("release-20240729.0", StartWay::Command),
-            ("release-20260801.0", StartWay::Command),
-            ("release-2026", StartWay::Command),
-            ("0.0~20260224.0", StartWay::Command),
-            ("", StartWay::Command),
-        ] {
-            assert_eq!(known(version, &none), way, "{version}");
-        }
-        let flags = |name: &str| BTreeMap::from([(name.to_owned(), "x".to_owned())]);
-        let of = |name| known("release-20260224.0", &flags(name));
-        assert_eq!(of("platform"), StartWay::Control);
-        assert_eq!(of("qdisc"), StartWay::Command);
     }
 }

@@ -229,11 +229,7 @@ impl Handed {
             pid: warm.pid,
             file: PathBuf::from(&warm.file),
             cgroup: sandbox.cgroup.beside(&warm.cgroup)?,
-            way: if warm.by_control_socket {
-                StartWay::Control
-            } else {
-                StartWay::Command
-            },
+            way: StartWay::by_method(&warm.network_call),
             slots: warm.has_slots.then(|| slots_socket(socket)),
             netns,
         })

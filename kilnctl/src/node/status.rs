@@ -5,7 +5,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use kiln_agent_api::{Agent, api::ReportResponse};
+use kiln_agent_api::{
+    Agent,
+    api::{ReportResponse, RuntimeReport},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -67,10 +70,32 @@ fn text(report: &ReportResponse) -> String {
         report.link_local_dropped,
         report.link_local_unguarded,
     ));
+    if let Some(runtime) = report.runtime.as_ref() {
+        text.push_str(&ways(runtime));
+    }
     if !report.problem.is_empty() {
         text.push_str(&format!("no warm sandboxes: {}\n", report.problem));
     }
     text
+}
+
+/// The runtime, and how its sandboxes are made.
+fn ways(runtime: &RuntimeReport) -> String {
+    let known = match runtime.known {
+        true => "known",
+        false => "not among those that are known",
+    };
+    let start = match runtime.start.as_str() {
+        "ControlSocket" => "over the control socket",
+        _ => "by command",
+    };
+    let no = |has: bool| if has { "" } else { "no " };
+    format!(
+        "runtime: {} ({known}); sandboxes start {start}, {}image for their root file system, {}gofer made ahead\n",
+        runtime.version,
+        no(runtime.image),
+        no(runtime.gofers),
+    )
 }
 
 fn as_json(report: &ReportResponse) -> Value {
@@ -81,7 +106,14 @@ fn as_json(report: &ReportResponse) -> Value {
             "bootMilliseconds": c.boot_milliseconds,
         })
     });
+    let runtime = report.runtime.as_ref().map(|r| {
+        json!({
+            "version": r.version, "known": r.known, "start": r.start, "image": r.image,
+            "gofers": r.gofers,
+        })
+    });
     json!({
+        "runtime": runtime,
         "classes": classes.collect::<Vec<_>>(), "problem": report.problem,
         "heldBytes": report.held_bytes, "failedAdoptions": report.failed, "missed": report.missed,
         "adoptionMilliseconds": report.adoption_milliseconds,
@@ -111,6 +143,13 @@ mod tests {
             missed: [("empty".to_owned(), 3)].into(),
             link_local_dropped: 4,
             problem: "no runsc".to_owned(),
+            runtime: Some(RuntimeReport {
+                version: "release-1".to_owned(),
+                start: "ControlSocket".to_owned(),
+                image: true,
+                ..RuntimeReport::default()
+            })
+            .into(),
             ..ReportResponse::default()
         };
         let text = text(&report);
@@ -121,11 +160,14 @@ mod tests {
             "none: 3 (3 empty)",
             "4 dropped",
             "no warm sandboxes: no runsc",
+            "release-1 (not among those that are known); sandboxes start over the control socket, \
+             image for their root file system, no gofer made ahead",
         ] {
             assert!(text.contains(words), "{words} in {text}");
         }
         let json = as_json(&report);
         assert_eq!(json["classes"][0]["bootMilliseconds"], 180);
         assert_eq!(json["missed"]["empty"], 3);
+        assert_eq!(json["runtime"]["start"], "ControlSocket");
     }
 }

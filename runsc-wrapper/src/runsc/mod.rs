@@ -30,11 +30,11 @@ use tokio::sync::watch;
 
 use crate::{
     CheckpointOpts, Config, ContainerId, CreateOpts, Exec, ExecOpts, ExitFuture, KillTarget,
-    Process, Result, Runtime, RuntimeError, Stats, Status, Stdio,
+    NetworkCall, Process, Result, Runtime, RuntimeError, StartWay, Stats, Status, Stdio,
     cli::{self, Cli},
     command::Cover,
     control::{ControlError, RuntimeState, Target},
-    network::{Network, StartWay},
+    network::Network,
     reap,
     sandbox::{Answer, Paused, Sandbox},
     slots::{PutInPlace, Slots, member::Member},
@@ -43,6 +43,9 @@ use crate::{
 
 /// How long a killed sandbox may take to end before `delete` is left to deal with it.
 const SANDBOX_END: Duration = Duration::from_secs(5);
+
+/// Annotation of a runtime's features that has its version.
+const VERSION: &str = "dev.gvisor.version";
 
 /// Exit status in errors that no command has reported.
 const NO_STATUS: i32 = 255;
@@ -182,6 +185,7 @@ impl Runsc {
         &self,
         container: &Arc<Container>,
         netns: BorrowedFd<'_>,
+        call: NetworkCall,
     ) -> Result<bool> {
         let id = container.id.clone();
         let failed = |e: io::Error| cli::io_error(&format!("start {id} on its network"), e);
@@ -197,7 +201,7 @@ impl Runsc {
                 return Ok(false);
             }
         };
-        network.give(&client).await.map_err(refused)?;
+        network.give(&client, call).await.map_err(refused)?;
         blocking(move || network.take_addresses())
             .await
             .map_err(failed)?;
@@ -243,7 +247,7 @@ impl Runsc {
         Ok(serde_json::json!({
             "ociVersionMin": "1.0.0",
             "ociVersionMax": spec.trim(),
-            "annotations": { "dev.gvisor.version": version.unwrap_or_default().trim() },
+            "annotations": { VERSION: version.unwrap_or_default().trim() },
         }))
     }
 }
@@ -366,7 +370,11 @@ impl Runtime for Runsc {
         way: StartWay,
     ) -> Result<()> {
         let container = self.container("start", id)?;
-        if way == StartWay::Command || !self.start_by_socket(&container, netns).await? {
+        let is_started = match way {
+            StartWay::Command => false,
+            StartWay::Control(call) => self.start_by_socket(&container, netns, call).await?,
+        };
+        if !is_started {
             self.start_covered(&container, netns).await?;
         }
         container.started.send_replace(true);
@@ -652,13 +660,19 @@ impl Runtime for Runsc {
     }
 
     async fn features(&self) -> Result<serde_json::Value> {
-        match self.cli.features().await {
+        let mut features = match self.cli.features().await {
             // Releases before the summer of 2026 have no such command.
             Err(RuntimeError::Unsupported { .. } | RuntimeError::BadAnswer { .. }) => {
-                self.features_by_version().await
+                return self.features_by_version().await;
             }
-            other => other,
+            other => other?,
+        };
+        // It does not say which release it is.
+        if features["annotations"][VERSION].is_null() {
+            let own = self.features_by_version().await?;
+            features["annotations"][VERSION] = own["annotations"][VERSION].clone();
         }
+        Ok(features)
     }
 }
 

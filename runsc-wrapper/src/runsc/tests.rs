@@ -165,7 +165,7 @@ fn exec_opts(stage: &Stage) -> ExecOpts {
 #[tokio::test]
 async fn command_lines_are_what_runsc_expects() {
     let stage = Stage::new(
-        "case $op in state) echo '{\"status\":\"running\"}';; ps) echo '[1,2]';; events) echo '{\"data\":{}}';; features) echo '{}';; esac",
+        "case $op in state) echo '{\"status\":\"running\"}';; ps) echo '[1,2]';; events) echo '{\"data\":{}}';; features) echo '{\"annotations\":{\"dev.gvisor.version\":\"v\"}}';; esac",
     );
     let runsc = stage.runsc_with("control_socket = false");
     let c = id("c");
@@ -220,6 +220,16 @@ async fn command_lines_are_what_runsc_expects() {
             .await
             .is_err()
     );
+}
+
+#[tokio::test]
+async fn features_that_name_no_release_get_it_from_the_version() {
+    let stage = Stage::new(
+        "case $op in features) echo '{\"ociVersionMax\":\"1.2.1\"}';; *) echo 'runsc version release-1';; esac",
+    );
+    let features = stage.runsc().features().await.unwrap();
+    assert_eq!(features["ociVersionMax"], "1.2.1");
+    assert_eq!(features["annotations"][VERSION], "release-1");
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@
 //! `StartSubcontainer`). What runsc would write down of the container is written here
 //! (`member.rs`), so that its other commands find it.
 //!
-//! The call's arguments belong to the release ([`known_slots`]). A container that needs more than
+//! The call's arguments belong to the release ([`Release`](crate::Release)). A container that needs more than
 //! there is, and whatever fails before the sentry has begun with it, is left to the commands.
 
 pub(crate) mod member;
@@ -33,7 +33,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use crate::{Config, ContainerId, StartWay, known, reap::pidfd_open};
+use crate::{Config, ContainerId, reap::pidfd_open};
 
 use member::Upper;
 use spawn::{Program, Users, Waiting};
@@ -225,13 +225,10 @@ fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
     )
 }
 
-/// Whether containers can be started in slots by a runsc of `version` (as its features say) that
-/// runs with `flags`. Whoever relies on it has tried it out before.
-#[must_use]
-pub fn known_slots(version: &str, flags: &BTreeMap<String, String>) -> bool {
+/// Whether a container is with these flags what is understood here.
+pub(crate) fn has_plain_files(flags: &BTreeMap<String, String>) -> bool {
     let host_uds = flags.get("host-uds").is_none_or(|uds| uds == "none");
-    known(version, flags) == StartWay::Control
-        && flags.keys().all(|flag| FLAGS.contains(&flag.as_str()))
+    flags.keys().all(|flag| FLAGS.contains(&flag.as_str()))
         && host_uds
         && Upper::of(flags).is_some()
 }
@@ -248,12 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_for_known_releases_with_plain_flags() {
-        let known = |version: &str, flags: &[(&str, &str)]| {
-            let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
-            known_slots(version, &flags.iter().map(own).collect())
-        };
-        let ours = "release-20260224.0";
+    fn slots_are_for_flags_that_are_understood() {
         for (flags, expected) in [
             (&[][..], true),
             (&[("host-uds", "none"), ("net-raw", "false")], true),
@@ -265,9 +257,10 @@ mod tests {
             (&[("debug-log", "/tmp/")], false),
             (&[("network", "host")], false),
         ] {
-            assert_eq!(known(ours, flags), expected, "{flags:?}");
+            let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
+            let map = flags.iter().map(own).collect();
+            assert_eq!(has_plain_files(&map), expected, "{flags:?}");
         }
-        assert!(!known("release-20260801.0", &[]));
     }
 
     #[test]
