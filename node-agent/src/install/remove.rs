@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::mount::{MntFlags, umount2};
+
 use super::{
     Done, Error, RUNSC, Run, SHIM,
     containerd::Containerd,
@@ -16,6 +18,10 @@ use super::{
     wire::{Own, dump_of},
 };
 use crate::{config::Config, exec_dir, fs::remove_dir_if_there};
+
+/// Where a runsc of the summer of 2026 or newer keeps the empty network namespace of its gofers
+/// (gVisor `runsc/specutils/namespace.go`, `NullNetNSFilename`).
+const GOFERS_NETNS: &str = "null-netns";
 
 /// Takes it away, unless Pods run by it: without their handler, containerd would no more exec in
 /// them or start their containers anew. Then nothing is changed, and their number is returned.
@@ -62,7 +68,7 @@ pub async fn uninstall(config: &Config) -> Result<Done, Error> {
 fn remove_empty(config: &Config, install: &super::Install) -> Result<(), Error> {
     let states = fs::read_dir(&install.runtime_root).into_iter().flatten();
     for namespace in states.flatten() {
-        fs::remove_dir(namespace.path()).ok();
+        remove_state(&namespace.path());
     }
     let of_config = config.runtime_config.parent();
     let dirs = [
@@ -76,6 +82,18 @@ fn remove_empty(config: &Config, install: &super::Install) -> Result<(), Error> 
     let exec_dir = exec_dir::of(&config.state);
     exec_dir::unmount(&config.state).map_err(Error::at("unmount", &exec_dir))?;
     remove_dir_if_there(&config.state).map_err(Error::at("remove", &config.state))
+}
+
+/// Removes the runtime's state of one namespace of containerd, where no container is left of it.
+fn remove_state(dir: &Path) {
+    let names = || fs::read_dir(dir).into_iter().flatten().flatten();
+    if names().all(|entry| entry.file_name() == GOFERS_NETNS) {
+        let netns = dir.join(GOFERS_NETNS);
+        // Several lie on each other where sandboxes have started at the same time.
+        while umount2(&netns, MntFlags::MNT_DETACH).is_ok() {}
+        fs::remove_file(netns).ok();
+    }
+    fs::remove_dir(dir).ok();
 }
 
 /// Takes the handler out of containerd's files, and starts it anew without.
@@ -141,7 +159,7 @@ impl Run<'_> {
 
 #[cfg(test)]
 mod tests {
-    use nix::mount::MsFlags;
+    use nix::mount::{MsFlags, mount};
 
     use super::{super::Install, *};
     use crate::exec_dir::tests::on_a_tmpfs;
@@ -165,6 +183,28 @@ mod tests {
             };
             remove_empty(&config, &install).unwrap();
             assert!(!config.state.exists());
+        });
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn the_network_of_gofers_goes_with_the_last_container() {
+        on_a_tmpfs(MsFlags::empty(), |dir| {
+            let state = dir.join("k8s.io");
+            fs::create_dir_all(&state).unwrap();
+            let (netns, container) = (state.join(GOFERS_NETNS), state.join("a.state"));
+            for file in [&netns, &container] {
+                fs::write(file, "").unwrap();
+            }
+            let own = Some("/proc/self/ns/net");
+            for _ in 0..2 {
+                mount(own, &netns, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+            }
+            remove_state(&state);
+            assert!(netns.exists() && container.exists());
+            fs::remove_file(container).unwrap();
+            remove_state(&state);
+            assert!(!state.exists());
         });
     }
 
