@@ -2,9 +2,9 @@
 
 //! How late the timers of a sandbox may be.
 //!
-//! A sentry of platform systrap wakes up every 400 µs as long as it lives (gVisor
-//! `pkg/sentry/platform/systrap/metrics.go`, `controlFastPath`): one that does nothing took 4 % of
-//! a CPU where this was measured. With more slack the kernel lets its timers come later and
+//! A sentry of platform systrap of a release before the summer of 2026 wakes up every 400 µs as
+//! long as it lives (gVisor `pkg/sentry/platform/systrap/metrics.go`, `controlFastPath`): one that
+//! does nothing took 4 % of a CPU where this was measured. With more slack the kernel lets its timers come later and
 //! together (prctl(2), `PR_SET_TIMERSLACK`). What comes by a socket is taken at once, as before.
 
 use std::{collections::BTreeSet, fs, io, time::Duration};

@@ -49,32 +49,35 @@ on_debian() { grep -qs '^ID=debian$' /etc/os-release; }
 # build_NAME makes component NAME in $out, laid out as in $cache; $work is scratch space.
 
 build_runsc() {
-  own_module gvisor gvisor.dev/gvisor
-  # With its system call filters compiled, as a release has them: gvisor/precompile.go.
-  cp "$here/gvisor/precompile.go" .
-  go run . library/runsc/boot/filter/filter_precompiled.go >filter
-  mv filter library/runsc/boot/filter/filter_precompiled.go
-  compile "$work" "$(runsc_stamp)" gvisor.dev/gvisor/runsc
+  runsc_of gvisor
+}
+
+# The release before, which has other forms of what Kiln does without commands:
+# runsc-wrapper/src/releases.toml.
+build_runsc-2026-02() {
+  runsc_of gvisor-2026-02
+  mv "$out/bin/runsc" "$out/bin/runsc-2026-02"
 }
 
 # For the images of other machines. Filters can be compiled only where they are for, so each sentry
 # compiles its own.
 build_runsc-arm64() {
-  GOARCH=arm64 compile gvisor "$(runsc_stamp)" gvisor.dev/gvisor/runsc
+  GOARCH=arm64 compile gvisor "$(runsc_stamp gvisor)" gvisor.dev/gvisor/runsc
   mkdir "$out/arm64"
   mv "$out/bin/runsc" "$out/arm64/"
 }
 
+# runsc_stamp DIR
 runsc_stamp() {
   local module=gvisor.dev/gvisor version
-  version=$(module_version gvisor $module) # v0.0.0-DATE…-COMMIT
+  version=$(module_version "$1" $module) # v0.0.0-DATE…-COMMIT
   version=$(sed -E 's/.*-([0-9]{8})[0-9]*-/release-\1-/' <<<"$version")
   printf '%s' "-X $module/runsc/version.version=$version"
 }
 
 # The shim that Kiln is measured against, of the same gVisor. oom-score.patch says why it needs a patch.
 build_containerd-shim-runsc-v1() {
-  local library=github.com/containerd/containerd
+  local library=github.com/containerd/containerd/v2
   own_module gvisor "$library"
   # The ceiling keeps git from applying the patch to a repository that the cache may lie in.
   GIT_CEILING_DIRECTORIES=$work git -C library apply "$here/gvisor/oom-score.patch"
@@ -213,6 +216,16 @@ build_python-clients() {
 
 # --- tools of the builds -------------------------------------------------------------------------------
 
+# runsc_of DIR: builds the runsc that DIR/go.mod pins, with its system call filters compiled, as a
+# release has them: gvisor/precompile.go.
+runsc_of() {
+  own_module "$1" gvisor.dev/gvisor
+  cp "$here/gvisor/precompile.go" .
+  go run . library/runsc/boot/filter/filter_precompiled.go >filter
+  mv filter library/runsc/boot/filter/filter_precompiled.go
+  compile "$work" "$(runsc_stamp "$1")" gvisor.dev/gvisor/runsc
+}
+
 # compile DIR LDFLAGS ARGS…: go build of the packages in ARGS, stripped, into $out/bin. DIR (here or
 # absolute) has the go.mod.
 compile() {
@@ -233,7 +246,7 @@ own_module() {
 
 # module_version DIR MODULE: what DIR/go.mod pins.
 module_version() {
-  awk -v module="$2" '$1 == module { print $2 }' "$here/$1/go.mod"
+  awk -v module="$2" '$1 == "require" { $1 = ""; $0 = $0 } $1 == module { print $2 }' "$here/$1/go.mod"
 }
 
 # apt OPTION…: an apt tool with sources and lists of its own; the machine's stay as they are.
@@ -404,10 +417,11 @@ lock() {
 
 unlock() { exec 9>&-; }
 
-# key COMPONENT FILE…: the hash of a component's build function, the Go flags, and its input files.
+# key COMPONENT FILE…: the hash of a component's build functions, the Go flags, and its input files.
 key() {
   {
     declare -f "build_$1" compile
+    [[ $1 != runsc* ]] || declare -f runsc_of runsc_stamp module_version
     echo "$GOFLAGS"
     cat "${@:2}"
   } | sha256sum | cut -c1-12
@@ -478,7 +492,7 @@ main() {
     relock
     return
   fi
-  local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest kubernetes helm python-clients runsc-2024 containerd-1.7 containerd-2.1'
+  local all='runsc containerd cni busybox python-rootfs crictl runc containerd-shim-runsc-v1 critest kubernetes helm python-clients runsc-2024 runsc-2026-02 containerd-1.7 containerd-2.1'
   if ! on_debian; then
     say "not a Debian: python-rootfs and runsc-2024 are left out, runc and busybox are the machine's"
     all=${all/python-rootfs /} all=${all/ runsc-2024/}
@@ -506,6 +520,7 @@ main() {
   component helm 120 helm/go.{mod,sum}
   component python-clients 30 python-clients/{requirements,0.4.6,0.5.6,1.0.8}.txt
   component runsc-2024 10 debian.lock
+  component runsc-2026-02 120 gvisor-2026-02/go.{mod,sum} gvisor/precompile.go
   component containerd-1.7 90 containerd-1.7/go.{mod,sum}
   component containerd-2.1 90 containerd-2.1/go.{mod,sum}
   component runsc-arm64 90 gvisor/go.{mod,sum}

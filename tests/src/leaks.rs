@@ -53,7 +53,8 @@ impl Snapshot {
                 snapshot.add("process", format!("{} ({})", p.argv, p.program()));
             }
         }
-        for point in mounts::below(scope.dir)? {
+        let points = mounts::below(scope.dir)?;
+        for point in points.iter().filter(|p| !is_kept(p)) {
             snapshot.add("mount", point.display().to_string());
         }
         for dir in scope.cgroup.dirs() {
@@ -78,7 +79,7 @@ impl Snapshot {
     fn walk(&mut self, dir: &Path) {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let path = entry.path();
-            if is_forgotten_bundle(&path) {
+            if is_forgotten_bundle(&path) || is_kept(&path) {
                 continue;
             }
             let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
@@ -170,6 +171,12 @@ pub fn remove_scratch(bundles: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// runsc makes one network namespace for the gofers of all sandboxes, and keeps it (gVisor
+/// `runsc/container/null_netns.go`).
+fn is_kept(path: &Path) -> bool {
+    path.ends_with("null-netns")
 }
 
 /// containerd's CRI plugin makes ids of 64 hexadecimal digits.

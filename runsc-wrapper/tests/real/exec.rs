@@ -20,7 +20,7 @@ use crate::{
     world::{Flavor, World, end_of, piped, until},
 };
 
-for_flavors! { [Runsc RunscCli Runsc2024 Runc]:
+for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024 Runc]:
     codes_and_output_come_back
     a_process_is_what_its_spec_says
     input_is_read_and_ends

@@ -11,7 +11,7 @@ use crate::{
     world::{World, end_of, id, is_alive, piped, until},
 };
 
-for_flavors! { [Runsc RunscCli Runsc2024 Runc]:
+for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024 Runc]:
     a_container_lives_in_a_sandbox
     exit_codes_come_through
     processes_that_end_at_once_are_not_missed

@@ -22,7 +22,7 @@ use crate::{
     world::{Flavor, PATIENCE, World, end_of, piped, until},
 };
 
-for_flavors! { [Runsc RunscCli Runsc2024 Runc]:
+for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024 Runc]:
     pause_stops_and_resume_goes_on
     statistics_count
     features_are_told
@@ -105,7 +105,7 @@ async fn features_are_told(world: World) {
     );
 }
 
-for_flavors! { [Runsc RunscCli Runsc2024]:
+for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024]:
     a_sandbox_is_saved_and_restored
     limits_can_be_changed
     a_life_takes_few_commands
@@ -224,7 +224,7 @@ async fn a_life_takes_few_commands(world: World) {
     world.assert_nothing_left().await;
 }
 
-for_flavors! { [Runsc RunscCli Runsc2024]:
+for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024]:
     ports_inside_can_be_reached
 }
 

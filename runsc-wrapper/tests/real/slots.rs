@@ -12,7 +12,7 @@ use crate::{
     world::{World, end_of, id, is_alive, piped, until},
 };
 
-for_flavors! { [Runsc]:
+for_flavors! { [Runsc Runsc202602]:
     a_container_in_slots_is_like_any_other
     what_does_not_fit_is_made_by_command
     slots_nobody_takes_go_with_their_connections
@@ -116,9 +116,12 @@ async fn what_does_not_fit_is_made_by_command(world: World) {
     world.run("box", "box", &["/bin/sleep", "1000"]).await;
     let slots = slots(&world).await;
     let gofer = slots.pid();
+    // The container's own files are not below it: each mount would double what is mounted.
+    let volume = world.dir.path().join("volume");
+    fs::create_dir(&volume).unwrap();
     let bundle = world.bundle_with("app", "box", &["/bin/echo", "by command"], |spec| {
         let many = (0..20).map(|n| {
-            json!({"destination": format!("/v{n}"), "type": "bind", "source": "/tmp",
+            json!({"destination": format!("/v{n}"), "type": "bind", "source": volume,
                    "options": ["rbind"]})
         });
         spec["mounts"].as_array_mut().unwrap().extend(many);

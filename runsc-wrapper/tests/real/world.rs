@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::mount::{MntFlags, umount2};
 use runsc_wrapper::{
     Config, ContainerId, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, Result, Runc, Runsc,
     Runtime, RuntimeKind, Stdio, reap,
@@ -30,6 +31,8 @@ pub(crate) enum Flavor {
     Runsc,
     /// Without the control socket.
     RunscCli,
+    /// The release of February 2026.
+    Runsc202602,
     /// A release of 2024.
     Runsc2024,
     Runc,
@@ -179,6 +182,7 @@ impl World {
     pub(crate) fn with(flavor: Flavor, flags: &str, kiln: &str) -> Option<Self> {
         let program = match flavor {
             Flavor::Runsc | Flavor::RunscCli => "runsc",
+            Flavor::Runsc202602 => "runsc-2026-02",
             Flavor::Runsc2024 => "runsc-2024",
             Flavor::Runc => "runc",
         };
@@ -389,11 +393,16 @@ impl World {
         self.assert_nothing_left().await;
     }
 
+    /// Files of the runtime's state that are a container's.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.config.root).into_iter().flatten();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths.filter(|path| !path.ends_with(GOFERS_NETNS)).collect()
+    }
+
     /// Asserts that no state file, socket or process is left.
     pub(crate) async fn assert_nothing_left(&self) {
-        let files: Vec<_> = fs::read_dir(&self.config.root)
-            .map(|dir| dir.map(|e| e.unwrap().path()).collect())
-            .unwrap_or_default();
+        let files = self.files();
         assert!(files.is_empty(), "left in root: {files:?}");
         for bundle in fs::read_dir(self.dir.path().join("bundles")).unwrap() {
             let rootfs = fs::read_dir(bundle.unwrap().path().join("rootfs")).unwrap();
@@ -424,6 +433,10 @@ impl World {
     }
 }
 
+/// Where runsc keeps the network namespace of its gofers, from one sandbox to the next (gVisor
+/// `runsc/container/null_netns.go`).
+const GOFERS_NETNS: &str = "null-netns";
+
 impl Drop for World {
     fn drop(&mut self) {
         // By hand, since a test may end by panic and its runtime with it. State files go with
@@ -443,6 +456,9 @@ impl Drop for World {
             .map(|(pid, _)| pid)
             .chain(of_cgroup)
             .collect();
+        // One lies on another where sandboxes were made at the same time.
+        let netns = self.config.root.join(GOFERS_NETNS);
+        while umount2(&netns, MntFlags::MNT_DETACH).is_ok() {}
         for pid in &left {
             println!("killed {pid}, left by a test");
             let pid = nix::unistd::Pid::from_raw(pid.cast_signed());

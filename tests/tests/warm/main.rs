@@ -8,6 +8,7 @@ mod adoption;
 mod agent;
 mod isolation;
 mod paths;
+mod releases;
 mod upkeep;
 
 use std::process::ExitCode;
@@ -53,6 +54,10 @@ fn main() -> ExitCode {
     alone!(upkeep:
         the_gofers_come_back_with_the_agent, nothing_is_booted_below_the_memory_floor,
         sockets_that_are_removed_are_made_anew,
+    );
+    alone!(releases: an_earlier_release_has_all_that_costs_less,
+        a_newer_release_is_tried_with_what_the_newest_has,
+        a_release_that_refuses_these_is_driven_by_commands,
     );
     alone!(isolation: no_sandbox_serves_twice, nothing_of_the_agent_is_inside);
     let opts = || NodeOpts {
