@@ -32,6 +32,7 @@ pub mod api {
 }
 mod client;
 mod shape;
+pub mod shm;
 
 use std::{
     collections::BTreeMap,

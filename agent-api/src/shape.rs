@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use crate::shm;
+
 /// Flags of runsc that make the boot depend on devices or files of the Pod. Sandboxes with
 /// them are not made ahead.
 const DEVICE_FLAGS: [&str; 3] = ["nvproxy", "tpuproxy", "rdma-expect-ipv6"];
@@ -72,6 +74,9 @@ pub enum Ineligible {
     /// The runtime's flag ties a sandbox to devices at boot.
     #[error("the runtime's flag {0} is on")]
     Flag(String),
+    /// They would have to be known at boot.
+    #[error("its containers share volumes within the sandbox")]
+    SharedVolumes,
 }
 
 /// The shape of a sandbox.
@@ -87,6 +92,10 @@ pub struct Shape {
     /// of CPUs from them.
     pub cpu: Option<(u64, u64)>,
     sysctl: BTreeMap<String, String>,
+    /// Whether its containers have one `/dev/shm`, as [`shm`] says. Shapes that were written
+    /// before there was that have it not.
+    #[serde(default)]
+    shm: bool,
 }
 
 impl Shape {
@@ -112,6 +121,12 @@ impl Shape {
         if !has("network") {
             return Err(Ineligible::Network("the host's".to_owned()));
         }
+        let annotations = spec["annotations"].as_object();
+        let keys = annotations.into_iter().flatten().map(|(key, _)| key);
+        let hints: Vec<_> = keys.filter(|key| key.starts_with(shm::HINTS)).collect();
+        if hints.iter().any(|key| !shm::is_hint(key)) {
+            return Err(Ineligible::SharedVolumes);
+        }
         let number = |path| {
             spec.pointer(path)
                 .and_then(Value::as_u64)
@@ -129,6 +144,7 @@ impl Shape {
             memory: number("/linux/resources/memory/limit"),
             cpu: quota.zip(period),
             sysctl: sysctl.into_iter().flatten().map(text).collect(),
+            shm: !hints.is_empty(),
         })
     }
 
@@ -143,6 +159,9 @@ impl Shape {
             resources["cpu"]["period"] = period.into();
         }
         spec["linux"]["sysctl"] = serde_json::json!(self.sysctl);
+        if self.shm {
+            shm::hint(spec);
+        }
     }
 
     /// The same shape with another amount of memory, in bytes.
@@ -243,6 +262,9 @@ mod tests {
             one,
             shape(&pod(), &flags(&[("debug", "true")])).unwrap().key()
         );
+        let mut hinted = pod();
+        shm::hint(&mut hinted);
+        assert_ne!(one, shape(&hinted, &flags(&[])).unwrap().key());
     }
 
     #[test]
@@ -258,16 +280,33 @@ mod tests {
         assert_eq!(shape(&pod(), &gpu), Err(Ineligible::Flag("nvproxy".into())));
         let none = flags(&[("network", "none")]);
         assert!(matches!(shape(&pod(), &none), Err(Ineligible::Network(_))));
+        let mut volume = pod();
+        shm::hint(&mut volume);
+        assert!(shape(&volume, &plain).is_ok());
+        volume["annotations"]["dev.gvisor.spec.mount.cache.share"] = "pod".into();
+        assert_eq!(shape(&volume, &plain), Err(Ineligible::SharedVolumes));
     }
 
     #[test]
     fn a_shape_is_what_makes_it() {
         let quota = flags(&[("cpu-num-from-quota", "true")]);
-        let one = shape(&pod(), &quota).unwrap();
-        let mut made = json!({"linux": {"namespaces": [{"type": "network"}]}});
-        one.apply(&mut made);
-        assert_eq!(shape(&made, &quota).unwrap(), one);
-        assert_eq!(Shape::from_json(&one.to_json()).unwrap(), one);
+        let mut hinted = pod();
+        shm::hint(&mut hinted);
+        for pod in [pod(), hinted] {
+            let one = shape(&pod, &quota).unwrap();
+            let mut made = json!({"linux": {"namespaces": [{"type": "network"}]}});
+            one.apply(&mut made);
+            assert_eq!(shape(&made, &quota).unwrap(), one);
+            assert_eq!(Shape::from_json(&one.to_json()).unwrap(), one);
+        }
+    }
+
+    #[test]
+    fn shapes_of_older_programs_are_read() {
+        let one = shape(&pod(), &flags(&[])).unwrap();
+        let mut old: Value = serde_json::from_str(&one.to_json()).unwrap();
+        old.as_object_mut().unwrap().remove("shm");
+        assert_eq!(Shape::from_json(&old.to_string()).unwrap(), one);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, io, path::PathBuf};
 
-use kiln_agent_api::{Ineligible, RuntimeFile, Setup, Shape};
+use kiln_agent_api::{Ineligible, RuntimeFile, Setup, Shape, shm};
 use runsc_wrapper::{Config as RuntimeConfig, RuntimeKind, config::ConfigError, egress::LinkLocal};
 
 use crate::{config::Class, pool::Wanted, spec};
@@ -82,6 +82,7 @@ impl Runtime {
     /// The shape of a class.
     pub(crate) fn shape(&self, class: &Class) -> Result<Shape, SetupError> {
         let mut spec = spec::blank();
+        shm::hint(&mut spec);
         if let Some(memory) = class.memory {
             spec["linux"]["resources"]["memory"]["limit"] = memory.into();
         }

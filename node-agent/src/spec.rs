@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kiln_agent_api::Shape;
+use kiln_agent_api::{Shape, shm};
 use runsc_wrapper::ContainerId;
 use serde_json::{Value, json};
 
@@ -71,13 +71,12 @@ pub(crate) fn write(
     shape.apply(&mut spec);
     spec["root"]["path"] = rootfs.to_string_lossy().into();
     spec["linux"]["cgroupsPath"] = cgroup.into();
-    spec["annotations"] = json!({
-        "io.kubernetes.cri.container-type": "sandbox",
-        "io.kubernetes.cri.sandbox-id": id.as_str(),
-    });
+    let annotations = &mut spec["annotations"];
+    annotations["io.kubernetes.cri.container-type"] = "sandbox".into();
+    annotations["io.kubernetes.cri.sandbox-id"] = id.as_str().into();
     if let Some(image) = image {
-        spec["annotations"]["dev.gvisor.spec.rootfs.source"] = image.to_string_lossy().into();
-        spec["annotations"]["dev.gvisor.spec.rootfs.type"] = "erofs".into();
+        annotations["dev.gvisor.spec.rootfs.source"] = image.to_string_lossy().into();
+        annotations["dev.gvisor.spec.rootfs.type"] = "erofs".into();
     }
     fs::write(dir.join("config.json"), spec.to_string())
 }
@@ -137,6 +136,7 @@ pub(crate) fn write_trial(dir: &Path, rootfs: &Path, sandbox: &ContainerId) -> i
             {"destination": "/proc", "type": "proc", "source": "proc"},
             bind(rootfs, "/tmp"),
             bind(&rootfs.join("pause"), "/pause"),
+            shm::mount(&[]),
         ],
         "annotations": {
             "io.kubernetes.cri.container-type": "container",

@@ -329,6 +329,11 @@ impl Spec {
         &self.0
     }
 
+    /// The same, to be changed.
+    pub(crate) fn value_mut(&mut self) -> &mut Value {
+        &mut self.0
+    }
+
     /// The host name of the sandbox, where the spec gives one.
     pub fn hostname(&self) -> Option<&str> {
         let name = self.0.get("hostname").and_then(Value::as_str);
@@ -463,7 +468,8 @@ impl Spec {
     }
 }
 
-fn is_bind(mount: &Value) -> bool {
+/// Whether something of the host is mounted, by type or by option.
+pub(crate) fn is_bind(mount: &Value) -> bool {
     let options = mount.get("options").and_then(Value::as_array);
     let mut options = options.into_iter().flatten();
     mount["type"] == "bind" || options.any(|o| o == "bind" || o == "rbind")

@@ -19,6 +19,7 @@ mod error;
 pub mod events;
 #[cfg(test)]
 mod fuzz;
+mod hints;
 pub mod io;
 mod kata;
 mod logging;

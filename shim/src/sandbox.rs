@@ -63,6 +63,8 @@ pub(crate) struct Sandbox {
     /// The limits that CRI named for the Pod.
     pub(crate) pod_limits: Limits,
     pub(crate) scratch: Scratch,
+    /// Where the host has a `/dev/shm` for the Pod.
+    pub(crate) shm: Option<String>,
     /// Its turn to start, until it has.
     pub(crate) turn: Mutex<Option<Turn>>,
     /// What may still adopt a sandbox for this Pod.

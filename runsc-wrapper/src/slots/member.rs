@@ -155,11 +155,7 @@ impl Member {
         root_container: &Value,
     ) -> io::Result<Value> {
         let sandbox = &root_container["sandbox"];
-        let hints = sandbox.pointer("/mountHints/mounts");
-        let has_hints = hints
-            .and_then(Value::as_object)
-            .is_some_and(|h| !h.is_empty());
-        if !sandbox.is_object() || has_hints {
+        if !sandbox.is_object() || is_shared(sandbox, &self.spec) {
             return Err(unfit("a volume is shared within the sandbox"));
         }
         let saver = &root_container["saver"];
@@ -276,6 +272,29 @@ fn check(spec: &Value) -> io::Result<()> {
     }
 }
 
+/// Whether the sandbox shares what a gofer would serve to the container of `spec`. It then takes
+/// no connection for it (gVisor `runsc/boot/vfs.go`, `getSharedMount`).
+fn is_shared(sandbox: &Value, spec: &Value) -> bool {
+    let hints = sandbox.pointer("/mountHints/mounts");
+    let hints = hints.and_then(Value::as_object);
+    let sources: Vec<_> = hints
+        .into_iter()
+        .flatten()
+        .map(|(_, hint)| &hint["mount"]["source"])
+        .collect();
+    let mounts = spec["mounts"].as_array();
+    mounts
+        .into_iter()
+        .flatten()
+        .any(|mount| is_bind(mount) && sources.contains(&&mount["source"]))
+}
+
+fn is_bind(mount: &Value) -> bool {
+    let options = mount["options"].as_array();
+    let mut options = options.into_iter().flatten();
+    mount["type"] == "bind" || options.any(|o| o == "bind" || o == "rbind")
+}
+
 /// Describes a mount that a gofer serves (gVisor `specutils.HasMountConfig`), and completes its
 /// options as a gofer would. `None` for a mount that the sentry makes by itself.
 fn serve(mount: &mut Value, bundle: &Path) -> io::Result<Option<Served>> {
@@ -284,9 +303,8 @@ fn serve(mount: &mut Value, bundle: &Path) -> io::Result<Option<Served>> {
     if mount["type"] == "erofs" {
         return Err(unfit("a mount is an image"));
     }
-    let is_bind = mount["type"] == "bind" || has("bind") || has("rbind");
     let source = text(&mount["source"]);
-    if !is_bind || source.is_empty() {
+    if !is_bind(mount) || source.is_empty() {
         return Ok(None);
     }
     let source = bundle.join(source);
@@ -551,6 +569,20 @@ mod tests {
             };
             assert!(fits, "{target} {cfg:?} {root_is_readonly}: {refused:?}");
         }
+    }
+
+    #[test]
+    fn what_the_sandbox_shares_is_served_by_no_gofer() {
+        let sandbox = json!({"mountHints": {"mounts": {"v": {"mount": {"source": "/v"}}}}});
+        let of = |kind: &str, source: &str, options: &[&str]| {
+            let mount = json!({"type": kind, "source": source, "options": options});
+            is_shared(&sandbox, &spec(|s| s["mounts"] = json!([mount])))
+        };
+        assert!(of("bind", "/v", &["rw"]));
+        assert!(of("none", "/v", &["rbind"]));
+        assert!(!of("tmpfs", "/v", &["rw"]));
+        assert!(!of("bind", "/other", &["rw"]));
+        assert!(!is_shared(&json!({"mountHints": {}}), &spec(|_| {})));
     }
 
     #[test]

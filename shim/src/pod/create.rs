@@ -26,6 +26,7 @@ use crate::{
     egress::Egress,
     error::{Error, Result},
     events::publish,
+    hints,
     io::{ConsoleSocket, ProcessIo},
     process::Process,
     rootfs,
@@ -159,6 +160,7 @@ impl Pod {
             cgroup,
             pod_limits: spec.pod_limits(),
             scratch,
+            shm: hints::shm_source(spec),
             turn: Mutex::default(),
             adopter: Mutex::new(adopter),
             adopted: OnceLock::new(),
@@ -349,6 +351,9 @@ fn rewritten(sandbox: &Sandbox, role: &Role, mut spec: Spec, cgroup: &Cgroup) ->
     spec.rewrite(sandbox.kind, cgroup, limits.as_ref());
     if *role != Role::Sandbox {
         spec.set_sandbox(sandbox.runtime_id());
+    }
+    if let Some(source) = sandbox.shm.as_ref().filter(|_| sandbox.is_shared()) {
+        hints::share_shm(&mut spec, source, *role == Role::Sandbox);
     }
     spec
 }

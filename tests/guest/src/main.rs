@@ -12,6 +12,9 @@
 //! | `burn SECONDS` | uses one CPU for that long |
 //! | `eat BYTES` | holds that much touched memory until TERM |
 //! | `trap` | prints the name of each signal it gets, ends with 3 on TERM |
+//! | `lock FILE SECONDS` | tries to lock the file, prints `locked` or `refused`, holds it for that long |
+//! | `append FILE LINES WORD` | appends so many lines that begin with the word, each by a write of its own |
+//! | `listen SOCKET WORD`, `ask SOCKET` | says the word at a UNIX socket to whoever connects; prints what is said |
 //! | `pgrep NAME`, `ipcs [-m]` | the two programs that tests call and Debian's busybox lacks |
 //!
 //! It must be built static, because most of its images hold no C library; `kiln-images
@@ -23,6 +26,7 @@ mod ipcs;
 mod load;
 mod pause;
 mod pgrep;
+mod share;
 mod signals;
 mod trap;
 mod web;
@@ -74,7 +78,7 @@ impl fmt::Display for Failure {
 type Applet = fn(&[String]) -> Result<u8, Failure>;
 
 /// Every applet by name, in the order of the table above.
-const APPLETS: [(&str, Applet); 11] = [
+const APPLETS: [(&str, Applet); 15] = [
     ("pause", pause::run),
     ("nginx", web::nginx),
     ("httpd", web::httpd),
@@ -84,6 +88,10 @@ const APPLETS: [(&str, Applet); 11] = [
     ("burn", load::burn),
     ("eat", load::eat),
     ("trap", trap::run),
+    ("lock", share::lock),
+    ("append", share::append),
+    ("listen", share::listen),
+    ("ask", share::ask),
     ("pgrep", pgrep::run),
     ("ipcs", ipcs::run),
 ];

@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         an_ended_container_takes_no_exec, an_exec_at_a_terminal, an_exec_outlives_its_deadline_not,
     );
     for_each_handler!(
-        cases, volumes: containers_share_a_directory, containers_share_memory, read_only_is_read_only, an_update_of_a_config_map_is_seen,
+        cases, volumes: containers_share_a_directory, containers_share_memory, memory_is_one_file_system, read_only_is_read_only, an_update_of_a_config_map_is_seen,
         the_image_is_not_written_to,
     );
     for_each_handler!(

@@ -2,10 +2,14 @@
 
 //! Files that containers share with each other and with the host.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{fs, os::unix::fs::symlink, path::Path};
 
 use anyhow::{Result, ensure};
-use kiln_tests::{node::Node, wait};
+use kiln_tests::{
+    node::Node,
+    pod::{Container, GUEST, Pod},
+    wait,
+};
 
 pub(crate) async fn containers_share_a_directory(node: &Node, handler: &str) -> Result<()> {
     let volume = node.volume()?;
@@ -44,6 +48,68 @@ pub(crate) async fn containers_share_memory(node: &Node, handler: &str) -> Resul
         b.exec(["cat", "/tmp/own"]).await?.code != 0,
         "/tmp is not shared"
     );
+    pod.remove().await
+}
+
+/// Lines that each of two containers appends to one file.
+const LINES: u32 = 20_000;
+
+/// Starts a container that holds a lock and listens at a socket in `dir`, where `volume` is if
+/// there is one.
+async fn holder<'p, 'n>(
+    pod: &'p Pod<'n>,
+    dir: &str,
+    volume: Option<&Path>,
+) -> Result<Container<'p, 'n>> {
+    let script = format!("listen {dir}/socket hello & lock {dir}/lock 3600");
+    let holder = pod.script(&script).image(GUEST);
+    let holder = match volume {
+        Some(volume) => holder.mount(volume, dir),
+        None => holder,
+    };
+    let holder = holder.start().await?;
+    holder.logged("locked").await?;
+    Ok(holder)
+}
+
+/// Two containers do to each other in `dir` what two processes of one machine do.
+async fn expect_one_file_system(
+    (holder, other): (&Container<'_, '_>, &Container<'_, '_>),
+    dir: &str,
+) -> Result<()> {
+    let lock = other.exec(["lock", &format!("{dir}/lock"), "0"]).await?;
+    ensure!(lock.stdout == "refused\n", "two have the lock: {lock:?}");
+    let said = other.exec(["ask", &format!("{dir}/socket")]).await?;
+    ensure!(said.stdout == "hello\n", "{said:?}");
+    let lines = |word| format!("append {dir}/log {LINES} {word}");
+    let (one, two) = (lines("one"), lines("two"));
+    tokio::try_join!(holder.sh(&one), other.sh(&two))?;
+    let count = other.sh(&format!("wc -l <{dir}/log")).await?;
+    ensure!(
+        count.trim() == (2 * LINES).to_string(),
+        "{count} lines of 2 times {LINES}"
+    );
+    Ok(())
+}
+
+pub(crate) async fn memory_is_one_file_system(node: &Node, handler: &str) -> Result<()> {
+    let dir = "/dev/shm";
+    let pod = node.pod(handler).run().await?;
+    let a = holder(&pod, dir, None).await?;
+    let b = pod.idle().image(GUEST).start().await?;
+    expect_one_file_system((&a, &b), dir).await?;
+    // As the host has it: 64 MiB, from which programs are run.
+    let size = b.sh("df -k /dev/shm | awk 'END {print $2}'").await?;
+    ensure!(size.trim() == "65536", "{size} KiB");
+    let program = ["sh", "-c", "cp /bin/exit /dev/shm/exit; /dev/shm/exit 0"];
+    let ran = b.exec(program).await?;
+    ensure!(ran.code == 0, "{ran:?}");
+    // What one leaves is there for the next.
+    a.stop(0).await?;
+    a.remove().await?;
+    let c = pod.idle().image(GUEST).start().await?;
+    let lock = c.sh("lock /dev/shm/lock 0; ls /dev/shm").await?;
+    ensure!(lock == "locked\nexit\nlock\nlog\nsocket\n", "{lock}");
     pod.remove().await
 }
 

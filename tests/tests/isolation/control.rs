@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use kiln_agent_api::{AgentError, Shape};
 use kiln_tests::{node::Node, process::Proc, tools, wait::SOON};
+use serde_json::Value;
 
 use crate::{
     Neighbour, WARM,
@@ -31,7 +32,7 @@ pub(crate) async fn a1_annotations_choose_nothing(node: &Node, handler: &str) ->
     let neighbour = Neighbour::run(node, handler).await?;
     let log = node.dir().join(node.unique("chosen-log"));
     let log = log.display().to_string();
-    let chosen: [(&str, &str); 18] = [
+    let chosen: [(&str, &str); 20] = [
         ("dev.gvisor.flag.network", "host"),
         ("dev.gvisor.flag.debug", "true"),
         ("dev.gvisor.flag.debug-log", &log),
@@ -44,6 +45,8 @@ pub(crate) async fn a1_annotations_choose_nothing(node: &Node, handler: &str) ->
         ("dev.gvisor.flag.allow-suid", "true"),
         ("dev.gvisor.spec.mount.m.source", "/etc"),
         ("dev.gvisor.spec.mount.m.type", "bind"),
+        ("dev.gvisor.spec.mount.kiln-shm.source", "/etc"),
+        ("dev.gvisor.spec.mount.kiln-shm.share", "shared"),
         ("dev.gvisor.spec.rootfs.source", "/"),
         ("dev.gvisor.internal.checkpoint.path", "/etc"),
         ("dev.gvisor.tar.rootfs.upper", "/etc/passwd"),
@@ -71,7 +74,17 @@ pub(crate) async fn a1_annotations_choose_nothing(node: &Node, handler: &str) ->
             text.contains("io.kubernetes.cri.sandbox-name"),
             "no annotations: {text}"
         );
-        ensure!(!text.contains("dev.gvisor."), "{text}");
+        let spec: Value = serde_json::from_str(&text)?;
+        let annotations = spec["annotations"].as_object().context("no annotations")?;
+        for (key, value) in annotations {
+            // The node's own hint, which only a sandbox's first container has.
+            let is_own = *id == pod.id() && key.starts_with("dev.gvisor.spec.mount.kiln-shm.");
+            let is_chosen = chosen.iter().any(|(_, chosen)| value == *chosen);
+            ensure!(
+                !key.starts_with("dev.gvisor.") || (is_own && !is_chosen),
+                "{key}: {value}"
+            );
+        }
         ensure!(!text.contains(neighbour.pod.id()), "{text}");
     }
     let sentry = pod.sentry()?;

@@ -12,6 +12,7 @@ use kiln_tests::mini::{
     ctx,
     fifo::Output,
 };
+use serde_json::{Value, json};
 
 use crate::{end, gone};
 
@@ -89,11 +90,7 @@ pub(crate) async fn a_container_goes_on_from_its_checkpoint(
     let output = shim.run(&new).await?;
     let first = first(&output).await?;
     ensure!(first >= 5, "counted from {first} on");
-    let ran = shim.exec(&new, "look", &["echo", "in"]).await?;
-    shim.start(new.id(), "look").await?;
-    ensure!(shim.wait(new.id(), "look").await? == 0);
-    ensure!(ran.read_to_end().await?.0 == "in\n");
-    shim.remove(new.id(), "look").await?;
+    ensure!(look(&shim, &new, "echo in").await? == "in\n");
     end(mini, &shim, new).await?;
     mini.events()
         .expect(
@@ -108,25 +105,55 @@ pub(crate) async fn a_pod_goes_on_from_its_checkpoint(mini: &Mini, runtime: Runt
     let image = mini.dir().join("images").join(&name);
     let (old, shim, output) = pod(mini, runtime, &name, None).await?;
     output.stdout.read_until("tick 5\n").await?;
+    let left = look(
+        &shim,
+        &old[1],
+        "echo left > /dev/shm/file; cat /dev/shm/file",
+    );
+    ensure!(left.await? == "left\n");
     checkpoint(&shim, &name, &image).await?;
     end_pod(mini, &shim, old).await?;
 
     let (new, shim, output) = pod(mini, runtime, &format!("{name}-2"), Some(&image)).await?;
     let first = first(&output).await?;
     ensure!(first >= 5, "counted from {first} on");
+    let found = look(&shim, &new[1], "cat /dev/shm/file").await?;
+    ensure!(found == "left\n", "shared memory: {found:?}");
     end_pod(mini, &shim, new).await
 }
 
-/// A sandbox with one member, and the member's output.
+/// What `script` says in a container.
+async fn look(shim: &Shim, bundle: &Bundle, script: &str) -> Result<String> {
+    let ran = shim.exec(bundle, "look", &["sh", "-c", script]).await?;
+    shim.start(bundle.id(), "look").await?;
+    shim.wait(bundle.id(), "look").await?;
+    let (said, _) = ran.read_to_end().await?;
+    shim.remove(bundle.id(), "look").await?;
+    Ok(said)
+}
+
+/// A sandbox with one member, which share memory, and the member's output.
 async fn pod(
     mini: &Mini,
     runtime: Runtime,
     id: &str,
     image: Option<&Path>,
 ) -> Result<([Bundle; 2], Shim, Output)> {
-    let sandbox = from(image, "sandbox", mini.bundle(id).sandbox())?;
+    let memory = mini.dir().join(format!("shm-of-{id}"));
+    std::fs::create_dir_all(&memory)?;
+    let share = |spec: &mut Value| {
+        let mount = json!({
+            "destination": "/dev/shm", "type": "bind", "source": memory, "options": ["rbind", "rw"],
+        });
+        if let Some(mounts) = spec["mounts"].as_array_mut() {
+            mounts.push(mount);
+        }
+    };
+    let sandbox = mini.bundle(id).sandbox().edit(share);
+    let sandbox = from(image, "sandbox", sandbox)?;
     // runsc takes an id that begins another one for ambiguous.
     let member = mini.bundle(&format!("app-of-{id}")).member_of(id);
+    let member = member.edit(share);
     let member = from(image, "app", member)?;
     let shim = shim_of(mini, runtime, &sandbox).await?;
     shim.run(&sandbox).await?;
