@@ -30,6 +30,7 @@ const MAX_SPEC: u64 = 8 << 20;
 /// Annotations of containerd's CRI plugin (containerd `internal/cri/annotations`).
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
 const SANDBOX_LOG_DIR: &str = "io.kubernetes.cri.sandbox-log-directory";
 const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
@@ -146,6 +147,11 @@ impl Spec {
     /// Whether CRI says that this is the sandbox of a Pod.
     pub fn is_pod(&self) -> bool {
         self.annotation(CONTAINER_TYPE) == Some("sandbox")
+    }
+
+    /// The Pod's uid, where CRI names one.
+    pub(crate) fn pod_uid(&self) -> Option<&str> {
+        self.annotation(SANDBOX_UID)
     }
 
     /// Directory of the Pod's logs, where CRI names one.

@@ -26,6 +26,9 @@ pub struct Policy {
     pub port_forward: bool,
     /// Directories below which checkpoint images may be restored.
     pub restore_dirs: Vec<PathBuf>,
+    /// The kubelet's directory of Pods, to make each emptyDir of a Pod one file system of its
+    /// sandbox; empty to give each container the kubelet's directory.
+    pub shared_empty_dirs: PathBuf,
     /// Socket of the node's agent, from which Pods get sandboxes that are booted already; empty
     /// for none.
     pub agent: PathBuf,
@@ -44,6 +47,7 @@ impl Default for Policy {
             allow_host_network: false,
             port_forward: true,
             restore_dirs: Vec::new(),
+            shared_empty_dirs: PathBuf::new(),
             agent: kiln_agent_api::SOCKET.into(),
             link_local: LinkLocal::default(),
             timer_slack_us: 0,

@@ -26,6 +26,7 @@ use crate::{
     config::Policy,
     egress::Egress,
     error::{Error, Result},
+    hints::Shared,
     io::read_capped,
     pod::blocking,
     turn::Turn,
@@ -63,8 +64,8 @@ pub(crate) struct Sandbox {
     /// The limits that CRI named for the Pod.
     pub(crate) pod_limits: Limits,
     pub(crate) scratch: Scratch,
-    /// Where the host has a `/dev/shm` for the Pod.
-    pub(crate) shm: Option<String>,
+    /// What its containers share beside the network.
+    pub(crate) shared: Shared,
     /// Its turn to start, until it has.
     pub(crate) turn: Mutex<Option<Turn>>,
     /// What may still adopt a sandbox for this Pod.

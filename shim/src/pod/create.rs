@@ -26,7 +26,7 @@ use crate::{
     egress::Egress,
     error::{Error, Result},
     events::publish,
-    hints,
+    hints::Shared,
     io::{ConsoleSocket, ProcessIo},
     process::Process,
     rootfs,
@@ -93,6 +93,7 @@ impl Pod {
         match (role, self.sandbox().ok()) {
             (Role::Member(of), Some(sandbox)) if *of == sandbox.id => {
                 spec.check(&sandbox.policy, sandbox.pid())?;
+                sandbox.shared.check(spec)?;
                 Ok(sandbox)
             }
             (Role::Member(of), _) => {
@@ -148,7 +149,16 @@ impl Pod {
         let adopter = Adopter::new(&config, &self.namespace);
         let runtime = (self.runtime)(&config, &self.namespace)?;
         let (host, owner) = (self.host.clone(), id.clone());
-        let scratch = blocking(move || Scratch::new(&host.run, &owner, &host.socket)).await?;
+        let (first, pods) = (spec.clone(), config.policy.shared_empty_dirs.clone());
+        let kind = config.runtime.kind;
+        let (scratch, shared) = blocking(move || {
+            let shared = match kind {
+                RuntimeKind::Runsc => Shared::of(&first, &pods)?,
+                _ => Shared::default(),
+            };
+            Ok((Scratch::new(&host.run, &owner, &host.socket)?, shared))
+        })
+        .await?;
         Ok(Sandbox {
             id: id.clone(),
             kind: config.runtime.kind,
@@ -160,7 +170,7 @@ impl Pod {
             cgroup,
             pod_limits: spec.pod_limits(),
             scratch,
-            shm: hints::shm_source(spec),
+            shared,
             turn: Mutex::default(),
             adopter: Mutex::new(adopter),
             adopted: OnceLock::new(),
@@ -352,8 +362,8 @@ fn rewritten(sandbox: &Sandbox, role: &Role, mut spec: Spec, cgroup: &Cgroup) ->
     if *role != Role::Sandbox {
         spec.set_sandbox(sandbox.runtime_id());
     }
-    if let Some(source) = sandbox.shm.as_ref().filter(|_| sandbox.is_shared()) {
-        hints::share_shm(&mut spec, source, *role == Role::Sandbox);
+    if sandbox.is_shared() {
+        sandbox.shared.write_into(&mut spec, *role == Role::Sandbox);
     }
     spec
 }

@@ -76,12 +76,25 @@ fn main() -> ExitCode {
             async move |node: &Node| node::one_shim_and_no_satellites(node, handler).await,
         );
     }
+    for handler in ["gvisor", "gvisor-cli", "gvisor-warm"] {
+        cases.add(
+            format!("{handler}::an_empty_dir_is_one_file_system"),
+            async move |node: &Node| volumes::an_empty_dir_is_one_file_system(node, handler).await,
+        );
+        cases.add(
+            format!("{handler}::an_empty_dir_in_memory_has_its_limit"),
+            async move |node: &Node| {
+                volumes::an_empty_dir_in_memory_has_its_limit(node, handler).await
+            },
+        );
+    }
     cases.add("gvisor::privileged_is_refused", node::privileged_is_refused);
     cases.add(
         "gvisor::host_network_is_refused",
         node::host_network_is_refused,
     );
     let opts = || NodeOpts {
+        kiln: format!("shared_empty_dirs = {:?}\n", volumes::pods()),
         agent: Some(holding(8, 16)),
         ..NodeOpts::default()
     };

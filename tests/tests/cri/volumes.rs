@@ -2,14 +2,19 @@
 
 //! Files that containers share with each other and with the host.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{
+    env, fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kiln_tests::{
     node::Node,
     pod::{Container, GUEST, Pod},
     wait,
 };
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 pub(crate) async fn containers_share_a_directory(node: &Node, handler: &str) -> Result<()> {
     let volume = node.volume()?;
@@ -111,6 +116,168 @@ pub(crate) async fn memory_is_one_file_system(node: &Node, handler: &str) -> Res
     let lock = c.sh("lock /dev/shm/lock 0; ls /dev/shm").await?;
     ensure!(lock == "locked\nexit\nlock\nlog\nsocket\n", "{lock}");
     pod.remove().await
+}
+
+/// The kubelet's directory of Pods, for the node of the suite.
+pub(crate) fn pods() -> PathBuf {
+    env::temp_dir().join(format!("kiln-pods-{}", std::process::id()))
+}
+
+/// The directory of a Pod that a kubelet is about to run. It goes when this is dropped.
+struct PodDir {
+    uid: String,
+    dir: PathBuf,
+}
+
+impl PodDir {
+    fn new(node: &Node) -> Result<Self> {
+        let uid = node.unique("uid").replace('.', "-");
+        let dir = pods().join(&uid);
+        fs::create_dir_all(&dir)?;
+        Ok(Self { uid, dir })
+    }
+
+    /// Makes an emptyDir as a kubelet does for a Pod with an `fsGroup`.
+    fn empty_dir(&self, name: &str) -> Result<PathBuf> {
+        let volume = self.dir.join("volumes/kubernetes.io~empty-dir").join(name);
+        fs::create_dir_all(&volume)?;
+        own(&volume)?;
+        Ok(volume)
+    }
+
+    /// Runs the Pod, which starts cold by whatever handler.
+    async fn run<'n>(&self, node: &'n Node, handler: &str) -> Result<Pod<'n>> {
+        let pod = node.pod(handler).with(|pod| {
+            pod.metadata
+                .get_or_insert_default()
+                .uid
+                .clone_from(&self.uid);
+        });
+        let pod = pod.run_cold_or_warm().await?;
+        if handler == "gvisor-warm" {
+            let why = node.why_cold(pod.id()).await?;
+            ensure!(why.contains("share volumes"), "{why}");
+        }
+        Ok(pod)
+    }
+}
+
+impl Drop for PodDir {
+    fn drop(&mut self) {
+        // What is left is found by who looks for leaks.
+        let _ = fs::remove_dir_all(&self.dir);
+        // The last one takes the directory with it.
+        let _ = fs::remove_dir(pods());
+    }
+}
+
+/// Gives a volume to group 1234.
+fn own(volume: &Path) -> Result<()> {
+    chown(volume, None, Some(1234))?;
+    fs::set_permissions(volume, fs::Permissions::from_mode(0o2777))?;
+    Ok(())
+}
+
+/// Bytes that the files directly in `dir` take.
+fn usage(dir: &Path) -> Result<u64> {
+    let sizes = fs::read_dir(dir)?.map(|file| Ok(file?.metadata()?.blocks() * 512));
+    sizes.sum()
+}
+
+pub(crate) async fn an_empty_dir_is_one_file_system(node: &Node, handler: &str) -> Result<()> {
+    let dirs = PodDir::new(node)?;
+    let (volume, used) = (dirs.empty_dir("data")?, dirs.empty_dir("used")?);
+    fs::write(used.join("from-host"), "host")?;
+    let pod = dirs.run(node, handler).await?;
+    let a = holder(&pod, "/data", Some(&volume)).await?;
+    let b = pod.idle().image(GUEST);
+    let b = b.mount(&volume, "/data").mount(&used, "/used");
+    let b = b.start().await?;
+    expect_one_file_system((&a, &b), "/data").await?;
+    // What the host has put there is there.
+    ensure!(b.sh("cat /used/from-host").await? == "host");
+    // It belongs to whom it belongs on the host, and is counted there.
+    let owner = b.sh("touch /data/new; stat -c '%a %g' /data; stat -c %g /data/new");
+    let owner = owner.await?;
+    ensure!(owner == "2777 1234\n1234\n", "{owner}");
+    let before = usage(&volume)?;
+    b.sh("head -c 8388608 /dev/zero >/data/big; sync").await?;
+    let grown = usage(&volume)? - before;
+    ensure!(grown >= 8 << 20, "{grown} bytes of 8 MiB are counted");
+    b.sh("rm /data/big").await?;
+    wait::until_true("the space to be given back", wait::SOON, || {
+        usage(&volume).is_ok_and(|now| now < before + (1 << 20))
+    })
+    .await?;
+    // What one leaves is there for the next, and nothing for the host.
+    a.stop(0).await?;
+    a.remove().await?;
+    let c = pod.idle().image(GUEST).mount(&volume, "/data");
+    let c = c.start().await?;
+    let lock = c.sh("lock /data/lock 0; ls /data").await?;
+    ensure!(lock == "locked\nlock\nlog\nnew\nsocket\n", "{lock}");
+    // A part of it would be of the host's directory.
+    let part = dirs.dir.join("volume-subpaths/data/container/0");
+    fs::create_dir_all(&part)?;
+    let refused = pod.idle().mount(&part, "/part").start().await;
+    let refused = refused.err().context("a part is mounted")?;
+    ensure!(
+        format!("{refused:#}").contains("shared_empty_dirs"),
+        "{refused:#}"
+    );
+    pod.remove().await?;
+    let left: Vec<_> = fs::read_dir(&volume)?.collect();
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+pub(crate) async fn an_empty_dir_in_memory_has_its_limit(node: &Node, handler: &str) -> Result<()> {
+    const LIMIT: u64 = 4 << 20;
+    let dirs = PodDir::new(node)?;
+    let volume = dirs.empty_dir("memory")?;
+    let _mounted = Tmpfs::mount(&volume, LIMIT)?;
+    own(&volume)?;
+    let pod = dirs.run(node, handler).await?;
+    let a = holder(&pod, "/data", Some(&volume)).await?;
+    let b = pod.idle().image(GUEST).mount(&volume, "/data");
+    let b = b.start().await?;
+    expect_one_file_system((&a, &b), "/data").await?;
+    let fill = [
+        "dd",
+        "if=/dev/zero",
+        "of=/data/big",
+        "bs=65536",
+        "count=128",
+    ];
+    let ran = b.exec(fill).await?;
+    ensure!(
+        ran.code != 0 && ran.stderr.contains("No space left on device"),
+        "{ran:?}"
+    );
+    // It is full to the end, and nobody has died of that.
+    let size: u64 = b.sh("stat -c %s /data/big").await?.trim().parse()?;
+    ensure!((LIMIT / 2..=LIMIT).contains(&size), "{size} of {LIMIT}");
+    ensure!(usage(&volume)? == 0, "it is twice in memory");
+    ensure!(a.is_running().await?);
+    pod.remove().await
+}
+
+/// A tmpfs on the host, as a kubelet mounts one for medium `Memory`.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(dir: &Path, bytes: u64) -> Result<Self> {
+        let (flags, size) = (MsFlags::empty(), format!("size={bytes}"));
+        mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(&*size))?;
+        Ok(Self(dir.to_owned()))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // What is left is found by who looks for leaks.
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
 }
 
 pub(crate) async fn read_only_is_read_only(node: &Node, handler: &str) -> Result<()> {
