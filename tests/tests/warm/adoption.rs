@@ -247,6 +247,8 @@ async fn learned(node: &Node, memory: u64) -> Result<()> {
 
 /// What Pods miss is booted for the next of them.
 pub(crate) async fn a_shape_is_learned(node: &Node) -> Result<()> {
+    // Before that, it learns nothing.
+    node.agent()?.expect_some().await?;
     let pod = limited(node, 321 << 20).run_cold_or_warm().await?;
     ensure!(pod.sandbox() == pod.id(), "who has known that shape?");
     learned(node, 321 << 20).await?;
