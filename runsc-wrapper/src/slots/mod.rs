@@ -4,9 +4,10 @@
 //!
 //! A gofer is two starts of runsc, and `runsc create` and `start` are one more each. All of that
 //! can be paid ahead: a gofer is started with empty directories and files, the *slots*, each with
-//! a connection of its own. When the container comes, its root file system and volumes are put
-//! over slots (`mounts.rs`), and the sentry gets the slots' connections over its control socket,
-//! as `runsc start` would give it those of a new gofer (gVisor `runsc/sandbox/sandbox.go`,
+//! a connection of its own. They are in a file system of this gofer's, which nobody can write to
+//! (`spawn.rs`). When the container comes, its root file system and volumes are put over slots
+//! (`mounts.rs`), and the sentry gets the slots' connections over its control socket, as
+//! `runsc start` would give it those of a new gofer (gVisor `runsc/sandbox/sandbox.go`,
 //! `StartSubcontainer`). What runsc would write down of the container is written here
 //! (`member.rs`), so that its other commands find it.
 //!
@@ -23,7 +24,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -36,10 +37,10 @@ use serde_json::{Value, json};
 use crate::{Config, ContainerId, reap::pidfd_open};
 
 use member::Upper;
-use spawn::{Program, Users, Waiting};
+use spawn::{Places, Program, Users, Waiting};
 
-/// How many directories a gofer can serve that was started ahead: the root file system,
-/// `/dev/shm`, and volumes.
+/// How many directories a gofer can serve that was started ahead: the root file system and
+/// volumes.
 const DIRS: usize = 8;
 
 /// How many single files: a Pod's `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` and
@@ -92,25 +93,19 @@ impl Slots {
     /// # Errors
     /// When something cannot be written.
     pub fn prepare(dir: &Path) -> io::Result<()> {
-        let root = dir.join("root");
+        let root = places(dir);
         fs::create_dir_all(&root)?;
-        let mut mounts = Vec::new();
-        for name in names() {
-            let path = root.join(&name);
-            if name.starts_with('d') {
-                fs::create_dir_all(&path)?;
-            } else {
-                File::options().create(true).append(true).open(&path)?;
-            }
-            mounts.push(json!({
-                "destination": format!("/{name}"), "type": "bind", "source": path,
+        let mount = |name: String| {
+            json!({
+                "destination": format!("/{name}"), "type": "bind", "source": root.join(name),
+                // As the sentry is to use what will be there.
                 "options": ["bind", "rw"],
-            }));
-        }
+            })
+        };
+        let mounts: Vec<_> = dirs().chain(files()).map(mount).collect();
         let spec = json!({
             "ociVersion": "1.0.0",
             "process": {"args": ["slots"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
-            // Of all sandboxes: nobody is to leave something there.
             "root": {"path": root, "readonly": true},
             "mounts": mounts,
         });
@@ -138,7 +133,7 @@ impl Slots {
         // The gofer's own root has one too, which nobody needs.
         let (_root, gofer_root) = pair()?;
         fds.push(gofer_root);
-        for _ in names() {
+        for _ in 0..Self::COUNT {
             let (ours, gofers) = pair()?;
             connections.push(ours);
             fds.push(gofers);
@@ -173,6 +168,11 @@ impl Slots {
             env: &["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
             fds,
             users,
+            places: Places {
+                at: &places(dir),
+                dirs: dirs().collect(),
+                files: files().collect(),
+            },
         };
         let waiting = program.start()?;
         let pid = waiting.pid;
@@ -210,10 +210,19 @@ impl Slots {
     }
 }
 
-/// Names of the slots in the order of their connections.
-fn names() -> impl Iterator<Item = String> {
-    let dirs = (0..DIRS).map(|n| format!("d{n}"));
-    dirs.chain((0..FILES).map(|n| format!("f{n}")))
+/// Where a gofer has its slots when it starts, on what was prepared in `dir`.
+fn places(dir: &Path) -> PathBuf {
+    dir.join("root")
+}
+
+/// Names of the slots for directories, in the order of their connections.
+fn dirs() -> impl Iterator<Item = String> {
+    (0..DIRS).map(|n| format!("d{n}"))
+}
+
+/// Names of the slots for single files, whose connections come after those.
+fn files() -> impl Iterator<Item = String> {
+    (0..FILES).map(|n| format!("f{n}"))
 }
 
 fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
@@ -272,7 +281,7 @@ mod tests {
         let text = fs::read(dir.path().join("config.json")).unwrap();
         let spec: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(spec["mounts"].as_array().unwrap().len(), Slots::COUNT);
-        assert!(dir.path().join("root/d7").is_dir());
-        assert!(dir.path().join("root/f5").is_file());
+        // What is there is each gofer's own.
+        assert!(fs::read_dir(places(dir.path())).unwrap().next().is_none());
     }
 }

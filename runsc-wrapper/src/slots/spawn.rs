@@ -2,7 +2,8 @@
 
 //! Starts a program in namespaces of its own, as runsc starts a gofer (gVisor
 //! `runsc/container/container.go`, `createGoferProcess`): one process, which waits before it does
-//! anything until whoever started it has put it into place.
+//! anything until whoever started it has put it into place. Its mount namespace has a file system
+//! that no other has.
 
 use std::{
     ffi::CString,
@@ -61,6 +62,18 @@ pub(super) struct Program<'a> {
     /// Its descriptors from 3 on.
     pub(super) fds: Vec<OwnedFd>,
     pub(super) users: Users,
+    pub(super) places: Places<'a>,
+}
+
+/// Empty directories and files in a file system of the program's own, to which nobody can write.
+#[derive(Debug)]
+pub(super) struct Places<'a> {
+    /// Where it is mounted.
+    pub(super) at: &'a Path,
+    /// Names of the directories.
+    pub(super) dirs: Vec<String>,
+    /// Names of the files.
+    pub(super) files: Vec<String>,
 }
 
 /// A child that waits.
@@ -87,6 +100,17 @@ impl Program<'_> {
         let args = strings(self.args)?;
         let env = strings(self.env.iter().map(|e| (*e).to_owned()))?;
         let (args, env) = (pointers(&args), pointers(&env));
+        let Places { at, dirs, files } = self.places;
+        // Its own directory is an inode, too; no file has a page.
+        let inodes = 1 + dirs.len() + files.len();
+        let limits = CString::new(format!("mode=755,size=4k,nr_inodes={inodes}"))?;
+        let inside = |name: String| at.join(name).to_string_lossy().into_owned();
+        let (dirs, files) = (
+            strings(dirs.into_iter().map(inside))?,
+            strings(files.into_iter().map(inside))?,
+        );
+        let (dirs, files) = (pointers(&dirs), pointers(&files));
+        let at = CString::new(at.as_os_str().as_bytes())?;
         let (wait, gate) = pipe2(OFlag::O_CLOEXEC)?;
         let null = null_device()?;
         let count = RawFd::try_from(self.fds.len()).map_err(io::Error::other)?;
@@ -101,6 +125,10 @@ impl Program<'_> {
             env: env.as_ptr(),
             fds: sources.iter().map(AsRawFd::as_raw_fd).collect(),
             users: self.users,
+            at: at.as_ptr(),
+            limits: limits.as_ptr(),
+            dirs: &dirs,
+            files: &files,
         };
         let users = match self.users {
             Users::Host => 0,
@@ -157,16 +185,22 @@ fn pointers(list: &[CString]) -> Vec<*const libc::c_char> {
 }
 
 /// What the child needs, made before there is one.
-struct Child {
+struct Child<'a> {
     file: *const libc::c_char,
     args: *const *const libc::c_char,
     env: *const *const libc::c_char,
     /// What becomes its descriptors from 0 on; the last is what it waits on.
     fds: Vec<RawFd>,
     users: Users,
+    /// Of its [`Places`]: the path, the limits of the file system, and paths in lists that end as
+    /// that of the arguments.
+    at: *const libc::c_char,
+    limits: *const libc::c_char,
+    dirs: &'a [*const libc::c_char],
+    files: &'a [*const libc::c_char],
 }
 
-impl Child {
+impl Child<'_> {
     /// Waits for the gate, and executes the program.
     ///
     /// # Safety
@@ -197,10 +231,43 @@ impl Child {
                     libc::_exit(NO_PROGRAM);
                 }
             }
+            if !self.make_places() {
+                libc::_exit(NO_PROGRAM);
+            }
             libc::setsid();
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
             libc::execve(self.file, self.args, self.env);
             libc::_exit(NO_PROGRAM)
         }
     }
+
+    /// Mounts the file system of its own, fills it, and makes it read-only. Whether it could.
+    ///
+    /// # Safety
+    /// As [`become_program`](Self::become_program).
+    unsafe fn make_places(&self) -> bool {
+        let none = ptr::null();
+        let own = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        let read_only = own | libc::MS_REMOUNT | libc::MS_RDONLY;
+        // SAFETY: all pointers are null or to strings.
+        unsafe {
+            let mount = |at, kind, flags, data: *const libc::c_char| {
+                libc::mount(none, at, kind, flags, data.cast()) == 0
+            };
+            // So that no other namespace has it.
+            mount(c"/".as_ptr(), none, libc::MS_REC | libc::MS_SLAVE, none)
+                && mount(self.at, c"tmpfs".as_ptr(), own, self.limits)
+                && each(self.dirs, |path| libc::mkdir(path, 0o755))
+                && each(self.files, |path| {
+                    libc::mknod(path, libc::S_IFREG | 0o644, 0)
+                })
+                && mount(self.at, none, read_only, none)
+        }
+    }
+}
+
+/// Whether `work` succeeds with every path of a list that ends in a null pointer.
+fn each(list: &[*const libc::c_char], work: impl Fn(*const libc::c_char) -> libc::c_int) -> bool {
+    let mut paths = list.iter().copied().take_while(|path| !path.is_null());
+    paths.all(|path| work(path) == 0)
 }

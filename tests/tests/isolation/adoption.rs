@@ -2,7 +2,7 @@
 
 //! W2 and W3: a sandbox that was there before its Pod knows nothing and shares nothing.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt};
+use std::{collections::BTreeSet, fs, io::ErrorKind, os::unix::fs::MetadataExt, path::PathBuf};
 
 use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
@@ -63,6 +63,42 @@ pub(crate) async fn w2_two_sandboxes_share_nothing(node: &Node, handler: &str) -
         pod.remove().await?;
     }
     Ok(())
+}
+
+/// What a gofer that was started ahead has before it serves something is its own, and nothing can
+/// be left there, not even by root.
+pub(crate) async fn w2_gofers_share_no_slots(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    let pod = node.pod(WARM).run().await?;
+    let container = pod.idle().start().await?;
+    agent.expect_ready(HELD).await?;
+    let state = format!("--bundle={}/", agent.state().display());
+    let mut gofers = node.processes();
+    gofers.retain(|p| p.argv.starts_with("runsc-gofer") && p.argv.contains(&state));
+    // Others have the root file system of a sandbox.
+    gofers.retain(|p| p.argv.contains("/slots "));
+    let own = gofer(&container)?.pid;
+    ensure!(
+        gofers.len() > 1 && gofers.iter().any(|p| p.pid == own),
+        "{own}: {gofers:?}"
+    );
+    let mut devices = BTreeSet::from([fs::metadata(agent.state())?.dev()]);
+    for process in gofers {
+        let root = PathBuf::from(format!("/proc/{}/root", process.pid));
+        // The first slots are the last that are used.
+        let slot = root.join("d0");
+        let is_its_own = devices.insert(fs::metadata(&slot)?.dev());
+        ensure!(is_its_own, "{process:?} shares its slots");
+        for path in [slot.join("x"), root.join("x"), root.join("f0")] {
+            let written = fs::write(&path, "x").map_err(|e| e.kind());
+            ensure!(
+                written == Err(ErrorKind::ReadOnlyFilesystem),
+                "{process:?}, {}: {written:?}",
+                path.display()
+            );
+        }
+    }
+    pod.remove().await
 }
 
 /// Names, secrets and volumes of a Pod are in no sandbox but its own, and there with its

@@ -79,6 +79,10 @@ fn main() -> ExitCode {
     each!(add_alone, files: s5_a_mount_stays_inside, s5_a_mount_stays_inside_while_links_change);
     if handlers.contains(&WARM) {
         cases.add_alone(
+            "w2_gofers_share_no_slots",
+            adoption::w2_gofers_share_no_slots,
+        );
+        cases.add_alone(
             "w3_what_is_the_pods_comes_with_the_pod",
             adoption::w3_what_is_the_pods_comes_with_the_pod,
         );
