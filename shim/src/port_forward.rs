@@ -104,7 +104,22 @@ async fn accept_all(listener: TcpListener, runtime: Arc<dyn Runtime>, id: Contai
     }
 }
 
+/// Forwards a connection until one side ends it. A client whose connection is not served, or is
+/// broken off, gets a reset: it was accepted before it was known whether anything listens, and an
+/// orderly end would say that the server had nothing to answer.
 async fn forward(mut client: TcpStream, runtime: &dyn Runtime, id: &ContainerId) -> io::Result<()> {
+    let done = exchange(&mut client, runtime, id).await;
+    if done.is_err() {
+        client.set_zero_linger()?;
+    }
+    done
+}
+
+async fn exchange(
+    client: &mut TcpStream,
+    runtime: &dyn Runtime,
+    id: &ContainerId,
+) -> io::Result<()> {
     // The program redirects no packets, so that the local address is still the one dialled.
     let port = client.local_addr()?.port();
     let (ours, theirs) = StdUnixStream::pair()?;
@@ -114,9 +129,7 @@ async fn forward(mut client: TcpStream, runtime: &dyn Runtime, id: &ContainerId)
         .map_err(io::Error::other)?;
     ours.set_nonblocking(true)?;
     let mut sandbox = UnixStream::from_std(ours)?;
-    copy_bidirectional(&mut client, &mut sandbox)
-        .await
-        .map(drop)
+    copy_bidirectional(client, &mut sandbox).await.map(drop)
 }
 
 #[cfg(test)]

@@ -226,13 +226,12 @@ pub(crate) async fn ports_are_forwarded(node: &Node, handler: &str) -> Result<()
         let answer = answer.await.with_context(|| both.text())?;
         ensure!(answer.starts_with("HTTP/1."), "{answer}");
     }
-    // Nobody listens there: the connection ends without a byte, and others are none the worse.
+    // Nobody listens there: the connection ends without a byte, the client is told that it failed,
+    // and others are none the worse.
     let closed = forward(&[":81"])?;
-    ensure!(
-        get(node, local_end(&closed, "81").await?)
-            .unwrap_or_default()
-            .is_empty()
-    );
+    let answer = get(node, local_end(&closed, "81").await?);
+    ensure!(answer.unwrap_or_default().is_empty());
+    closed.expect("error forwarding port 81").await?;
     ensure!(get(node, http)?.starts_with("HTTP/1."));
     drop((both, closed));
     pod.remove().await
