@@ -379,7 +379,24 @@ pub fn exit_of(pid: u32) -> impl Future<Output = Exit> + Send {
     }
 }
 
-pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+/// Kills processes that were found by their numbers. A number may be another's by now, so each
+/// process is held first, and killed if `is_meant` says so then. Blocks.
+pub fn kill_found(pids: impl IntoIterator<Item = u32>, is_meant: impl Fn(u32) -> bool) {
+    for pid in pids {
+        // An error means that it has ended by itself.
+        if let Ok(held) = pidfd_open(pid)
+            && is_meant(pid)
+        {
+            pidfd_send_signal(held.as_raw_fd(), libc::SIGKILL).ok();
+        }
+    }
+}
+
+/// Holds process `pid`: what is done by the descriptor is done to no other that gets its number.
+///
+/// # Errors
+/// As `pidfd_open(2)` says, `ESRCH` where there is none.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes two integers, returns a new descriptor (close-on-exec) or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.cast_signed(), 0) };
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
@@ -410,7 +427,26 @@ fn pidfd_send_signal(fd: RawFd, signal: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
+
+    #[test]
+    fn only_who_is_meant_is_killed() {
+        let sleeper = || {
+            let mut command = std::process::Command::new("/bin/sleep");
+            command.arg("3600").spawn().unwrap()
+        };
+        let mut both = [sleeper(), sleeper()];
+        let meant = both[1].id();
+        kill_found(both.each_ref().map(std::process::Child::id), |pid| {
+            pid == meant
+        });
+        assert_eq!(both[1].wait().unwrap().signal(), Some(libc::SIGKILL));
+        assert_eq!(both[0].try_wait().unwrap(), None);
+        both[0].kill().unwrap();
+        both[0].wait().unwrap();
+    }
 
     /// A child made behind tokio's back, as an orphan would be.
     fn orphan(script: &str) -> u32 {

@@ -8,6 +8,7 @@
 //! overhead of the RuntimeClass in them), so that nothing is limited here a second time.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Write as _},
     path::{Component, Path, PathBuf},
@@ -15,10 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use runsc_wrapper::reap::kill_found;
 
 use crate::error::{Error, Result};
 
@@ -438,13 +436,20 @@ impl Cgroup {
 
     /// Kills every process in this cgroup. Does not wait for their ends. Blocks.
     pub fn kill(&self) {
+        // cgroup v2, kernel 5.14. What is not there has no processes, or cannot kill them at once.
+        let kill = fs::OpenOptions::new()
+            .write(true)
+            .open(self.file("", "cgroup.kill"));
+        if kill.is_ok_and(|mut file| file.write_all(b"1").is_ok()) {
+            return;
+        }
         for hierarchy in self.hierarchies() {
-            // What is not there has no processes.
-            let pids = fs::read_to_string(self.procs(&hierarchy)).unwrap_or_default();
-            for pid in pids.lines().filter_map(|pid| pid.parse().ok()) {
-                // It may have ended by itself meanwhile.
-                kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
-            }
+            let list = self.procs(&hierarchy);
+            let pids = || -> BTreeSet<u32> {
+                let text = fs::read_to_string(&list).unwrap_or_default();
+                text.lines().filter_map(|pid| pid.parse().ok()).collect()
+            };
+            kill_found(pids(), |pid| pids().contains(&pid));
         }
     }
 
@@ -578,6 +583,37 @@ mod tests {
         for bad in ["", "/", "/./", "/a/../../b", "a\0b"] {
             assert!(Cgroup::new(dir.path(), bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn who_is_in_it_is_killed_by_it_or_by_number() {
+        let mount = tempfile::tempdir().unwrap();
+        let sleeper = || {
+            let mut sleep = std::process::Command::new("/bin/sleep");
+            sleep.arg("3600").spawn().unwrap()
+        };
+        let mut child = sleeper();
+        let list = mount.path().join("memory/a");
+        fs::create_dir_all(&list).unwrap();
+        fs::write(list.join("cgroup.procs"), format!("{}\n", child.id())).unwrap();
+        Cgroup::new(mount.path(), "/a").unwrap().kill();
+        assert!(!child.wait().unwrap().success());
+
+        fs::write(mount.path().join("cgroup.controllers"), "").unwrap();
+        let unified = mount.path().join("a");
+        fs::create_dir(&unified).unwrap();
+        let mut child = sleeper();
+        fs::write(unified.join("cgroup.procs"), format!("{}\n", child.id())).unwrap();
+        fs::write(unified.join("cgroup.kill"), "").unwrap();
+        Cgroup::new(mount.path(), "/a").unwrap().kill();
+        assert_eq!(
+            fs::read_to_string(unified.join("cgroup.kill")).unwrap(),
+            "1"
+        );
+        assert!(child.try_wait().unwrap().is_none());
+        fs::remove_file(unified.join("cgroup.kill")).unwrap();
+        Cgroup::new(mount.path(), "/a").unwrap().kill();
+        assert!(!child.wait().unwrap().success());
     }
 
     #[test]

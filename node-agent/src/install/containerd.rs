@@ -5,13 +5,20 @@
 use std::{
     ffi::OsString,
     fs, io,
-    os::unix::{ffi::OsStringExt, net::UnixStream},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStringExt, net::UnixStream},
+    },
     path::{Path, PathBuf},
     process::{Output, Stdio},
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{
+    getsockopt,
+    sockopt::{PeerCredentials, PeerPidfd},
+};
+use runsc_wrapper::reap::pidfd_open;
 use tokio::{process::Command, time::timeout};
 
 use super::{Error, config};
@@ -46,12 +53,27 @@ pub(super) struct Containerd {
 /// # Errors
 /// When none does.
 pub(crate) fn listener(socket: &Path) -> Result<u32, Error> {
-    let absent = |e: io::Error| Error::Lacks {
-        what: format!("no containerd listens at {}: {e}", socket.display()),
-        advice: "start it, or name its socket: `socket` in [install.containerd]".to_owned(),
-    };
-    let stream = UnixStream::connect(socket).map_err(absent)?;
-    let peer = getsockopt(&stream, PeerCredentials).map_err(|e| absent(e.into()))?;
+    pid_of_peer(&connect(socket)?, socket)
+}
+
+/// The same process by a pidfd.
+///
+/// # Errors
+/// When none listens.
+pub(super) fn listening_process(socket: &Path) -> Result<OwnedFd, Error> {
+    let stream = connect(socket)?;
+    getsockopt(&stream, PeerPidfd).or_else(|_| {
+        // Before kernel 6.5, or where it is in no pid namespace of this process.
+        pidfd_open(pid_of_peer(&stream, socket)?).map_err(|e| absent(socket, &e))
+    })
+}
+
+fn connect(socket: &Path) -> Result<UnixStream, Error> {
+    UnixStream::connect(socket).map_err(|e| absent(socket, &e))
+}
+
+fn pid_of_peer(stream: &UnixStream, socket: &Path) -> Result<u32, Error> {
+    let peer = getsockopt(stream, PeerCredentials).map_err(|e| absent(socket, &e.into()))?;
     u32::try_from(peer.pid())
         .ok()
         .filter(|pid| *pid > 0)
@@ -59,6 +81,13 @@ pub(crate) fn listener(socket: &Path) -> Result<u32, Error> {
             what: format!("who listens at {} cannot be seen", socket.display()),
             advice: "run this where the node's processes can be seen (hostPID)".to_owned(),
         })
+}
+
+fn absent(socket: &Path, e: &io::Error) -> Error {
+    Error::Lacks {
+        what: format!("no containerd listens at {}: {e}", socket.display()),
+        advice: "start it, or name its socket: `socket` in [install.containerd]".to_owned(),
+    }
 }
 
 /// Runs a program that has nothing to read to its end, and returns what it left. It is killed when

@@ -3,48 +3,32 @@
 //! From a container to the node: a process of this program goes into containerd's namespaces, and
 //! tells the one that started it what came of it.
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::{path::Path, process::Stdio};
 
 use nix::sched::{CloneFlags, setns};
 use runsc_wrapper::reap;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
-use super::{Done, Error, containerd::listener};
+use super::{Done, Error, containerd::listening_process};
 
-/// The namespaces that programs of the node, such as `systemctl`, expect to be in. That of mounts
-/// is last, because others are found through `/proc`.
-const NAMESPACES: [(&str, CloneFlags); 5] = [
-    ("uts", CloneFlags::CLONE_NEWUTS),
-    ("ipc", CloneFlags::CLONE_NEWIPC),
-    ("net", CloneFlags::CLONE_NEWNET),
-    ("cgroup", CloneFlags::CLONE_NEWCGROUP),
-    ("mnt", CloneFlags::CLONE_NEWNS),
-];
+/// The namespaces that programs of the node, such as `systemctl`, expect to be in.
+const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWUTS
+    .union(CloneFlags::CLONE_NEWIPC)
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWCGROUP)
+    .union(CloneFlags::CLONE_NEWNS);
 
 /// Goes where the containerd that listens at `socket` is. This process must have one thread.
 ///
 /// # Errors
 /// When there is none, or this process may not.
 pub fn enter(socket: &Path) -> Result<(), Error> {
-    let pid = listener(socket)?;
-    let mut opened = Vec::new();
-    for (name, kind) in NAMESPACES {
-        let path = PathBuf::from(format!("/proc/{pid}/ns/{name}"));
-        let file = File::open(&path).map_err(Error::at("open", &path))?;
-        opened.push((path, file, kind));
-    }
-    for (path, file, kind) in opened {
-        setns(file, kind).map_err(|e| Error::Lacks {
-            what: format!("enter {}: {e}", path.display()),
-            advice: "run this privileged (securityContext.privileged)".to_owned(),
-        })?;
-    }
-    Ok(())
+    let process = listening_process(socket)?;
+    setns(process, NAMESPACES).map_err(|e| Error::Lacks {
+        what: format!("enter the namespaces of containerd: {e}"),
+        advice: "run this privileged (securityContext.privileged)".to_owned(),
+    })
 }
 
 /// What a process on the node tells the one that started it, on its standard output.

@@ -13,6 +13,7 @@ mod cover;
 mod words;
 
 use std::{
+    collections::BTreeMap,
     ffi::{OsStr, OsString},
     fs::File,
     io::{self, Write},
@@ -42,7 +43,7 @@ use tokio::{
 
 use crate::{
     Exit, Stdio,
-    reap::{self, Owned},
+    reap::{self, Owned, kill_found},
     stdio::null_device,
 };
 
@@ -518,7 +519,7 @@ impl Attendant {
     fn kill(&self, who: AtDeadline) {
         let group = Pid::from_raw(self.pid.cast_signed());
         let tree = match who {
-            AtDeadline::Group => Vec::new(),
+            AtDeadline::Group => BTreeMap::new(),
             AtDeadline::Tree => {
                 // Stopped, it makes no process that the list would lack.
                 let _ = killpg(group, Signal::SIGSTOP);
@@ -527,10 +528,10 @@ impl Attendant {
         };
         // An error means that there is nobody left.
         let _ = killpg(group, Signal::SIGKILL);
-        for pid in tree {
+        for pid in tree.keys() {
             log::warn!("kill process {pid}, left by a command that took too long");
-            let _ = nix::sys::signal::kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
         }
+        kill_found(tree.keys().copied(), |pid| tree[&pid].is_there());
     }
 }
 
@@ -552,37 +553,49 @@ async fn read_up_to_limit(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     kept
 }
 
+/// A process at one moment (proc_pid_stat(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    pid: u32,
+    parent: u32,
+    /// In clock ticks after the boot: another process of this number has another.
+    started: u64,
+}
+
+impl Seen {
+    fn of(pid: u32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold anything. The state is the first after it.
+        let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
+        Some(Self {
+            pid,
+            parent: rest.nth(1)?.parse().ok()?,
+            started: rest.nth(17)?.parse().ok()?,
+        })
+    }
+
+    /// Whether it is still the same, whatever its parent is.
+    fn is_there(&self) -> bool {
+        Self::of(self.pid).is_some_and(|now| now.started == self.started)
+    }
+}
+
 /// The processes below `root`, by their parents. Reads all of /proc: for emergencies.
-fn descendants(root: u32) -> Vec<u32> {
-    let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
+fn descendants(root: u32) -> BTreeMap<u32, Seen> {
+    let all: Vec<Seen> = std::fs::read_dir("/proc")
         .into_iter()
         .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter_map(|pid: u32| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // The name in parentheses may hold anything; the parent is second after it.
-            let parent = stat
-                .rsplit_once(')')?
-                .1
-                .split_whitespace()
-                .nth(1)?
-                .parse()
-                .ok()?;
-            Some((pid, parent))
-        })
+        .filter_map(|entry| Seen::of(entry.ok()?.file_name().to_str()?.parse().ok()?))
         .collect();
-    let mut found = vec![root];
-    let mut seen = 0;
-    while let Some(&parent) = found.get(seen) {
-        found.extend(
-            parents
-                .iter()
-                .filter(|(_, of)| *of == parent)
-                .map(|(pid, _)| *pid),
-        );
-        seen += 1;
+    let mut found = BTreeMap::new();
+    let mut parents = vec![root];
+    while let Some(parent) = parents.pop() {
+        for child in all.iter().filter(|seen| seen.parent == parent) {
+            found.insert(child.pid, *child);
+            parents.push(child.pid);
+        }
     }
-    found.split_off(1)
+    found
 }
 
 fn memory_file(content: &[u8]) -> io::Result<File> {
