@@ -195,6 +195,19 @@ critest: deps build guest programs ## The CRI conformance suite with our handler
 test-reuse: deps build guest programs ## A thousand Pods, none of which may meet what another has left
 	$(CARGO) test $(ALL) --test reuse
 
+.PHONY: vm
+vm: deps build guest programs
+	@tests/deps/install.sh vm
+
+.PHONY: test-vm
+test-vm: vm ## A node of Debian's packages in a virtual machine, with its containerd 1.7, and again with ours
+	KILN_VM_CONTAINERD=1 $(CARGO) test $(ALL) --test vm
+	KILN_VM_CONTAINERD=2 $(CARGO) test $(ALL) --test vm
+
+.PHONY: test-vm-short
+test-vm-short: vm ## What only such a node can fail, on one boot of it
+	$(CARGO) test $(ALL) --test vm -- only_here::
+
 .PHONY: test
 test: check test-unit build guest programs ## All of them; of test-kilnctl what is refused, and the manifests
 	@# Some beside the others, which wait most of the time.

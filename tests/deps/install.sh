@@ -214,6 +214,30 @@ build_python-clients() {
   "$clients/venv/bin/python" -m pip check
 }
 
+# A node of Debian's packages: the disk that QEMU boots, with kernel and initrd beside it. vm/customize.sh
+# makes a machine of the packages.
+build_vm() {
+  local root=$work/root packages=(
+    systemd systemd-sysv dbus udev kmod initramfs-tools zstd linux-image-cloud-amd64 qemu-guest-agent
+    containerd runc containernetworking-plugins iproute2 nftables iptables conntrack ethtool socat procps
+  )
+  # What the machine's apt says of how packages are got.
+  apt-config dump Acquire >"$work/acquire"
+  mmdebstrap --mode=root --variant=apt --keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
+    --aptopt="$work/acquire" --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' --include="$(
+      IFS=,
+      echo "${packages[*]}"
+    )" trixie "$root" "$(debian_mirror)"
+  "$here/vm/customize.sh" "$root"
+  mkdir "$out/vm"
+  cp "$root"/boot/vmlinuz-* "$out/vm/vmlinuz"
+  cp "$root"/boot/initrd.img-* "$out/vm/initrd.img"
+  # Sparse: it takes 0.4 GB.
+  truncate -s 6G "$out/vm/root.img"
+  mke2fs -q -t ext4 -E lazy_itable_init=1,lazy_journal_init=1 -d "$root" "$out/vm/root.img"
+}
+
 # --- tools of the builds -------------------------------------------------------------------------------
 
 # runsc_of DIR: builds the runsc that DIR/go.mod pins, with its system call filters compiled, as a
@@ -362,6 +386,13 @@ END
     if [[ " $wanted " == *" runsc-arm64 "* ]]; then
       echo 'aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu,libc6-dev-arm64-cross links programs for arm64'
     fi
+    if [[ " $wanted " == *" vm "* ]]; then
+      cat <<'END'
+mke2fs      e2fsprogs           disks of virtual machines
+mmdebstrap  mmdebstrap          unpacks Debian for them
+qemu-system-x86_64 qemu-system-x86,seabios runs them
+END
+    fi
   else
     cat <<'END'
 runc        -                   the runtime that Kiln is compared with
@@ -499,7 +530,7 @@ main() {
   fi
   wanted=${*:-$all}
   # What is built only where it is asked for.
-  all+=' runsc-arm64'
+  all+=' runsc-arm64 vm'
   local name
   for name in $wanted; do
     [[ " $all " == *" $name "* ]] || fail "no component $name; there are: $all"
@@ -524,6 +555,7 @@ main() {
   component containerd-1.7 90 containerd-1.7/go.{mod,sum}
   component containerd-2.1 90 containerd-2.1/go.{mod,sum}
   component runsc-arm64 90 gvisor/go.{mod,sum}
+  component vm 60 vm/customize.sh
 }
 
 main "$@"

@@ -44,3 +44,14 @@ pub(crate) async fn serve(netns: &Netns, certs_dir: &Path) -> Result<Registry> {
     hosts::write(certs_dir, registry.address()).context("write hosts.toml")?;
     Ok(registry)
 }
+
+/// Writes an image as an archive for `ctr images import` into `dir`, which is made if it is not there.
+///
+/// # Errors
+/// When there is no image of this full name, or it cannot be written.
+pub async fn export(reference: &str, dir: &Path) -> Result<()> {
+    let image = images().await?.find(reference);
+    let image = image.with_context(|| format!("no image {reference}"))?;
+    kiln_images::archive::export(std::slice::from_ref(image), dir).context("export an image")?;
+    Ok(())
+}

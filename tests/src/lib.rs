@@ -20,7 +20,7 @@ pub mod cgroup;
 pub mod cri;
 pub mod ctr;
 pub mod dice;
-mod images;
+pub mod images;
 pub mod leaks;
 pub mod memory;
 pub mod mini;
