@@ -52,6 +52,10 @@ const RUNC_ROOT: &str = "/run/containerd/runc";
 /// Flags that are ours to set on every command: what the file says of them is ignored.
 const OURS: &[&str] = &["log", "log-format"];
 
+/// Flags for what is done without them, whatever the file says: where systemd runs the host, whoever
+/// uses this library has it make cgroups, and the runtime gets paths of them.
+const NEEDLESS: &[&str] = &["systemd-cgroup"];
+
 /// Flags that a file must not turn on, because they let the workload choose its own sandbox.
 const FORBIDDEN: &[&str] = &["allow-flag-override", "allow-rootfs-tar-annotation"];
 
@@ -414,6 +418,9 @@ fn flags(
             log::warn!("configuration: {key} is ignored");
             continue;
         }
+        if NEEDLESS.contains(&flag.as_str()) {
+            continue;
+        }
         if flag == "root" || flag.ends_with("-fd") {
             return Err(bad(&key, "is not for this table"));
         }
@@ -520,6 +527,7 @@ mod tests {
             debug = true
             num-network-channels = 4
             log = "/tmp/ignored"
+            systemd-cgroup = "true"
             allow-flag-override = "false"
             debug-log = "/var/log/%ID%/gvisor.%COMMAND%.log"
             "#,

@@ -279,6 +279,13 @@ impl Handed {
     async fn move_to(&self, cgroup: &Cgroup) -> Result<Duration> {
         let begun = Instant::now();
         let (old, new) = (self.cgroup.clone(), cgroup.clone());
+        if let Some(scope) = new.scope() {
+            let old = old.clone();
+            let pids = blocking(move || Ok(Vec::from_iter(old.pids()))).await?;
+            if let Err(e) = scope.start(&pids).await {
+                warn!("systemd may take away what limits this sandbox: {e}");
+            }
+        }
         blocking(move || {
             new.make()?;
             new.take_all(&old)?;

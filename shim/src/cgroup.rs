@@ -18,7 +18,10 @@ use std::{
 
 use runsc_wrapper::reap::kill_found;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    systemd::{self, Scope},
+};
 
 /// How often, and with which pause, a cgroup is tried to be removed whose processes are dying.
 const REMOVE_TRIES: u32 = 50;
@@ -111,6 +114,23 @@ pub struct Usage {
     pub inactive_file: u64,
     /// Tasks.
     pub pids: u64,
+}
+
+/// Kills of the OOM killer in a sandbox's cgroup, and in that of its Pod: `None` where nobody counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OomKills {
+    own: Option<u64>,
+    pod: Option<u64>,
+}
+
+impl OomKills {
+    /// Whether there were others after `before`.
+    pub fn rose_since(&self, before: &Self) -> bool {
+        match self.own {
+            Some(own) => own > before.own.unwrap_or_default(),
+            None => self.pod > before.pod.or(Some(0)),
+        }
+    }
 }
 
 impl Limits {
@@ -212,6 +232,36 @@ impl Cgroup {
         format!("/{}", self.path.display())
     }
 
+    /// The scope that systemd makes of this cgroup: where it runs the host, one of cgroup v2 in a
+    /// slice. Others are for whoever uses them to make.
+    pub(crate) fn scope(&self) -> Option<Scope> {
+        let is_systemds = self.version == Version::V2 && self.mount == Path::new(MOUNT);
+        let scope = self.as_scope().filter(|_| is_systemds)?;
+        systemd::runs_the_host().then_some(scope)
+    }
+
+    /// What systemd calls it, if it is named as a scope in a slice.
+    fn as_scope(&self) -> Option<Scope> {
+        let name = |path: &Path| path.file_name()?.to_str().map(str::to_owned);
+        let scope = Scope {
+            slice: name(self.path.parent()?)?,
+            unit: name(&self.path)?,
+        };
+        let named = scope.slice.ends_with(".slice") && scope.unit.ends_with(".scope");
+        named.then_some(scope)
+    }
+
+    /// Its processes. Blocks.
+    pub(crate) fn pids(&self) -> BTreeSet<u32> {
+        let lists = self.hierarchies().into_iter();
+        // What is not there has no processes.
+        let lists = lists.filter_map(|h| fs::read_to_string(self.procs(&h)).ok());
+        let pids = |list: String| -> Vec<u32> {
+            list.lines().filter_map(|pid| pid.parse().ok()).collect()
+        };
+        lists.flat_map(pids).collect()
+    }
+
     /// Which interface the host has.
     pub fn version(&self) -> Version {
         self.version
@@ -242,6 +292,7 @@ impl Cgroup {
                 self.write("cpu", "cpu.shares", &shares.to_string())
             }
             Version::V2 => {
+                self.regain_controllers();
                 let max = |x: Option<i64>| x.map_or("max".to_owned(), |x| x.to_string());
                 // The conversion of the OCI runtimes (runc libcontainer/cgroups/utils.go).
                 let weight = 1 + (shares.max(2) - 2) * 9_999 / 262_142;
@@ -249,6 +300,19 @@ impl Cgroup {
                 self.write("cpu", "cpu.max", &format!("{} {PERIOD_US}", max(quota)))?;
                 self.write("cpu", "cpu.weight", &weight.to_string())
             }
+        }
+    }
+
+    /// Has the cgroups around this one share their controllers with it once more, if somebody has
+    /// taken them back.
+    fn regain_controllers(&self) {
+        if self.file("memory", "memory.max").exists() {
+            return;
+        }
+        let mut dir = self.mount.clone();
+        for level in &self.path {
+            share_controllers(&dir);
+            dir.push(level);
         }
     }
 
@@ -285,13 +349,29 @@ impl Cgroup {
         }
     }
 
-    /// How many processes of this cgroup the OOM killer has killed.
-    pub fn oom_kills(&self) -> u64 {
+    /// How many processes the OOM killer has killed in this cgroup. Below a kubelet's `kubepods` also
+    /// in the Pod's cgroup around it, which is still there when systemd has taken away a scope in
+    /// which nothing is left.
+    pub fn oom_kills(&self) -> OomKills {
         let file = match self.version {
             Version::V1 => "memory.oom_control",
             Version::V2 => "memory.events",
         };
-        field(&self.read("memory", file), "oom_kill")
+        let of = |cgroup: &Self| {
+            let text = fs::read_to_string(cgroup.file("memory", file)).ok()?;
+            Some(field(&text, "oom_kill"))
+        };
+        let is_in_pods = self.version == Version::V2 && self.in_kubepods();
+        let pod = self.path.parent().filter(|_| is_in_pods);
+        OomKills {
+            own: of(self),
+            pod: pod.and_then(|path| {
+                of(&Self {
+                    path: path.to_owned(),
+                    ..self.clone()
+                })
+            }),
+        }
     }
 
     /// What the cgroup uses.
@@ -443,14 +523,7 @@ impl Cgroup {
         if kill.is_ok_and(|mut file| file.write_all(b"1").is_ok()) {
             return;
         }
-        for hierarchy in self.hierarchies() {
-            let list = self.procs(&hierarchy);
-            let pids = || -> BTreeSet<u32> {
-                let text = fs::read_to_string(&list).unwrap_or_default();
-                text.lines().filter_map(|pid| pid.parse().ok()).collect()
-            };
-            kill_found(pids(), |pid| pids().contains(&pid));
-        }
+        kill_found(self.pids(), |pid| self.pids().contains(&pid));
     }
 
     fn file(&self, controller: &str, file: &str) -> PathBuf {
@@ -674,6 +747,59 @@ mod tests {
     }
 
     #[test]
+    fn a_scope_is_what_is_named_so_in_a_slice() {
+        let named = |path| Cgroup::new(Path::new("/nowhere"), path).unwrap().as_scope();
+        let scope = named("kubepods-pod1.slice:cri-containerd:abc").unwrap();
+        assert_eq!(
+            (scope.slice.as_str(), scope.unit.as_str()),
+            ("kubepods-pod1.slice", "cri-containerd-abc.scope")
+        );
+        for path in ["/k8s.io/abc", "/a.slice/abc", "/a/abc.scope", "/abc.scope"] {
+            assert_eq!(named(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn kills_are_seen_also_when_the_scope_is_gone() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::write(mount.path().join("cgroup.controllers"), "memory").unwrap();
+        let pod = mount.path().join("kubepods.slice/kubepods-pod1.slice");
+        let dir = pod.join("cri-containerd-abc.scope");
+        fs::create_dir_all(&dir).unwrap();
+        let counts = |dir: &Path, kills| {
+            fs::write(dir.join("memory.events"), format!("oom_kill {kills}\n")).unwrap();
+        };
+        let cgroup = Cgroup::new(mount.path(), "kubepods-pod1.slice:cri-containerd:abc").unwrap();
+        counts(&pod, 3); // of an earlier sandbox of the Pod
+        counts(&dir, 0);
+        let before = cgroup.oom_kills();
+        assert!(!cgroup.oom_kills().rose_since(&before));
+        counts(&dir, 1);
+        assert!(cgroup.oom_kills().rose_since(&before));
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(!cgroup.oom_kills().rose_since(&before));
+        counts(&pod, 4);
+        assert!(cgroup.oom_kills().rose_since(&before));
+        fs::remove_dir_all(&pod).unwrap();
+        assert!(!cgroup.oom_kills().rose_since(&before));
+    }
+
+    #[test]
+    fn limits_come_after_controllers_that_were_taken() {
+        let mount = tempfile::tempdir().unwrap();
+        let pod = mount.path().join("kubepods.slice/kubepods-pod1.slice");
+        fs::create_dir_all(pod.join("abc")).unwrap();
+        for dir in [mount.path(), &pod] {
+            fs::write(dir.join("cgroup.controllers"), "memory\n").unwrap();
+        }
+        let cgroup = "/kubepods.slice/kubepods-pod1.slice/abc";
+        let cgroup = Cgroup::new(mount.path(), cgroup).unwrap();
+        cgroup.apply(&Limits::default()).unwrap();
+        let shared = fs::read_to_string(pod.join("cgroup.subtree_control")).unwrap();
+        assert_eq!(shared, "+memory");
+    }
+
+    #[test]
     fn v2_files_are_written_and_read() {
         let mount = tempfile::tempdir().unwrap();
         fs::write(mount.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
@@ -699,7 +825,7 @@ mod tests {
             })
             .unwrap();
         assert_eq!(fs::read_to_string(dir.join("memory.max")).unwrap(), "4096");
-        assert_eq!(cgroup.oom_kills(), 2);
+        assert_eq!(cgroup.oom_kills().own, Some(2));
         let usage = cgroup.usage();
         assert_eq!(
             (usage.cpu_ns, usage.cpu_kernel_ns, usage.throttled_periods),

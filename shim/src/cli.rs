@@ -38,6 +38,7 @@ use crate::{
     io::read_capped,
     kata,
     server::{self, READY, ServerOpts},
+    systemd,
 };
 
 /// File in the bundle with the address of the sandbox's server.
@@ -67,6 +68,11 @@ pub fn main() -> ExitCode {
 fn run() -> Result<()> {
     let arguments: Vec<_> = env::args_os().skip(1).collect();
     kata::delegate(&arguments)?;
+    if let Some((action, rest)) = arguments.split_first()
+        && action == systemd::ACTION
+    {
+        return systemd::start(rest);
+    }
     let flags =
         containerd_shim::parse(&arguments).map_err(|e| Error::InvalidArgument(e.to_string()))?;
     if flags.version {

@@ -33,6 +33,7 @@ mod sandbox;
 pub mod server;
 pub mod state;
 mod stats;
+mod systemd;
 pub mod task;
 mod turn;
 

@@ -20,7 +20,7 @@ use super::{CreateRequest, Pod, attach, blocking, clean_up};
 use crate::{
     adopt::{Adopter, Adoption},
     bundle::{Network, Role, Spec},
-    cgroup::Cgroup,
+    cgroup::{Cgroup, Limits},
     config::NodeConfig,
     container::{Container, Said},
     egress::Egress,
@@ -31,6 +31,7 @@ use crate::{
     process::Process,
     rootfs,
     sandbox::{Record, Sandbox, Scratch},
+    systemd::Held,
     turn::Turn,
 };
 
@@ -219,6 +220,7 @@ impl Pod {
             Ok(None) => {
                 match prepare(sandbox, spec, own_cgroup.as_ref(), &bundle, &request.rootfs).await {
                     Ok(()) => {
+                        let _held = hold_scope(sandbox, &role, limits).await;
                         let slots = sandbox.take_slots().filter(|_| restore.is_none());
                         let place = slots.zip(own_cgroup.clone());
                         make(sandbox, &init, opts, place).await
@@ -419,6 +421,26 @@ async fn prepare(
         spec.save(&bundle)
     })
     .await
+}
+
+/// Has systemd make the cgroup that a sandbox is about to be booted in, limited as it is to be: the
+/// runtime does not touch one that is there. `None` where it is the runtime's to make.
+async fn hold_scope(sandbox: &Sandbox, role: &Role, own: Option<Limits>) -> Option<Held> {
+    let scope = sandbox.cgroup.scope()?;
+    if *role != Role::Sandbox || !sandbox.is_shared() {
+        return None;
+    }
+    let held = match scope.start(&[]).await {
+        Ok(held) => held,
+        Err(e) => {
+            warn!("systemd may take away what limits this sandbox: {e}");
+            return None;
+        }
+    };
+    if let Err(e) = sandbox.cgroup.apply(&sandbox.boot_limits(own)) {
+        warn!("limit sandbox {}: {e}", sandbox.id);
+    }
+    Some(held)
 }
 
 /// Has the runtime make a container, with its stdio or terminal connected. In `slots`, if it can,

@@ -11,6 +11,7 @@ use runsc_wrapper::{ContainerId, ExecOpts, Exit, ExitFuture, KillTarget, Runtime
 use super::{Pod, attach, clean_up, exec_of};
 use crate::{
     bundle::{Network, Role},
+    cgroup::OomKills,
     container::{Container, Exec},
     error::Result,
     events::{publish, timestamp},
@@ -135,12 +136,12 @@ impl Pod {
     }
 
     /// Waits for the end of a container's first process and announces it, with what the OOM killer
-    /// has done since it had killed `oom_kills`.
+    /// has done since `oom_kills`.
     async fn follow_init(
         self: Arc<Self>,
         container: Arc<Container>,
         exit: ExitFuture,
-        oom_kills: u64,
+        oom_kills: OomKills,
     ) {
         let exit = outcome(&container.id, exit).await;
         let Ok(sandbox) = self.sandbox() else { return };
@@ -168,7 +169,7 @@ impl Pod {
                 );
             }
         }
-        if exit.code == Exit::KILLED && container.cgroup.oom_kills() > oom_kills {
+        if exit.code == Exit::KILLED && container.cgroup.oom_kills().rose_since(&oom_kills) {
             let container_id = container.id.to_string();
             publish(
                 &*self.events,
