@@ -57,6 +57,9 @@ pub const REMOVED: &str = "Removed";
 pub const IN_USE: &str = "InUse";
 /// Reason of [`INSTALLED`]: it could not be taken away.
 pub const REMOVE_FAILED: &str = "RemoveFailed";
+/// Condition of a SandboxNode: whether containerd has the handler of the class, and all that is
+/// behind it is there.
+pub const HANDLER_SERVED: &str = "HandlerServed";
 /// Annotation of a claim: the Sandbox of a pool that it has. Early versions had it as a label.
 pub const ASSIGNED_SANDBOX: &str = "agents.x-k8s.io/sandbox-name";
 /// Annotation of a claim: when its client asked, in RFC 3339 with nanoseconds.

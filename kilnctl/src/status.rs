@@ -7,7 +7,7 @@ use std::{fmt::Write as _, process::ExitCode};
 use anyhow::Result;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
-use kiln_crds::{SandboxNode, SandboxWarmPool};
+use kiln_crds::{SandboxNode, SandboxWarmPool, keys};
 use kube::{Api, Resource, ResourceExt, api::ListParams};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -216,7 +216,10 @@ fn node_classes(node: &SandboxNode, now: Timestamp) -> Vec<Node> {
                 let mut broken = status.conditions.iter().filter(|c| c.status != "True");
                 broken.find(|c| c.type_ == kind)
             };
-            let found = broken(kiln_crds::keys::INSTALLED).or_else(|| broken("Ready"));
+            // Unknown is that of a containerd that does not run, or was started just now.
+            let served = broken(keys::HANDLER_SERVED).filter(|c| c.status == "False");
+            let found = broken(keys::INSTALLED).or(served);
+            let found = found.or_else(|| broken("Ready"));
             found.map(|c| match c.message.as_str() {
                 "" => c.reason.clone(),
                 message => message.to_owned(),
@@ -380,6 +383,21 @@ mod tests {
         assert!(problem.unwrap().contains("no report for 70 s"));
         let silent = &node_classes(&node(&json!({})), now)[0];
         assert_eq!(silent.problem.as_deref(), Some("it has never reported"));
+    }
+
+    #[test]
+    fn a_handler_that_is_lost_is_a_problem_and_one_that_is_not_seen_is_none() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let problem = |status: &str| {
+            let condition = json!({"type": "HandlerServed", "status": status, "reason": "R",
+                "message": "containerd has no handler gvisor",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            let report = json!({"heartbeat": "2026-01-01T00:00:00Z", "conditions": [condition]});
+            node_classes(&node(&report), now)[0].problem.clone()
+        };
+        let words = "containerd has no handler gvisor";
+        assert_eq!(problem("False").as_deref(), Some(words));
+        assert_eq!(problem("Unknown"), None);
     }
 
     #[test]

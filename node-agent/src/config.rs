@@ -12,6 +12,7 @@
 //! cgroup = "/kiln-warm"                   # parent of the cgroups of warm sandboxes
 //! metrics = "127.0.0.1:9477"              # "" for none
 //! runtime_class = "gvisor"                # whose Pods these sandboxes are for
+//! # handler = "gvisor"                     # without [install]; else named as the class
 //! overhead = 0                            # memory in the RuntimeClass's overhead, bytes
 //!
 //! [limits]
@@ -32,6 +33,7 @@
 //! # runsc = "/usr/local/bin/runsc"         # the node's own, instead of the one in `from`
 //! runtime_root = "/run/containerd/runsc"
 //! handler = "gvisor"
+//! repair = true             # put back what is taken away or changed later
 //! [install.containerd]
 //! socket = "/run/containerd/containerd.sock"
 //! restart = ["systemctl", "restart", "containerd"]
@@ -99,6 +101,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Name of the RuntimeClass whose Pods the sandboxes are for.
     pub runtime_class: String,
+    /// The handler of that class, where there is no `install`; named as the class.
+    pub handler: Option<String>,
     /// Bytes of memory that a kubelet adds to a Pod's limit, by the overhead of its RuntimeClass.
     pub overhead: u64,
     /// What the agent must not exceed.
@@ -156,6 +160,7 @@ impl Default for Config {
             cgroup: "/kiln-warm".to_owned(),
             metrics: None,
             runtime_class: "gvisor".to_owned(),
+            handler: None,
             overhead: 0,
             limits: Limits::default(),
             class: Vec::new(),
@@ -184,6 +189,20 @@ impl Limits {
 }
 
 impl Config {
+    /// The handler of the class.
+    pub(crate) fn handler(&self) -> &str {
+        let installed = self.install.as_ref().map(|install| &install.handler);
+        installed
+            .or(self.handler.as_ref())
+            .unwrap_or(&self.runtime_class)
+    }
+
+    /// Where the node's containerd listens.
+    pub(crate) fn containerd_socket(&self) -> &Path {
+        let install = self.install.as_ref();
+        install.map_or(&self.containerd, |it| &it.containerd.socket)
+    }
+
     /// Reads `file`.
     ///
     /// # Errors

@@ -20,14 +20,17 @@ use runsc_wrapper::{
     egress::{Guard, LinkLocal, Mode, check_flags},
     slack,
 };
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 use tracing::{error, info, warn};
 
 use crate::{
     boot::{BootError, Booter, Ending, Gofers, Warm, blocking},
     config::{Class, Config},
     exec_dir::{self, ExecDirError},
-    install::listener,
+    install::{Health, listener},
     metrics::Metrics,
     netns,
     pool::{Miss, Pool},
@@ -71,6 +74,7 @@ pub struct Keeper {
     drained: AtomicBool,
     state: Mutex<State>,
     changed: Notify,
+    health: watch::Sender<Health>,
 }
 
 struct State {
@@ -148,8 +152,33 @@ impl Keeper {
             drained: AtomicBool::new(false),
             state: Mutex::new(state),
             changed: Notify::new(),
+            health: watch::Sender::new(Health::Unknown("nobody has looked yet".to_owned())),
             config,
         }))
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Whether Pods of the class can start, now and from now on.
+    pub(crate) fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// Notes whether Pods of the class can start. What was seen last holds while it cannot be seen.
+    pub(crate) fn set_health(&self, health: Health) {
+        let before = self.health.borrow().clone();
+        let was_seen = !matches!(before, Health::Unknown(_));
+        if health == before || (was_seen && matches!(health, Health::Unknown(_))) {
+            return;
+        }
+        match &health {
+            Health::Bad(why) => error!("Pods of the class cannot start: {why}"),
+            other => info!("whether Pods of the class can start: {other:?}"),
+        }
+        self.metrics.served.set((health == Health::Good).into());
+        self.health.send_replace(health);
     }
 
     /// Has sandboxes outlive the container that this process may be in. Blocks.
@@ -520,9 +549,7 @@ impl Keeper {
 
     /// Takes containerd's limits, which a sandbox that starts cold has.
     async fn take_limits(&self) {
-        let install = self.config.install.as_ref();
-        let socket = install.map_or(&self.config.containerd, |it| &it.containerd.socket);
-        let socket = socket.clone();
+        let socket = self.config.containerd_socket().to_owned();
         let took = blocking("take containerd's limits", move || {
             rlimits::take_from(listener(&socket).map_err(std::io::Error::other)?)
         });

@@ -8,7 +8,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::Node,
+    api::core::v1::{Node, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use kiln_agent_api::Shape;
@@ -19,7 +19,10 @@ use kiln_crds::{
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
-    runtime::watcher,
+    runtime::{
+        events::{self, Event, EventType, Recorder},
+        watcher,
+    },
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -27,6 +30,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{Class, default_sysctl},
+    install::Health,
     keeper::{Guarding, Keeper},
     pool::Counts,
     presence::{Presence, State},
@@ -50,6 +54,9 @@ const LABEL: Duration = Duration::from_secs(60);
 
 /// Start of the label of nodes on which Pods of a class can run; the class follows.
 const READY_LABEL: &str = "kiln.dev/";
+
+/// Longest text of an event, in characters; 1024 bytes are allowed.
+const NOTE: usize = 256;
 
 /// Period of CPU quotas in microseconds, as a kubelet sets it.
 const PERIOD: u64 = 100_000;
@@ -80,7 +87,7 @@ impl Reporter {
 
     /// Reads and writes, for ever.
     pub async fn run(self) {
-        tokio::join!(self.follow(), self.report(), self.label());
+        tokio::join!(self.follow(), self.report(), self.label(), self.tell());
     }
 
     /// Has the node's label say whether Pods of the class can run there. It is written again from
@@ -88,20 +95,68 @@ impl Reporter {
     async fn label(&self) {
         let key = format!("{READY_LABEL}{}", self.keeper.class());
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let mut state = self.presence.state();
+        let (mut state, mut health) = (self.presence.state(), self.keeper.health());
         loop {
-            let value = label_of(&state.borrow_and_update());
+            let value = label_of(&state.borrow_and_update(), &health.borrow_and_update());
+            let mut pause = LABEL;
             if let Some(value) = value {
                 let patch = Patch::Merge(json!({"metadata": {"labels": {(key.as_str()): value}}}));
                 let params = PatchParams::default();
-                while let Err(e) = nodes.patch_metadata(&self.node, &params, &patch).await {
+                if let Err(e) = nodes.patch_metadata(&self.node, &params, &patch).await {
                     warn!("label node {}: {e}", self.node);
-                    tokio::time::sleep(RETRY).await;
+                    pause = RETRY;
                 }
             }
-            if let Ok(Err(_)) = tokio::time::timeout(LABEL, state.changed()).await {
-                return;
+            // The senders live as long as `self`.
+            tokio::select! {
+                _ = state.changed() => {}
+                _ = health.changed() => {}
+                () = tokio::time::sleep(pause) => {}
             }
+        }
+    }
+
+    /// Tells of what happens to the node by events of it.
+    async fn tell(&self) {
+        let reporter = events::Reporter {
+            controller: MANAGER.to_owned(),
+            instance: Some(self.node.clone()),
+        };
+        let recorder = Recorder::new(self.client.clone(), reporter);
+        let (mut state, mut health) = (self.presence.state(), self.keeper.health());
+        let mut last = (state.borrow().clone(), health.borrow().clone());
+        loop {
+            // The senders live as long as `self`.
+            tokio::select! {
+                _ = state.changed() => {}
+                _ = health.changed() => {}
+            }
+            let now = (
+                state.borrow_and_update().clone(),
+                health.borrow_and_update().clone(),
+            );
+            let of_health = (now.1 != last.1).then(|| event_of_health(&last.1, &now.1));
+            let of_state = (now.0 != last.0).then(|| event_of_state(&now.0));
+            last = now;
+            for event in [of_health, of_state].into_iter().flatten().flatten() {
+                if let Err(e) = recorder.publish(&event, &self.reference().await).await {
+                    warn!("event {} of node {}: {e}", event.reason, self.node);
+                }
+            }
+        }
+    }
+
+    /// The node, as events name it.
+    async fn reference(&self) -> ObjectReference {
+        let nodes = Api::<Node>::all(self.client.clone());
+        let node = nodes.get_opt(&self.node).await;
+        let node = node.ok().flatten().unwrap_or_default();
+        ObjectReference {
+            api_version: Some(Node::api_version(&()).into_owned()),
+            kind: Some(Node::kind(&()).into_owned()),
+            name: Some(self.node.clone()),
+            uid: node.uid(),
+            ..ObjectReference::default()
         }
     }
 
@@ -143,8 +198,10 @@ impl Reporter {
             ticks.tick().await;
             let before = last.as_ref().map(|(status, _)| status);
             let mut status = status(&self.keeper, before);
-            let installed = installed(&self.presence.state().borrow(), before);
+            let health = self.keeper.health().borrow().clone();
+            let installed = installed(&self.presence.state().borrow(), &health, before);
             status.conditions.extend(installed);
+            status.conditions.push(served(&health, before));
             let old = |(old, at): &(SandboxNodeStatus, Instant)| {
                 at.elapsed() < HEARTBEAT && *old == status
             };
@@ -216,9 +273,18 @@ fn class(wish: &NodeClassSpec, keeper: &Keeper) -> Option<Class> {
 }
 
 /// What the node's label should be, null for none, where that is the agent's to say.
-fn label_of(state: &State) -> Option<Value> {
+fn label_of(state: &State, health: &Health) -> Option<Value> {
     match state {
+        State::Others => None,
+        State::Installing | State::Installed(_) | State::InstallFailed { .. }
+            if matches!(health, Health::Bad(_)) =>
+        {
+            Some(Value::Null)
+        }
         State::Installed(_) => Some(json!("ready")),
+        State::InstallFailed {
+            is_installed: true, ..
+        } if *health == Health::Good => Some(json!("ready")),
         // Each of the last ones: the first may be over before the last label is written.
         State::InstallFailed {
             is_installed: false,
@@ -319,21 +385,78 @@ fn ready(problem: &str, last: Option<&SandboxNodeStatus>) -> Condition {
 }
 
 /// Whether what Pods of the class need is on the node, where that is the agent's to say.
-fn installed(state: &State, last: Option<&SandboxNodeStatus>) -> Option<Condition> {
-    let (status, reason, message) = match state {
-        State::Others => return None,
-        State::Installing => ("Unknown", "Installing", ""),
-        State::Installed(words) => ("True", "Installed", words.as_str()),
-        State::InstallFailed { why, is_installed } => match is_installed {
-            true => ("False", "UpgradeFailed", why.as_str()),
-            false => ("False", "InstallFailed", why.as_str()),
+fn installed(
+    state: &State,
+    health: &Health,
+    last: Option<&SandboxNodeStatus>,
+) -> Option<Condition> {
+    let (status, reason, message) = match (state, health) {
+        (State::Installed(_), Health::Bad(why)) => ("False", "Damaged", why.as_str()),
+        (State::Installed(words), _) => ("True", "Installed", words.as_str()),
+        (State::InstallFailed { why, is_installed }, _) => match (is_installed, health) {
+            (true, Health::Bad(_)) => ("False", "RepairFailed", why.as_str()),
+            (true, _) => ("False", "UpgradeFailed", why.as_str()),
+            (false, _) => ("False", "InstallFailed", why.as_str()),
         },
+        (state, _) => state_of_others(state)?,
+    };
+    Some(condition(keys::INSTALLED, status, reason, message, last))
+}
+
+/// What is said of a state in which it does not count what is on the node.
+fn state_of_others(state: &State) -> Option<(&'static str, &'static str, &str)> {
+    Some(match state {
+        State::Others | State::Installed(_) | State::InstallFailed { .. } => return None,
+        State::Installing => ("Unknown", "Installing", ""),
         State::Removing => ("False", "Removing", ""),
         State::InUse(words) => ("False", keys::IN_USE, words.as_str()),
         State::Removed(words) => ("False", keys::REMOVED, words.as_str()),
         State::RemoveFailed(why) => ("False", keys::REMOVE_FAILED, why.as_str()),
+    })
+}
+
+/// Whether Pods of the class can start.
+fn served(health: &Health, last: Option<&SandboxNodeStatus>) -> Condition {
+    let (status, reason, message) = match health {
+        Health::Unknown(why) => ("Unknown", "NotSeen", why.as_str()),
+        Health::Good => ("True", "PodsCanStart", ""),
+        Health::Bad(why) => ("False", "PodsCannotStart", why.as_str()),
     };
-    Some(condition(keys::INSTALLED, status, reason, message, last))
+    condition(keys::HANDLER_SERVED, status, reason, message, last)
+}
+
+/// What is told of a change from `before` to `now`.
+fn event_of_health(before: &Health, now: &Health) -> Option<Event> {
+    match (before, now) {
+        (_, Health::Bad(why)) => Some(event(EventType::Warning, "SandboxesCannotStart", why)),
+        (Health::Bad(_), Health::Good) => {
+            let words = "Pods of the class can start again";
+            Some(event(EventType::Normal, "SandboxesCanStart", words))
+        }
+        _ => None,
+    }
+}
+
+/// What is told of a state that has just begun.
+fn event_of_state(state: &State) -> Option<Event> {
+    match state {
+        State::Installed(words) => Some(event(EventType::Normal, "SandboxesInstalled", words)),
+        State::InstallFailed { why, .. } => {
+            Some(event(EventType::Warning, "SandboxesNotInstalled", why))
+        }
+        State::RemoveFailed(why) => Some(event(EventType::Warning, "SandboxesNotRemoved", why)),
+        _ => None,
+    }
+}
+
+fn event(type_: EventType, reason: &str, note: &str) -> Event {
+    Event {
+        type_,
+        reason: reason.to_owned(),
+        note: Some(note.chars().take(NOTE).collect()),
+        action: "Install".to_owned(),
+        secondary: None,
+    }
 }
 
 /// Whether Pods of the node can send to link-local and metadata addresses.
@@ -366,5 +489,59 @@ fn condition(
         message: message.chars().take(1024).collect(),
         last_transition_time: since.unwrap_or_else(|| Time(Timestamp::now())),
         observed_generation: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The label, and the reason of condition `Installed`.
+    fn said(state: &State, health: &Health) -> (Option<Value>, Option<String>) {
+        let condition = installed(state, health, None);
+        (label_of(state, health), condition.map(|c| c.reason))
+    }
+
+    #[test]
+    fn a_node_on_which_pods_cannot_start_loses_its_label() {
+        let failed = |is_installed| State::InstallFailed {
+            why: "why".to_owned(),
+            is_installed,
+        };
+        let unknown = Health::Unknown("no containerd".to_owned());
+        let bad = Health::Bad("the shim is gone".to_owned());
+        let installed = State::Installed("sandboxes run".to_owned());
+        let (ready, none) = (Some(json!("ready")), Some(Value::Null));
+        for (state, health, label, reason) in [
+            (&installed, &unknown, &ready, "Installed"),
+            (&installed, &Health::Good, &ready, "Installed"),
+            (&installed, &bad, &none, "Damaged"),
+            // It is as it was until it is known how it is.
+            (&State::Installing, &unknown, &None, "Installing"),
+            (&State::Installing, &bad, &none, "Installing"),
+            (&failed(true), &unknown, &None, "UpgradeFailed"),
+            (&failed(true), &Health::Good, &ready, "UpgradeFailed"),
+            (&failed(true), &bad, &none, "RepairFailed"),
+            (&failed(false), &Health::Good, &none, "InstallFailed"),
+            (&State::Removing, &Health::Good, &none, "Removing"),
+        ] {
+            let found = said(state, health);
+            let wanted = (label.clone(), Some(reason.to_owned()));
+            assert_eq!(found, wanted, "{state:?} {health:?}");
+        }
+        assert_eq!(said(&State::Others, &bad), (None, None));
+    }
+
+    #[test]
+    fn only_what_changes_for_pods_is_told() {
+        let bad = Health::Bad("é".repeat(2000));
+        let told = event_of_health(&Health::Good, &bad).unwrap();
+        assert!(told.note.unwrap().len() <= 1024);
+        assert_eq!(told.reason, "SandboxesCannotStart");
+        let again = event_of_health(&bad, &Health::Good).unwrap();
+        assert_eq!(again.reason, "SandboxesCanStart");
+        let unknown = Health::Unknown(String::new());
+        assert!(event_of_health(&unknown, &Health::Good).is_none());
+        assert!(event_of_state(&State::Installing).is_none());
     }
 }

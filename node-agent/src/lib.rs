@@ -9,6 +9,7 @@
 
 mod boot;
 pub mod config;
+mod cri;
 mod erofs;
 mod exec_dir;
 mod fs;

@@ -109,8 +109,10 @@ fn change(verb: Verb, args: &Args) -> Result<install::Done, (install::Error, boo
     // While this process sees what is in its image, and has no second thread.
     let payload = Payload::open(&table.from);
     let (Verb::Install(place) | Verb::Uninstall(place)) = verb;
+    // What cannot be read is not there for anybody.
+    let failed = |e| (e, install::is_installed(&config).unwrap_or(false));
     if place.on_node {
-        install::enter(&table.containerd.socket).map_err(new)?;
+        install::enter(&table.containerd.socket).map_err(failed)?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -120,8 +122,7 @@ fn change(verb: Verb, args: &Args) -> Result<install::Done, (install::Error, boo
         Verb::Install(_) => runtime.block_on(install::install(&config, &payload)),
         Verb::Uninstall(_) => runtime.block_on(install::uninstall(&config)),
     };
-    // What cannot be read is not there for anybody.
-    done.map_err(|e| (e, install::is_installed(&config).unwrap_or(false)))
+    done.map_err(failed)
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
@@ -223,6 +224,9 @@ async fn report(socket: &std::path::Path) -> anyhow::Result<()> {
         "packets to link-local addresses: {} dropped; Pods where they are not: {}",
         report.link_local_dropped, report.link_local_unguarded
     );
+    if !report.handler_problem.is_empty() {
+        println!("Pods cannot start: {}", report.handler_problem);
+    }
     if !report.problem.is_empty() {
         println!("no warm sandboxes: {}", report.problem);
     }

@@ -37,6 +37,11 @@ struct RuntimeLabels {
     gofers: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: &'static str,
+}
+
 /// What the agent counts.
 pub(crate) struct Metrics {
     registry: Mutex<Registry>,
@@ -57,6 +62,8 @@ pub(crate) struct Metrics {
     pub(crate) guards: Gauge,
     pub(crate) dropped: Counter,
     pub(crate) unguarded: Counter,
+    pub(crate) served: Gauge,
+    installs: Family<Outcome, Counter>,
 }
 
 impl Metrics {
@@ -82,7 +89,12 @@ impl Metrics {
             guards: Gauge::default(),
             dropped: Counter::default(),
             unguarded: Counter::default(),
+            served: Gauge::default(),
+            installs: Family::default(),
         };
+        for result in ["done", "failed"] {
+            drop(metrics.installs.get_or_create(&Outcome { result }));
+        }
         // A rate needs a zero to start from.
         for reason in Miss::ALL {
             metrics.missed(reason, 0);
@@ -152,6 +164,26 @@ impl Metrics {
             self.runtime.clone(),
         );
         self.register_guard(r);
+        self.register_install(r);
+    }
+
+    fn register_install(&self, r: &mut Registry) {
+        r.register(
+            "handler_served",
+            "1 if containerd has the handler of the class, and all that is behind it is there",
+            self.served.clone(),
+        );
+        r.register(
+            "installs",
+            "Times that the agent has put its files on the node, or back",
+            self.installs.clone(),
+        );
+    }
+
+    /// Counts a time that the files were put on the node, or back.
+    pub(crate) fn installed(&self, is_done: bool) {
+        let result = if is_done { "done" } else { "failed" };
+        self.installs.get_or_create(&Outcome { result }).inc();
     }
 
     fn register_guard(&self, r: &mut Registry) {

@@ -1,20 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether what Pods of the class need is on the node, where the agent is the one to put it
-//! there.
+//! Whether what Pods of the class need is on the node. Where the agent is the one to put it there,
+//! it also puts back what is taken away or changed later.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tracing::{info, warn};
 
 use crate::{
-    install::{Outcome, run_on_node},
+    install::{Check, Health, Outcome, run_on_node},
     keeper::Keeper,
 };
 
-/// How long a node is left alone after something failed on it, at first and at most.
+/// How long a node is left alone after something was put on it, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+
+/// How often it is looked whether everything is there still.
+const CHECK: Duration = Duration::from_secs(10);
+
+/// How long something has to be wrong: somebody may be changing the node by hand right now.
+const CONFIRM: Duration = Duration::from_secs(2);
 
 /// How often it is looked whether Pods still run that need what is installed.
 const LOOK: Duration = Duration::from_secs(5);
@@ -35,7 +44,7 @@ pub enum State {
     InstallFailed {
         /// Why.
         why: String,
-        /// Whether an earlier one is there and works.
+        /// Whether an earlier one is there.
         is_installed: bool,
     },
     /// It is being taken away.
@@ -117,36 +126,58 @@ impl Presence {
                 () = self.until_wanted_is(false) => {}
             }
         };
-        tokio::join!(self.install(), hold);
+        tokio::join!(self.uphold(keeper), hold);
         self.remove(keeper).await;
         self.until_wanted_is(true).await;
         info!("wanted again");
     }
 
-    /// Puts everything on the node; until that works, or is no longer wanted.
-    async fn install(&self) {
-        if !self.installs {
-            return;
-        }
-        let mut backoff = BACKOFF.0;
+    /// Puts everything on the node, and sees that it stays there; until it is no longer wanted.
+    async fn uphold(&self, keeper: &Keeper) {
+        let install = keeper.config().install.as_ref();
+        let repairs = install.is_some_and(|install| install.repair);
+        let mut check = Check::new(keeper.config().clone());
+        let mut brake = Brake::new(Instant::now());
+        let mut is_due = self.installs;
         loop {
-            match run_on_node("install", &self.config).await {
-                Outcome::Done(done) => {
-                    info!(done.changed, done.restarted, "installed: {}", done.words);
-                    self.state.send_replace(State::Installed(done.words));
-                    return;
-                }
-                Outcome::Failed { why, is_installed } => {
-                    warn!("not installed: {why}; tried again in {backoff:?}");
-                    self.state
-                        .send_replace(State::InstallFailed { why, is_installed });
+            if is_due && brake.allows(Instant::now()) {
+                let is_first = *self.state.borrow() == State::Installing;
+                if !self.install(keeper).await || !is_first {
+                    brake.hold(Instant::now());
                 }
             }
+            let health = confirmed(&mut check).await;
+            if health == Health::Good {
+                brake.ease(Instant::now());
+            }
+            let is_bad = matches!(health, Health::Bad(_));
+            keeper.set_health(health);
+            let has_failed = matches!(*self.state.borrow(), State::InstallFailed { .. });
+            is_due = self.installs && (has_failed || (is_bad && repairs));
             tokio::select! {
-                () = sleep(backoff) => backoff = (backoff * 2).min(BACKOFF.1),
+                () = sleep(CHECK) => {}
                 () = self.until_wanted_is(false) => return,
             }
         }
+    }
+
+    /// Puts everything on the node, or back. Returns whether that has worked.
+    async fn install(&self, keeper: &Keeper) -> bool {
+        self.state.send_replace(State::Installing);
+        let state = match run_on_node("install", &self.config).await {
+            Outcome::Done(done) => {
+                info!(done.changed, done.restarted, "installed: {}", done.words);
+                State::Installed(done.words)
+            }
+            Outcome::Failed { why, is_installed } => {
+                warn!("not installed, to be tried again: {why}");
+                State::InstallFailed { why, is_installed }
+            }
+        };
+        let is_done = matches!(state, State::Installed(_));
+        keeper.metrics.installed(is_done);
+        self.state.send_replace(state);
+        is_done
     }
 
     /// Takes everything away, the sandboxes that are no Pods' first, and the rest when the last Pod
@@ -199,5 +230,87 @@ impl Presence {
                 () = self.until_wanted_is(true) => return false,
             }
         }
+    }
+}
+
+/// Looks, and once more where something is wrong.
+async fn confirmed(check: &mut Check) -> Health {
+    let health = check.look().await;
+    if !matches!(health, Health::Bad(_)) {
+        return health;
+    }
+    sleep(CONFIRM).await;
+    check.look().await
+}
+
+/// Keeps a node from being changed, and its containerd from being started anew, all the time: by
+/// what fails, or by somebody who takes away again and again what was put there.
+#[derive(Debug)]
+struct Brake {
+    next: Instant,
+    /// How long the node is left alone after the next time.
+    pause: Duration,
+}
+
+impl Brake {
+    fn new(now: Instant) -> Self {
+        Self {
+            next: now,
+            pause: BACKOFF.0,
+        }
+    }
+
+    fn allows(&self, now: Instant) -> bool {
+        now >= self.next
+    }
+
+    /// The node has just been changed.
+    fn hold(&mut self, now: Instant) {
+        self.next = now + self.pause;
+        self.pause = (self.pause * 2).min(BACKOFF.1);
+    }
+
+    /// All is well: after some time of that, the next trouble is the first again.
+    fn ease(&mut self, now: Instant) {
+        if now >= self.next + self.pause {
+            self.pause = BACKOFF.0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seconds at which a node is repaired that is broken `after` seconds from each repair on.
+    fn repairs(after: u64) -> Vec<u64> {
+        let start = Instant::now();
+        let mut brake = Brake::new(start);
+        let (mut times, mut well_until) = (Vec::new(), 0);
+        for second in 0..20_000 {
+            let now = start + Duration::from_secs(second);
+            if second < well_until {
+                brake.ease(now);
+            } else if brake.allows(now) {
+                times.push(second);
+                brake.hold(now);
+                well_until = second + after;
+            }
+        }
+        times
+    }
+
+    #[tokio::test]
+    async fn who_breaks_a_node_again_and_again_is_not_followed_at_once() {
+        let at_once = repairs(0);
+        assert_eq!(at_once[..4], [0, 60, 180, 420]);
+        let gaps = at_once.windows(2).map(|w| w[1] - w[0]);
+        assert!(
+            gaps.clone().all(|gap| (60..=3600).contains(&gap)),
+            "{at_once:?}"
+        );
+        assert_eq!(gaps.last(), Some(3600));
+        // One that breaks now and then is repaired at once.
+        assert_eq!(repairs(600)[..4], [0, 600, 1200, 1800]);
     }
 }

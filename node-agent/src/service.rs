@@ -34,7 +34,10 @@ use tokio::{
 use tracing::{info, warn};
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
 
-use crate::{boot::blocking, fs::remove_file_if_there, keeper::Keeper, pool::Miss, ways::Ways};
+use crate::{
+    boot::blocking, fs::remove_file_if_there, install::Health, keeper::Keeper, pool::Miss,
+    ways::Ways,
+};
 
 /// Calls that are worked on at a time; more are answered with a miss at once, so that a flood
 /// delays nobody.
@@ -342,6 +345,9 @@ pub(crate) fn report(keeper: &Keeper) -> ReportResponse {
         }
     });
     report.runtime = keeper.runtime().map(runtime).into();
+    if let Health::Bad(why) = &*keeper.health().borrow() {
+        report.handler_problem.clone_from(why);
+    }
     report.held_bytes = keeper.held();
     report.failed = keeper.metrics.released.get();
     report.link_local_dropped = keeper.metrics.dropped.get();

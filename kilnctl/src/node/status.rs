@@ -73,6 +73,9 @@ fn text(report: &ReportResponse) -> String {
     if let Some(runtime) = report.runtime.as_ref() {
         text.push_str(&ways(runtime));
     }
+    if !report.handler_problem.is_empty() {
+        text.push_str(&format!("Pods cannot start: {}\n", report.handler_problem));
+    }
     if !report.problem.is_empty() {
         text.push_str(&format!("no warm sandboxes: {}\n", report.problem));
     }
@@ -119,6 +122,7 @@ fn as_json(report: &ReportResponse) -> Value {
         "adoptionMilliseconds": report.adoption_milliseconds,
         "linkLocalDropped": report.link_local_dropped,
         "linkLocalUnguarded": report.link_local_unguarded,
+        "handlerProblem": report.handler_problem,
     })
 }
 
@@ -150,6 +154,7 @@ mod tests {
                 ..RuntimeReport::default()
             })
             .into(),
+            handler_problem: "no handler".to_owned(),
             ..ReportResponse::default()
         };
         let text = text(&report);
@@ -162,6 +167,7 @@ mod tests {
             "no warm sandboxes: no runsc",
             "release-1 (not among those that are known); sandboxes start over the control socket, \
              image for their root file system, no gofer made ahead",
+            "Pods cannot start: no handler",
         ] {
             assert!(text.contains(words), "{words} in {text}");
         }

@@ -22,6 +22,8 @@ pub struct Install {
     pub runtime_root: PathBuf,
     /// The handler: `handler` of the RuntimeClass.
     pub handler: String,
+    /// Whether an agent puts back what was taken away or changed since. Without, it only says so.
+    pub repair: bool,
     /// The node's containerd.
     pub containerd: Containerd,
 }
@@ -51,6 +53,7 @@ impl Default for Install {
             runsc: None,
             runtime_root: "/run/containerd/runsc".into(),
             handler: "gvisor".to_owned(),
+            repair: true,
             containerd: Containerd::default(),
         }
     }

@@ -21,7 +21,8 @@ use nix::sys::socket::{
 use runsc_wrapper::reap::pidfd_open;
 use tokio::{process::Command, time::timeout};
 
-use super::{Error, config};
+use super::{Error, config, wiring::Handler};
+use crate::cri::{Cri, CriError};
 
 /// The oldest containerd: the file formats that this knows.
 const OLDEST: (u32, u32) = (1, 7);
@@ -46,6 +47,40 @@ pub(super) struct Containerd {
     pub(super) version: (u32, u32),
     restart: Vec<String>,
     ctr: PathBuf,
+}
+
+/// What can be seen of a containerd that runs.
+pub(super) struct Process {
+    pub(super) program: PathBuf,
+    /// Its own file.
+    pub(super) config: PathBuf,
+    /// Where it looks for programs.
+    pub(super) search: OsString,
+}
+
+impl Process {
+    /// Of the one with this pid. Blocks.
+    pub(super) fn of(pid: u32) -> Result<Self, Error> {
+        let dir = PathBuf::from(format!("/proc/{pid}"));
+        let read = |name: &str| fs::read(dir.join(name)).map_err(Error::at("read", &dir));
+        let program = fs::read_link(dir.join("exe")).map_err(Error::at("look at", &dir))?;
+        let search = read("environ")?
+            .split(|b| *b == 0)
+            .find_map(|v| v.strip_prefix(b"PATH="))
+            .map(|path| OsString::from_vec(path.to_owned()))
+            .unwrap_or_else(|| {
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()
+            });
+        let told = config_argument(&read("cmdline")?).map(|path| {
+            let from = fs::read_link(dir.join("cwd")).unwrap_or_default();
+            from.join(path)
+        });
+        Ok(Self {
+            program: called(without_deleted(program), &read("cmdline")?),
+            config: told.unwrap_or_else(|| CONFIG.into()),
+            search,
+        })
+    }
 }
 
 /// The process that listens at a socket.
@@ -133,35 +168,17 @@ pub fn version(words: &str) -> Option<(u32, u32)> {
 impl Containerd {
     /// The one that listens where `config` says.
     pub(super) async fn find(config: &config::Containerd) -> Result<Self, Error> {
-        let pid = listener(&config.socket)?;
-        let dir = PathBuf::from(format!("/proc/{pid}"));
-        let read = |name: &str| fs::read(dir.join(name)).map_err(Error::at("read", &dir));
-        let program = fs::read_link(dir.join("exe")).map_err(Error::at("look at", &dir))?;
-        let search = read("environ")?
-            .split(|b| *b == 0)
-            .find_map(|v| v.strip_prefix(b"PATH="))
-            .map(|path| OsString::from_vec(path.to_owned()))
-            .unwrap_or_else(|| {
-                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()
-            });
-        let told = config_argument(&read("cmdline")?).map(|path| {
-            let from = fs::read_link(dir.join("cwd")).unwrap_or_default();
-            from.join(path)
-        });
-        let program = without_deleted(program);
+        let process = Process::of(listener(&config.socket)?)?;
+        let program = process.program;
         let mut found = Self {
             socket: config.socket.clone(),
             ctr: config
                 .ctr
                 .clone()
                 .unwrap_or_else(|| program.with_file_name("ctr")),
-            config: config
-                .config
-                .clone()
-                .or(told)
-                .unwrap_or_else(|| CONFIG.into()),
+            config: config.config.clone().unwrap_or(process.config),
             program,
-            search,
+            search: process.search,
             version: (0, 0),
             restart: config.restart.clone(),
         };
@@ -244,6 +261,15 @@ impl Containerd {
         self.ask(&self.ctr, &args, limit).await
     }
 
+    /// What is wrong with a handler of the one that runs.
+    pub(super) async fn problem_of(
+        &self,
+        handler: &Handler<'_>,
+    ) -> Result<Option<String>, CriError> {
+        let runtimes = Cri::new(&self.socket)?.runtimes().await?;
+        Ok(handler.problem(runtimes.get(handler.name)))
+    }
+
     /// Starts containerd anew, and waits until it serves Pods again. Containers run on.
     pub(super) async fn restart(&self) -> Result<(), Error> {
         let before = listener(&self.socket)?;
@@ -307,6 +333,19 @@ fn without_deleted(program: PathBuf) -> PathBuf {
     }
 }
 
+/// A program that is several in one, as k3s is, goes by the name that it is called by.
+fn called(program: PathBuf, arguments: &[u8]) -> PathBuf {
+    let word = arguments.split(|b| *b == 0).next().unwrap_or_default();
+    let word = PathBuf::from(OsString::from_vec(word.to_owned()));
+    match word.file_name() {
+        Some(name) if Some(name) != program.file_name() => {
+            let named = program.with_file_name(name);
+            if named.exists() { named } else { program }
+        }
+        _ => program,
+    }
+}
+
 fn line(program: &Path, args: &[&std::ffi::OsStr]) -> String {
     let words = [program.as_os_str()]
         .into_iter()
@@ -326,6 +365,18 @@ mod tests {
         assert_eq!(found("containerd --config /a b"), Some("/a".into()));
         assert_eq!(found("containerd -l debug -c /a"), Some("/a".into()));
         assert_eq!(found("containerd --config=/a"), Some("/a".into()));
+    }
+
+    #[test]
+    fn one_of_many_in_a_program_is_found_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let [k3s, name] = ["k3s", "containerd"].map(|name| dir.path().join(name));
+        fs::write(&k3s, "").unwrap();
+        let of = |arguments: &[u8]| called(k3s.clone(), arguments);
+        assert_eq!(of(b"containerd\0-c\0/x"), k3s);
+        std::os::unix::fs::symlink("k3s", &name).unwrap();
+        assert_eq!(of(b"containerd\0-c\0/x"), name);
+        assert_eq!(of(b""), k3s);
     }
 
     #[test]

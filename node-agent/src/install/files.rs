@@ -48,7 +48,7 @@ impl Source<'_> {
 }
 
 /// SHA-256 of a file, from its start.
-fn digest(mut file: &File) -> io::Result<String> {
+pub(super) fn digest(mut file: &File) -> io::Result<String> {
     file.seek(SeekFrom::Start(0))?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
     loop {
@@ -90,7 +90,7 @@ pub(super) struct Record {
 /// A file of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Placed {
-    sha256: String,
+    pub(super) sha256: String,
     /// What somebody else had there, under its name of now.
     original: Option<PathBuf>,
 }
@@ -104,20 +104,23 @@ pub(super) struct Wired {
 }
 
 impl Record {
-    fn file(dir: &Path) -> PathBuf {
+    pub(super) fn file(dir: &Path) -> PathBuf {
         dir.join("installed.json")
     }
 
     /// That of the installation in `dir`; an empty one where there is none.
     pub(super) fn load(dir: &Path) -> Result<Self, Error> {
         let path = Self::file(dir);
-        match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(io::Error::other)
-                .map_err(Error::at("read", &path)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(e) => Err(Error::at("read", &path)(e)),
-        }
+        let text = match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            read => read,
+        };
+        text.and_then(|text| Self::parse(&text))
+            .map_err(Error::at("read", &path))
+    }
+
+    pub(super) fn parse(text: &[u8]) -> io::Result<Self> {
+        serde_json::from_slice(text).map_err(io::Error::other)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -199,6 +202,21 @@ impl Changes {
         for dir in missing.into_iter().rev() {
             fs::create_dir(dir).map_err(Error::at("make", dir))?;
             self.record.dirs.push(dir.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Takes a file for one that was put there, as it is, where the record does not know it.
+    pub(super) fn adopt(&mut self, path: &Path) -> Result<(), Error> {
+        let known = self.record.files.contains_key(path);
+        if let Some(sha256) = digest_at(path)?.filter(|_| !known) {
+            let placed = Placed {
+                sha256,
+                original: None,
+            };
+            for record in [&mut self.before, &mut self.record] {
+                record.files.insert(path.to_owned(), placed.clone());
+            }
         }
         Ok(())
     }

@@ -13,6 +13,7 @@
 //! Pods live on through all of it: an earlier runsc stays for as long as a sandbox of it runs,
 //! and nothing is taken away while Pods need it.
 
+mod check;
 mod config;
 mod containerd;
 mod files;
@@ -23,7 +24,7 @@ mod wire;
 mod wiring;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
 };
@@ -35,6 +36,11 @@ use nix::{
 use runsc_wrapper::Config as RuntimeConfig;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::{
+    check::{Check, Health},
+    containerd::listener,
+    host::run_on_node,
+};
 pub use self::{
     config::{Containerd as ContainerdConfig, Install},
     containerd::{config_argument, output, version as containerd_version},
@@ -42,10 +48,10 @@ pub use self::{
     remove::uninstall,
     wiring::{CRI, RUNTIME_TYPE},
 };
-pub(crate) use self::{containerd::listener, host::run_on_node};
 use self::{
     containerd::{ANSWER, Containerd},
     files::{Changes, Record, Source},
+    wiring::Handler,
 };
 use crate::config::Config;
 
@@ -255,6 +261,7 @@ impl Run<'_> {
             self.changes.save()?;
             self.restarts = Some(listener(&self.containerd.socket)?);
             self.containerd.restart().await?;
+            self.expect_handler(&shim).await?;
             self.changes.record.restart_is_due = false;
         }
         let trial = smoke::Trial {
@@ -266,6 +273,30 @@ impl Run<'_> {
         trial.run(&pause).await?;
         self.remove_old_runtimes(&runtime)?;
         Ok(version)
+    }
+
+    /// Fails where the containerd that was started anew does not have the handler: whoever starts it
+    /// may have written its file anew.
+    async fn expect_handler(&self, shim: &Path) -> Result<(), Error> {
+        let handler = Handler {
+            name: &self.install.handler,
+            shim,
+            config: &self.config.runtime_config,
+        };
+        match self.containerd.problem_of(&handler).await {
+            Ok(Some(what)) => Err(Error::Lacks {
+                what: format!("{what}, though it was started anew with it"),
+                advice: format!(
+                    "look who writes {}; where that is k3s, see docs/install-k3s-kind.md",
+                    self.containerd.config.display()
+                ),
+            }),
+            Ok(None) => Ok(()),
+            Err(e) => {
+                tracing::warn!("whether containerd has the handler is not known: {e}");
+                Ok(())
+            }
+        }
     }
 
     fn put(&mut self, path: &Path, mode: u32, source: &Source<'_>) -> Result<(), Error> {
@@ -286,23 +317,26 @@ impl Run<'_> {
     /// The runtime and its configuration. Returns the runtime's program.
     fn runtime(&mut self, from: Option<&File>) -> Result<PathBuf, Error> {
         let config = &self.config.runtime_config;
+        let ours = self.own_runsc(from)?;
+        self.adopt_config(config)?;
         let is_ours = self.changes.record.files.contains_key(config);
+        let mut base = None;
         if config.exists() && (!is_ours || self.changes.was_edited(config)?) {
-            return Ok(self.load_runtime()?.binary);
+            let program = self.load_runtime()?.binary;
+            let is_lost = self.is_own_runsc(&program) && !program.exists();
+            let is_named = self.install.runsc.is_none() && ours.as_ref() == Some(&program);
+            if !is_lost && !is_named {
+                return Ok(program);
+            }
+            base = Some(fs::read_to_string(config).map_err(Error::at("read", config))?);
         }
-        let program = match (&self.install.runsc, from) {
-            (Some(path), _) => path.clone(),
-            (None, Some(from)) => {
-                // By its digest: sandboxes that run go on with theirs.
-                let source = Source::File(from);
-                let digest = source
-                    .digest()
-                    .map_err(Error::at("read", Path::new(RUNSC)))?;
-                let path = self.install.program(&format!("{RUNSC}-{}", &digest[..12]));
-                self.put(&path, 0o755, &source)?;
+        let program = match (&self.install.runsc, ours, from) {
+            (Some(path), ..) => path.clone(),
+            (None, Some(path), Some(from)) => {
+                self.put(&path, 0o755, &Source::File(from))?;
                 path
             }
-            (None, None) => {
+            _ => {
                 return Err(Error::Lacks {
                     what: format!(
                         "there is no runsc: none in {}, and no {}",
@@ -313,9 +347,40 @@ impl Run<'_> {
                 });
             }
         };
-        let text = self.runtime_config(&program)?;
-        self.put(config, 0o644, &Source::Text(&text))?;
+        let text = self.runtime_config(base.as_deref(), &program)?;
+        if base.is_none_or(|base| base != text) {
+            self.put(config, 0o644, &Source::Text(&text))?;
+        }
         Ok(self.load_runtime()?.binary)
+    }
+
+    /// Takes a configuration for ours that is as it was put there, where the record was lost.
+    fn adopt_config(&mut self, path: &Path) -> Result<(), Error> {
+        let Ok(text) = fs::read_to_string(path) else {
+            return Ok(());
+        };
+        let runtime = RuntimeConfig::parse(&text).ok();
+        let program = runtime.map(|r| r.binary).filter(|p| self.is_own_runsc(p));
+        match program {
+            Some(program) if self.runtime_config(None, &program)? == text => {
+                self.changes.adopt(path)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the runsc that is installed with this program is to be, if one is: by its digest, for
+    /// sandboxes that run go on with theirs.
+    fn own_runsc(&self, from: Option<&File>) -> Result<Option<PathBuf>, Error> {
+        let digest = from.map(|from| Source::File(from).digest()).transpose();
+        let digest = digest.map_err(Error::at("read", Path::new(RUNSC)))?;
+        Ok(digest.map(|it| self.install.program(&format!("{RUNSC}-{}", &it[..12]))))
+    }
+
+    fn is_own_runsc(&self, path: &Path) -> bool {
+        let start = self.install.program(&format!("{RUNSC}-"));
+        path.to_string_lossy()
+            .starts_with(&*start.to_string_lossy())
     }
 
     fn load_runtime(&self) -> Result<RuntimeConfig, Error> {
@@ -323,12 +388,16 @@ impl Run<'_> {
         RuntimeConfig::load(path).map_err(|e| Error::Config(format!("{}: {e}", path.display())))
     }
 
-    /// What `deploy/` has, with what is this node's.
-    fn runtime_config(&self, program: &Path) -> Result<String, Error> {
-        let text = RUNTIME.parse::<toml_edit::DocumentMut>();
-        let mut text = text.map_err(|e| Error::Config(format!("deploy/runsc.toml: {e}")))?;
+    /// What `deploy/` has, with what is this node's; or the node's own `base`, which names a runsc of
+    /// ours that is gone.
+    fn runtime_config(&self, base: Option<&str>, program: &Path) -> Result<String, Error> {
+        let text = base.unwrap_or(RUNTIME).parse::<toml_edit::DocumentMut>();
+        let mut text = text.map_err(|e| Error::Config(format!("runtime configuration: {e}")))?;
         let path = |path: &Path| toml_edit::value(path.display().to_string());
         text["binary_name"] = path(program);
+        if base.is_some() {
+            return Ok(text.to_string());
+        }
         text["root"] = path(&self.install.runtime_root);
         text["kiln"]["agent"] = path(&self.config.socket);
         Ok(text.to_string())

@@ -11,7 +11,7 @@ use std::{
 use nix::mount::{MntFlags, umount2};
 
 use super::{
-    Done, Error, RUNSC, Run, SHIM,
+    Done, Error, Run, SHIM,
     containerd::Containerd,
     files::{Changes, Wired},
     installation, is_installed, lock,
@@ -105,6 +105,7 @@ async fn unwire(
     let containerd = Containerd::find(&install.containerd).await?;
     let own = Own::read(&wired.config, containerd.version.0)?;
     let mode = own.mode;
+    let names = own.names(&wired.drop_in);
     let without = own.without(&wired.drop_in);
     // A file that somebody has broken since must not end containerd now.
     if wired.config.exists() {
@@ -112,10 +113,13 @@ async fn unwire(
     }
     changes.record.restart_is_due = true;
     changes.save()?;
-    if changes.was_edited(&wired.config)? {
-        changes.leave(&wired.config, mode, &without)?;
+    // One that names our file and is not known to be ours is left from a record that was lost.
+    let target = &wired.config;
+    let is_known = changes.record.files.contains_key(target);
+    if changes.was_edited(target)? || (names && !is_known) {
+        changes.leave(target, mode, &without)?;
     } else {
-        changes.take_away(&wired.config)?;
+        changes.take_away(target)?;
     }
     changes.take_away(&wired.drop_in)?;
     containerd.restart().await?;
@@ -141,11 +145,7 @@ pub(super) fn users(program: &Path) -> Vec<u32> {
 impl Run<'_> {
     /// Takes earlier runtimes away of which no sandbox runs.
     pub(super) fn remove_old_runtimes(&mut self, current: &Path) -> Result<(), Error> {
-        let start = self.install.program(&format!("{RUNSC}-"));
-        let start = start.to_string_lossy();
-        let is_old = |path: &&PathBuf| {
-            path.as_path() != current && path.to_string_lossy().starts_with(&*start)
-        };
+        let is_old = |path: &&PathBuf| path.as_path() != current && self.is_own_runsc(path);
         let files = self.changes.record.files.keys();
         let old: Vec<_> = files.filter(is_old).cloned().collect();
         for path in old {

@@ -38,6 +38,11 @@ impl Own {
         Ok(Self { mode, main })
     }
 
+    /// Whether it imports `drop_in` by its name.
+    pub(super) fn names(&self, drop_in: &Path) -> bool {
+        self.main.names(drop_in)
+    }
+
     /// What it says without `drop_in`.
     pub(super) fn without(mut self, drop_in: &Path) -> String {
         self.main.forget(drop_in);
@@ -101,6 +106,11 @@ impl Run<'_> {
         let after = self.try_out(&without, &drop_in, &wanted).await?;
         handler.expect_alone(&before, &after)?;
 
+        // Another installation's was refused: this is ours, and its record was lost.
+        let there = fs::read_to_string(&drop_in);
+        if there.is_ok_and(|text| text.starts_with(wiring::HEAD)) {
+            self.changes.adopt(&drop_in)?;
+        }
         let record = &mut self.changes.record;
         record.wired = Some(Wired {
             config: path.clone(),
@@ -114,7 +124,12 @@ impl Run<'_> {
             let text = own.main.text();
             changed |= self.changes.put(path, own.mode, &Source::Text(&text))?;
         }
-        self.changes.record.restart_is_due = was_due || changed;
+        // What is in the drop-in is the handler alone, from containerd 2 on: where the one that runs
+        // has that, because somebody has taken a file away since, it need not be started anew.
+        let is_due = was_due || changed;
+        let has_it = async || matches!(self.containerd.problem_of(&handler).await, Ok(None));
+        let is_due = is_due && (major < 2 || !has_it().await);
+        self.changes.record.restart_is_due = is_due;
         self.changed |= changed;
         handler.expect_alone(&before, &self.containerd.dump(path).await?)
     }

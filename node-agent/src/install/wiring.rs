@@ -11,6 +11,7 @@ use toml::{Table, Value};
 use toml_edit::{Array, DocumentMut};
 
 use super::Error;
+use crate::cri::Runtime;
 
 /// What runs the Pods, as containerd names it.
 pub const RUNTIME_TYPE: &str = "io.containerd.kiln.v2";
@@ -22,7 +23,8 @@ pub const CRI: [&str; 2] = ["io.containerd.cri.v1.runtime", "io.containerd.grpc.
 const OPTIONS: &str = "io.containerd.runsc.v1.options";
 
 /// Head of the file that is ours alone.
-const HEAD: &str = "# Written by Kiln, and taken away with it: see `kilnctl node disable`.\n";
+pub(super) const HEAD: &str =
+    "# Written by Kiln, and taken away with it: see `kilnctl node disable`.\n";
 
 /// A handler of Pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +79,37 @@ impl Handler<'_> {
             ("runtime_path".to_owned(), path(self.shim)),
             ("options".to_owned(), Value::Table(options)),
         ])
+    }
+
+    /// What is wrong with what containerd has under the name of this one.
+    pub(super) fn problem(&self, found: Option<&Runtime>) -> Option<String> {
+        let name = self.name;
+        match found {
+            None => Some(format!("containerd has no handler {name}")),
+            Some(found) => self
+                .difference(found)
+                .map(|why| format!("handler {name} of containerd: {why}")),
+        }
+    }
+
+    /// How one that containerd has differs from this one.
+    fn difference(&self, found: &Runtime) -> Option<String> {
+        let Runtime {
+            runtime_type,
+            runtime_path,
+            ..
+        } = found;
+        if runtime_type != RUNTIME_TYPE || runtime_path != self.shim {
+            let (path, shim) = (runtime_path.display(), self.shim.display());
+            return Some(format!(
+                "its Pods run by {runtime_type} {path}, and not by {shim}"
+            ));
+        }
+        let config = found.config();
+        (config != self.config).then(|| {
+            let (config, ours) = (config.display(), self.config.display());
+            format!("its runtime's configuration is {config}, and not {ours}")
+        })
     }
 
     /// The drop-in for a containerd whose whole configuration without it is `base`.
@@ -309,6 +342,12 @@ impl Main {
         };
         imports.push(file.display().to_string());
         Ok(())
+    }
+
+    /// Whether `file` is named among the imports.
+    pub(super) fn names(&self, file: &Path) -> bool {
+        let named = file.display().to_string();
+        self.imports().any(|import| import == named)
     }
 
     /// Has containerd read `file` no more, if it is named.

@@ -2,7 +2,7 @@
 
 //! What the agent of one node may write.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use kiln_tests::wait;
 use serde_json::json;
 
@@ -21,6 +21,21 @@ async fn refusal(env: &Env, of: Option<&str>, node: &str, patch: &str) -> Option
     let mut args = vec!["patch", "node", node, "--type=merge", "-p", patch, &who];
     args.extend(extra.as_deref());
     let done = env.plane.kubectl(&args).await;
+    done.err().map(|e| format!("{e:#}"))
+}
+
+/// Makes an event about a node as the agent of `of`, or of no node. Returns why it is refused.
+async fn event(env: &Env, of: Option<&str>, about: &str) -> Option<String> {
+    let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event",
+        "metadata": {"generateName": "told-", "namespace": "default"},
+        "eventTime": "2026-01-01T00:00:00.000000Z", "type": "Normal", "reason": "Told",
+        "action": "Tell", "reportingController": "test", "reportingInstance": "test",
+        "regarding": {"apiVersion": "v1", "kind": "Node", "name": about}});
+    let who = format!("--as={AGENT}");
+    let extra = of.map(|n| format!("--as-user-extra=authentication.kubernetes.io/node-name={n}"));
+    let mut args = vec!["create", "--dry-run=server", "-f", "-", &who];
+    args.extend(extra.as_deref());
+    let done = env.plane.kubectl_with(&args, &event.to_string()).await;
     done.err().map(|e| format!("{e:#}"))
 }
 
@@ -72,6 +87,18 @@ pub(crate) async fn an_agent_writes_of_its_own_node_only(env: &Env) -> Result<()
             refused.contains(POLICY) && refused.contains(words),
             "{of:?} {patch}: {refused:?}"
         );
+    }
+    for (of, about, is_allowed) in [
+        (Some("one"), "one", true),
+        (Some("one"), "other", false),
+        (None, "one", false),
+    ] {
+        let refused = event(env, of, about).await;
+        match (is_allowed, &refused) {
+            (true, None) => {}
+            (false, Some(why)) if why.contains(POLICY) => {}
+            _ => bail!("an event of {of:?} about {about}: {refused:?}"),
+        }
     }
     // Who is no agent is none of the policy's.
     let zone = r#"{"metadata": {"labels": {"zone": "b"}}}"#;

@@ -254,6 +254,44 @@ impl Env {
         Ok(label.as_str().unwrap_or_default().to_owned())
     }
 
+    /// Waits until the node's SandboxNode has a condition with this status.
+    pub(crate) async fn expect_condition(&self, kind: &str, status: &str) -> Result<()> {
+        let wanted = format!("--for=condition={kind}={status}");
+        self.kubectl(&format!("wait {wanted} --timeout=60s sandboxnode --all"))
+            .await
+            .map(drop)
+    }
+
+    /// Takes what was installed out of containerd's own file, and starts containerd anew.
+    pub(crate) async fn rewrite_containerd_config(&self) -> Result<()> {
+        let config = self.private.cluster().dir().join("etc/containerd.toml");
+        let text = fs::read_to_string(&config)?;
+        let without = text.lines().filter(|line| !line.starts_with("imports"));
+        let text: String = without.map(|line| format!("{line}\n")).collect();
+        fs::write(config, text)?;
+        let words = self.private.restart_command();
+        let (program, args) = words.split_first().context("no command")?;
+        Cmd::new(Path::new(program))
+            .args(args)
+            .deadline(DEADLINE)
+            .run()
+            .await
+            .map(drop)
+    }
+
+    /// Waits for an event of the node with this reason, whose words contain `words`.
+    pub(crate) async fn until_event(&self, reason: &str, words: &str) -> Result<()> {
+        let of_node = format!("involvedObject.kind=Node,reason={reason}");
+        let list = format!("events -n default --field-selector {of_node}");
+        wait::until(&format!("an event {reason}"), SETTLED, async || {
+            let events = self.get(&list).await.ok()?;
+            let events = events["items"].as_array()?.clone();
+            let said = |e: &Value| e["message"].as_str().is_some_and(|m| m.contains(words));
+            events.iter().any(said).then_some(())
+        })
+        .await
+    }
+
     /// Waits until the node holds all the sandboxes that it is to hold.
     pub(crate) async fn until_warm(&self) -> Result<()> {
         self.until_total("ready", WARM).await

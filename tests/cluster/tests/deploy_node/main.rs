@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     let mut cases = Cases::<Env>::new().limit(CASE * 4);
     cases.add_alone("a_node_that_cannot_run_sandboxes_says_why", broken);
     cases.add_alone("from_nothing_to_sandboxes_and_back", whole);
+    cases.add_alone("a_node_that_somebody_changes_is_repaired", repaired);
     cases.run(Env::start)
 }
 
@@ -124,6 +125,32 @@ async fn whole(env: &Env) -> Result<()> {
     expect_same(env, &pods).await.context("enabled again")?;
 
     env.does("disable --purge --yes").await?;
+    env.until_listing(&before).await
+}
+
+/// Config management writes containerd's own file anew, and starts containerd.
+async fn repaired(env: &Env) -> Result<()> {
+    let before = env.listing().await?;
+    env.import("dev").await?;
+    env.does(&format!("enable {}", env.patched())).await?;
+    until_labelled(env).await?;
+    env.expect_condition("HandlerServed", "True").await?;
+
+    env.rewrite_containerd_config().await?;
+    wait::until("a node without its label", PATIENCE, async || {
+        env.label().await.ok()?.is_empty().then_some(())
+    })
+    .await?;
+    env.until_event("SandboxesCannotStart", "does not import")
+        .await?;
+    until_labelled(env).await?;
+    env.until_event("SandboxesInstalled", "sandboxes run")
+        .await?;
+    env.until_event("SandboxesCanStart", "again").await?;
+    env.expect_condition("HandlerServed", "True").await?;
+    env.expect_condition("Installed", "True").await?;
+
+    env.does("disable --purge").await?;
     env.until_listing(&before).await
 }
 

@@ -4,19 +4,15 @@
 //! by it, live through upgrades and keep it from being taken away, and whatever goes wrong, the
 //! node is as it was.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::{PermissionsExt, symlink},
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+mod place;
+mod upkeep;
 
-use anyhow::{Context, Result, bail, ensure};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::ExitCode};
+
+use anyhow::{Context, Result, ensure};
 use kiln_tests::{
     node::{Node, NodeOpts},
-    process::{Cmd, Daemon, Output},
+    process::{Cmd, Daemon},
     suite::Cases,
     tools, wait,
 };
@@ -25,14 +21,7 @@ use nix::{
     sys::signal::Signal,
 };
 
-/// The handler that is installed.
-const HANDLER: &str = "installed";
-
-/// Directories that the node makes for its first Pod, whatever its handler.
-const NODES_OWN: [&str; 2] = ["cni-data", "logs"];
-
-/// How long an installation may take.
-const DEADLINE: Duration = Duration::from_secs(300);
+use place::{DEADLINE, HANDLER, Installation};
 
 fn main() -> ExitCode {
     let mut cases = Cases::<Node>::new();
@@ -58,181 +47,30 @@ fn main() -> ExitCode {
         a_containerd_that_is_too_old_is_named,
         two_installations_are_not_under_way_at_once,
         a_second_installation_leaves_the_first_alone,
+        a_directory_that_was_wiped_can_be_made_anew,
+    );
+    macro_rules! add_upkeep {
+        ($($case:ident),+ $(,)?) => {
+            $(cases.add_alone(concat!("upkeep::", stringify!($case)), async |node: &Node| {
+                let place = Installation::new(node, stringify!($case))?;
+                let done = upkeep::$case(&place).await;
+                if done.is_err() {
+                    // It would be in the way of the next; that the case failed is what is told.
+                    place.does("disable").await.ok();
+                }
+                done
+            });)+
+        };
+    }
+    add_upkeep!(
+        a_rewritten_configuration_is_wired_again_below_a_pod,
+        programs_that_were_removed_are_put_back,
+        who_takes_it_away_again_is_not_followed_at_once,
+        without_repair_it_is_only_said,
+        a_node_set_up_by_hand_is_only_reported,
+        a_node_comes_back_without_what_was_in_run,
     );
     cases.run(|| Node::start(NodeOpts::default()))
-}
-
-/// What is installed on a node, and how.
-struct Installation<'a> {
-    node: &'a Node,
-    dir: PathBuf,
-}
-
-impl<'a> Installation<'a> {
-    fn new(node: &'a Node, case: &str) -> Result<Self> {
-        let dir = node.dir().join(case);
-        fs::create_dir_all(dir.join("from"))?;
-        let this = Self { node, dir };
-        for (name, program) in [
-            ("containerd-shim-kiln-v2", tools::shim()?),
-            ("kiln-pause", tools::pause()?),
-            ("runsc", tools::runsc()?),
-        ] {
-            symlink(program, this.from(name))?;
-        }
-        this.configure("")?;
-        // containerd is started anew by who started it, the test.
-        let wish = this.wish();
-        let wait = format!(
-            "#!/bin/sh\ntouch {0}\nwhile [ -e {0} ]; do sleep 0.1; done\n",
-            wish.display()
-        );
-        this.script("restart", &wait)?;
-        Ok(this)
-    }
-
-    fn from(&self, name: &str) -> PathBuf {
-        self.dir.join("from").join(name)
-    }
-
-    /// There while somebody wants containerd to be started anew.
-    fn wish(&self) -> PathBuf {
-        self.dir.join("wish")
-    }
-
-    fn script(&self, name: &str, text: &str) -> Result<PathBuf> {
-        let path = self.dir.join(name);
-        fs::remove_file(&path).ok();
-        fs::write(&path, text)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        Ok(path)
-    }
-
-    /// Writes the installer's configuration. `more` is more of its table.
-    fn configure(&self, more: &str) -> Result<()> {
-        let at = |name: &str| self.dir.join(name).display().to_string();
-        let text = format!(
-            "runtime_config = \"{}\"\nsocket = \"{}\"\nstate = \"{}\"\n\
-             [install]\ndir = \"{}\"\nruntime_root = \"{}\"\nhandler = \"{HANDLER}\"\n{more}\n\
-             [install.containerd]\nsocket = \"{}\"\nrestart = [\"{}\"]\nctr = \"{}\"\n",
-            at("etc/runsc.toml"),
-            at("no-agent.sock"),
-            at("no-agent"),
-            at("opt"),
-            self.node.dir().join("ri").display(),
-            self.node.dir().join("c.sock").display(),
-            at("restart"),
-            tools::program("ctr")?.display(),
-        );
-        Ok(fs::write(self.dir.join("agent.toml"), text)?)
-    }
-
-    fn containerd_config(&self) -> PathBuf {
-        self.node.dir().join("containerd.toml")
-    }
-
-    /// Runs `kilnctl node`, and starts containerd anew when it is asked to.
-    async fn kilnctl(&self, words: &str) -> Result<Output> {
-        let config = self.dir.join("agent.toml");
-        let mut command = Cmd::new(&tools::ours("kilnctl")?)
-            .args(["node"].into_iter().chain(words.split(' ')))
-            .args([Path::new("--config"), &config])
-            .deadline(DEADLINE);
-        if words.starts_with("enable") {
-            command = command.args(["--from".as_ref(), self.dir.join("from").as_os_str()]);
-        }
-        let restarts = async {
-            loop {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                if self.wish().exists() {
-                    self.node.restart_containerd(Signal::SIGTERM).await?;
-                    fs::remove_file(self.wish())?;
-                }
-            }
-        };
-        tokio::select! {
-            output = command.output() => output,
-            failed = restarts => failed,
-        }
-    }
-
-    async fn does(&self, verb: &str) -> Result<String> {
-        let output = self.kilnctl(verb).await?;
-        let said = format!("{}{}", output.text(), output.errors());
-        ensure!(output.status.success(), "{verb}: {said}");
-        Ok(said)
-    }
-
-    async fn fails(&self, verb: &str, words: &[&str]) -> Result<String> {
-        let output = self.kilnctl(verb).await?;
-        let said = output.errors();
-        ensure!(output.code() == 1, "{verb}: {}{said}", output.text());
-        for word in words {
-            ensure!(said.contains(word), "no {word:?} in {said}");
-        }
-        Ok(said)
-    }
-
-    /// Every file that an installation might touch, with what is in it.
-    fn listing(&self) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
-        let mut found = BTreeMap::new();
-        let mut dirs = vec![self.dir.clone()];
-        while let Some(dir) = dirs.pop() {
-            for entry in fs::read_dir(&dir)? {
-                let path = entry?.path();
-                let text = match path.is_file() {
-                    true => fs::read(&path)?,
-                    false => Vec::new(),
-                };
-                if path.is_dir() {
-                    dirs.push(path.clone());
-                }
-                found.insert(path, text);
-            }
-        }
-        for entry in fs::read_dir(self.node.dir())? {
-            let path = entry?.path();
-            let is_config = path.to_string_lossy().contains("toml");
-            // What Pods of any handler leave, such as logs, is the node's.
-            if is_config {
-                found.insert(path.clone(), fs::read(&path)?);
-            } else if !NODES_OWN.iter().any(|own| path.ends_with(own)) {
-                found.entry(path).or_default();
-            }
-        }
-        Ok(found)
-    }
-
-    fn expect_as(&self, before: &BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
-        let now = self.listing()?;
-        let differs = |path: &&PathBuf| before.get(*path) != now.get(*path);
-        let all: Vec<_> = before.keys().chain(now.keys()).filter(differs).collect();
-        ensure!(all.is_empty(), "not as before: {all:?}");
-        Ok(())
-    }
-
-    async fn expect_no_handler(&self) -> Result<()> {
-        match self.node.pod(HANDLER).run().await {
-            Ok(pod) => {
-                pod.remove().await?;
-                bail!("a Pod of a handler that should be gone runs")
-            }
-            Err(e) => {
-                let words = format!("{e:#}");
-                ensure!(words.contains("no runtime for"), "{words}");
-                Ok(())
-            }
-        }
-    }
-
-    /// Runs a Pod by the handler.
-    async fn expect_handler(&self) -> Result<()> {
-        let pod = self.node.pod(HANDLER).run().await?;
-        let container = pod.idle().start().await?;
-        let kernel = container.sh("uname -r").await?;
-        ensure!(kernel.contains("4.4.0"), "{kernel}");
-        pod.remove().await
-    }
 }
 
 async fn a_node_gets_the_handler_and_loses_it(place: &Installation<'_>) -> Result<()> {
@@ -593,4 +431,18 @@ async fn a_second_installation_leaves_the_first_alone(place: &Installation<'_>) 
     place.expect_as(&before)?;
     fs::remove_dir_all(&other.dir)?;
     Ok(())
+}
+
+/// What the record and the programs were in, and the runtime's configuration that names them.
+async fn a_directory_that_was_wiped_can_be_made_anew(place: &Installation<'_>) -> Result<()> {
+    let before = place.listing()?;
+    place.does("enable").await?;
+    fs::remove_dir_all(place.dir.join("opt"))?;
+    place.does("enable").await?;
+    place.expect_handler().await?;
+    place.does("disable").await?;
+    place.expect_no_handler().await?;
+    // A directory that is empty may be anybody's.
+    fs::remove_dir(place.node.dir().join("conf.d"))?;
+    place.expect_as(&before)
 }
