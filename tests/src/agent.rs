@@ -6,6 +6,7 @@ use std::{
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,7 @@ use tokio::sync::Mutex;
 use crate::{
     mounts,
     place::{CONTAINERD_SOCKET, Place},
-    process::{Cmd, Daemon},
+    process::{self, Cmd, Daemon},
     tools, wait,
 };
 
@@ -64,6 +65,31 @@ pub fn holding(warm: u32, total: u32) -> String {
 #[must_use]
 pub fn socket(name: &str) -> PathBuf {
     state_dir(name).join("a.sock")
+}
+
+/// A case that failed has not drained it: its sandboxes would be in the way of the next.
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let pid = self.daemon.get_mut().take().and_then(|d| d.pid());
+        if let Some(pid) = pid {
+            process::signal_to(pid, Signal::SIGKILL).ok();
+        }
+        // A place that is gone has taken all of it away.
+        if !self.state.exists() || !self.config.exists() {
+            return;
+        }
+        let Ok(agent) = tools::ours("kiln-node-agent") else {
+            return;
+        };
+        // There is nobody to tell that this fails, too.
+        std::process::Command::new(agent)
+            .args(["--drain", "--config"])
+            .arg(&self.config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .ok();
+    }
 }
 
 impl Agent {
