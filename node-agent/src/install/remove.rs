@@ -15,7 +15,7 @@ use super::{
     containerd::Containerd,
     files::{Changes, Wired},
     installation, is_installed, lock,
-    wire::{Own, dump_of},
+    wire::{Own, dump_of, target},
 };
 use crate::{config::Config, exec_dir, fs::remove_dir_if_there};
 
@@ -114,12 +114,12 @@ async fn unwire(
     changes.record.restart_is_due = true;
     changes.save()?;
     // One that names our file and is not known to be ours is left from a record that was lost.
-    let target = &wired.config;
-    let is_known = changes.record.files.contains_key(target);
-    if changes.was_edited(target)? || (names && !is_known) {
-        changes.leave(target, mode, &without)?;
+    let target = target(&wired.config);
+    let is_known = changes.record.files.contains_key(&target);
+    if changes.was_edited(&target)? || (names && !is_known) {
+        changes.leave(&target, mode, &without)?;
     } else {
-        changes.take_away(target)?;
+        changes.take_away(&target)?;
     }
     changes.take_away(&wired.drop_in)?;
     containerd.restart().await?;

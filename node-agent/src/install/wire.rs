@@ -50,6 +50,11 @@ impl Own {
     }
 }
 
+/// The file itself, where `path` is a link to it: the link stays.
+pub(super) fn target(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// A file beside `path` for as long as the value lives. containerd takes what its own file imports
 /// from where that is.
 fn beside(path: &Path, text: &str) -> Result<NamedTempFile, Error> {
@@ -92,6 +97,20 @@ impl Run<'_> {
         let mut own = Own::read(path, major)?;
         let drop_in = self.drop_in(&own.main, major);
         self.expect_no_other_installation(&own.main, &drop_in, shim)?;
+        if !own.main.imports_file(&drop_in) && own.main.is_generated() {
+            return Err(Error::Lacks {
+                what: format!(
+                    "{} says of itself that it is generated, and does not import {}: what is \
+                     written into it is lost when it is generated again",
+                    path.display(),
+                    drop_in.display()
+                ),
+                advice: "have what generates it write `imports` of all files in a directory, or \
+                         the handler itself, and then use a configuration without [install] \
+                         (docs/install-k3s-kind.md)"
+                    .to_owned(),
+            });
+        }
         if let Some(dir) = path.parent() {
             self.changes.make_dir(dir)?;
         }
@@ -122,7 +141,8 @@ impl Run<'_> {
         if !own.main.imports_file(&drop_in) {
             own.main.import(&drop_in)?;
             let text = own.main.text();
-            changed |= self.changes.put(path, own.mode, &Source::Text(&text))?;
+            let target = target(path);
+            changed |= self.changes.put(&target, own.mode, &Source::Text(&text))?;
         }
         // What is in the drop-in is the handler alone, from containerd 2 on: where the one that runs
         // has that, because somebody has taken a file away since, it need not be started anew.
