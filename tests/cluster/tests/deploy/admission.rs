@@ -166,6 +166,11 @@ fn restricted() -> Vec<Rule> {
             json!({"securityContext": {"runAsUser": 1000}}),
         ),
         (
+            "runAsNonRoot",
+            json!({"securityContext": {"runAsUser": 0}}),
+            context(json!({"runAsUser": 1000})),
+        ),
+        (
             "drop capability ALL",
             context(json!({"capabilities": null})),
             json!({}),
@@ -178,6 +183,11 @@ fn restricted() -> Vec<Rule> {
         (
             "allowPrivilegeEscalation",
             context(json!({"allowPrivilegeEscalation": null})),
+            json!({}),
+        ),
+        (
+            "allowPrivilegeEscalation",
+            context(json!({"allowPrivilegeEscalation": true})),
             json!({}),
         ),
         (
@@ -204,6 +214,11 @@ fn restricted() -> Vec<Rule> {
         (
             "automountServiceAccountToken",
             json!({"automountServiceAccountToken": null}),
+            json!({}),
+        ),
+        (
+            "automountServiceAccountToken",
+            json!({"automountServiceAccountToken": true}),
             json!({}),
         ),
         (
@@ -257,6 +272,12 @@ pub(crate) async fn every_rule_for_all_sandboxes_refuses_and_allows(env: &Env) -
         let mut kata = pod(&bad);
         kata["spec"]["runtimeClassName"] = json!("kata");
         env.refuses(&env.plain, &kata, words).await?;
+    }
+    // By the names of handlers alone, the labels being the provider's.
+    for class in ["runsc", "kata-qemu"] {
+        let mut host = pod(&json!({"hostNetwork": true}));
+        host["spec"]["runtimeClassName"] = json!(class);
+        env.refuses(&env.plain, &host, "hostNetwork").await?;
     }
     env.allows(&env.plain, &pod(&json!({}))).await
 }
@@ -436,6 +457,21 @@ pub(crate) async fn marks_of_sandboxes_are_the_controllers(env: &Env) -> Result<
             );
         }
     }
+    // Nor does an owner come to control it.
+    let get = ["get", "sandbox", "old", "-n", &namespace];
+    let uid = [get.as_slice(), &["-ojsonpath={.metadata.uid}"]].concat();
+    let uid = env.plane.kubectl(&uid).await?;
+    let owned = |controller: bool| {
+        json!({"ownerReferences": [{"apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox",
+            "name": "old", "uid": uid.trim(), "controller": controller}]})
+    };
+    env.make(&sandbox("owned", owned(false))).await?;
+    let patch = json!({ "metadata": owned(true) }).to_string();
+    let change = ["--as=tenant", "patch", "sandbox", "owned", "-n", &namespace];
+    let change = [&change[..], &["--type=merge", "-p", &patch]].concat();
+    let error = env.plane.kubectl(&change).await.err();
+    let error = error.context("an owner was made the controller")?;
+    ensure!(format!("{error:#}").contains("belong to"), "{error:#}");
     // Who may do anything may restore a backup.
     let mut restored = Vec::new();
     for (number, (metadata, _)) in refused.iter().enumerate() {
@@ -460,27 +496,40 @@ pub(crate) async fn marks_of_sandboxes_are_the_controllers(env: &Env) -> Result<
 }
 
 pub(crate) async fn an_ephemeral_container_is_looked_at_too(env: &Env) -> Result<()> {
-    let pods: Api<Pod> = Api::namespaced(env.plane.client(), &env.plain);
-    let mut pod = pod(&json!({}));
-    pod["metadata"]["name"] = json!("debugged");
-    let params = PostParams::default();
-    pods.create(&params, &serde_json::from_value(pod)?).await?;
-    let debug = async |name: &str, privileged: bool| {
-        let container = json!({"name": name, "image": "busybox",
-            "securityContext": {"privileged": privileged}});
-        let patch = json!({"spec": {"ephemeralContainers": [container]}});
-        let params = PatchParams::default();
-        let patch = Patch::Strategic(patch);
-        pods.patch_ephemeral_containers("debugged", &params, &patch)
-            .await
-    };
-    let refused = debug("bad", true).await;
-    let words = refused.err().context("a privileged one was let in")?;
-    ensure!(
-        words.to_string().contains("must not set privileged"),
-        "{words}"
-    );
-    debug("good", false).await?;
+    let proper_context = &proper()["container"]["securityContext"];
+    for (namespace, fields, bad, good, words) in [
+        (
+            &env.plain,
+            json!({}),
+            json!({"privileged": true}),
+            json!({"privileged": false}),
+            "must not set privileged",
+        ),
+        (
+            &env.restricted,
+            proper(),
+            json!({"allowPrivilegeEscalation": false}),
+            proper_context.clone(),
+            "must drop capability ALL",
+        ),
+    ] {
+        let pods: Api<Pod> = Api::namespaced(env.plane.client(), namespace);
+        let mut pod = pod(&fields);
+        pod["metadata"]["name"] = json!("debugged");
+        let params = PostParams::default();
+        pods.create(&params, &serde_json::from_value(pod)?).await?;
+        let debug = async |name: &str, context: &Value| {
+            let container = json!({"name": name, "image": "busybox", "securityContext": context});
+            let patch = Patch::Strategic(json!({"spec": {"ephemeralContainers": [container]}}));
+            let params = PatchParams::default();
+            pods.patch_ephemeral_containers("debugged", &params, &patch)
+                .await
+        };
+        let refused = debug("bad", &bad).await.err();
+        let refused = refused.with_context(|| format!("let in: {bad}"))?;
+        ensure!(refused.to_string().contains(words), "{refused}");
+        debug("good", &good).await?;
+    }
     Ok(())
 }
 

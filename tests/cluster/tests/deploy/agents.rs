@@ -73,7 +73,23 @@ pub(crate) async fn an_agent_writes_of_its_own_node_only(env: &Env) -> Result<()
         ),
         (
             Some("one"),
+            r#"{"metadata": {"labels": {"new": "b"}}}"#,
+            "labels kiln.dev/",
+        ),
+        (
+            Some("one"),
             r#"{"metadata": {"annotations": {"a": "b"}}}"#,
+            "labels kiln.dev/",
+        ),
+        (
+            Some("one"),
+            r#"{"metadata": {"finalizers": ["kiln.test/hold"]}}"#,
+            "labels kiln.dev/",
+        ),
+        (
+            Some("one"),
+            r#"{"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Node",
+                "name": "o", "uid": "00000000-0000-0000-0000-000000000001"}]}}"#,
             "labels kiln.dev/",
         ),
         (

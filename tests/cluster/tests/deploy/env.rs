@@ -20,8 +20,11 @@ const FILES: [&str; 5] = [
     "kata/runtimeclass.yaml",
 ];
 
-/// Classes beside ours: one that is no sandbox, one that allows more, one that opted out.
-const CLASSES: [(&str, &str, &str); 3] = [
+/// Classes beside ours: two of handlers that are known, one that is no sandbox, one that allows more,
+/// one that opted out.
+const CLASSES: [(&str, &str, &str); 5] = [
+    ("runsc", "runsc", "{}"),
+    ("kata-qemu", "kata-qemu", "{}"),
     ("trusted", "runc", "{}"),
     (
         "generous",

@@ -331,8 +331,18 @@ pub(crate) async fn the_controller_makes_pods_of_sandboxes_only(env: &Env) -> Re
         create(&own("default", "p", "SandboxClaim")).await,
         of_sandboxes,
     )?;
+    for (field, value) in [
+        ("controller", json!(false)),
+        ("apiVersion", json!("example.com/v1")),
+    ] {
+        let mut pod = own("default", "p", "Sandbox");
+        pod["metadata"]["ownerReferences"][0][field] = value;
+        refused(create(&pod).await, of_sandboxes)?;
+    }
     let words = "no Pods in this namespace";
-    refused(create(&own("kube-system", "p", "Sandbox")).await, words)?;
+    for namespace in ["kube-system", "kube-public", "kube-node-lease"] {
+        refused(create(&own(namespace, "p", "Sandbox")).await, words)?;
+    }
     let mut powerful = own(SYSTEM, "p", "Sandbox");
     powerful["spec"]["serviceAccountName"] = json!("kiln-node-agent");
     refused(create(&powerful).await, "no Pods with a service account")?;
