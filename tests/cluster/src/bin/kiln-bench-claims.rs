@@ -35,7 +35,9 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt, watcher},
 };
-use serde_json::json;
+use nix::sys::signal::Signal;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 /// Claims one after the other, and at once.
@@ -47,6 +49,9 @@ const MANY: i32 = 1_000;
 const ROUNDS: usize = 3;
 /// Clients that make a burst.
 const CLIENTS: usize = 32;
+/// Objects that another tenant makes at once, and claims of ours that come beside them.
+const FLOOD: usize = 5_000;
+const BESIDE: usize = 40;
 /// How long a pool may take to fill.
 const FILLS: Duration = Duration::from_secs(180);
 
@@ -132,6 +137,43 @@ async fn measure_one(plane: &ControlPlane, controller: &Controller) -> Result<Fi
         let name = format!("- {request}");
         figures.push((name, "", number.requests / count(SINGLE)));
     }
+    figures.extend(beside_floods(plane, controller).await?);
+    Ok(figures)
+}
+
+/// What another tenant makes thousands of at once.
+#[derive(Clone, Copy)]
+enum Flood {
+    Claims,
+    Pools,
+    Templates,
+}
+
+/// Claims of one tenant alone, and while another has thousands of objects that have not been looked at.
+async fn beside_floods(plane: &ControlPlane, controller: &Controller) -> Result<Figures> {
+    let bench = Bench::new(plane.client(), &plane.namespace("other").await?);
+    bench.pool(20).await?;
+    let alone = bench.beside("alone").await?;
+    let mut parts = Vec::new();
+    for (flood, name) in [
+        (Flood::Claims, "claims"),
+        (Flood::Pools, "pools"),
+        (Flood::Templates, "templates"),
+    ] {
+        let tenant = Bench::new(plane.client(), &plane.namespace("flood").await?);
+        // All come before the first of ours.
+        controller.signal(Signal::SIGSTOP)?;
+        let made = tenant.flood(flood).await;
+        controller.signal(Signal::SIGCONT)?;
+        made?;
+        parts.push((format!("- beside {name}"), "ms", bench.beside(name).await?));
+    }
+    let worst = parts.iter().map(|(.., ms)| *ms).fold(alone, f64::max);
+    let mut figures = vec![
+        ("claim_ready_without_flood_ms".to_owned(), "ms", alone),
+        ("claim_ready_beside_flood_ms".to_owned(), "ms", worst),
+    ];
+    figures.extend(parts);
     Ok(figures)
 }
 
@@ -330,6 +372,48 @@ impl Bench {
         Ok(times)
     }
 
+    /// The median of milliseconds from the request to readiness, of claims one after the other.
+    async fn beside(&self, what: &str) -> Result<f64> {
+        let mut times = Vec::new();
+        for n in 0..BESIDE {
+            let name = format!("{what}-{n}");
+            let start = Instant::now();
+            self.claim(&name).await?;
+            let ready = self.ready_at(&name).await?;
+            times.push(ms(ready.duration_since(start)));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        median(&times).context("no claims")
+    }
+
+    /// Makes thousands of objects: claims and pools of what is not there, and templates.
+    async fn flood(&self, flood: Flood) -> Result<()> {
+        let spec =
+            json!({"podTemplate": {"spec": {"containers": [{"name": "main", "image": "pause"}]}}});
+        let made = stream::iter(0..FLOOD).map(async |n| {
+            let metadata = json!({"name": format!("f{n}")});
+            let params = PostParams::default();
+            match flood {
+                Flood::Claims => {
+                    let spec = json!({"warmPoolRef": {"name": "none"}});
+                    let claim = object("SandboxClaim", &metadata, &spec)?;
+                    drop(self.claims.create(&params, &claim).await?);
+                }
+                Flood::Pools => {
+                    let spec = json!({"sandboxTemplateRef": {"name": "none"}});
+                    let pool = object("SandboxWarmPool", &metadata, &spec)?;
+                    drop(self.pools.create(&params, &pool).await?);
+                }
+                Flood::Templates => {
+                    let template = object("SandboxTemplate", &metadata, &spec)?;
+                    drop(self.templates.create(&params, &template).await?);
+                }
+            }
+            anyhow::Ok(())
+        });
+        made.buffer_unordered(CLIENTS).try_collect().await
+    }
+
     /// Time from the first request to the last readiness.
     async fn burst(&self) -> Result<Duration> {
         let start = Instant::now();
@@ -351,6 +435,13 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+fn object<K: DeserializeOwned>(kind: &str, metadata: &Value, spec: &Value) -> Result<K> {
+    Ok(serde_json::from_value(json!({
+        "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": kind,
+        "metadata": metadata, "spec": spec,
+    }))?)
 }
 
 fn burst_names() -> Vec<String> {
