@@ -13,6 +13,8 @@ use std::{
 
 use kube::ResourceExt;
 
+use crate::known::Known;
+
 /// Deleted objects that are remembered, so that a late answer does not bring one back.
 const REMEMBERED: usize = 4096;
 
@@ -53,7 +55,7 @@ pub(crate) struct Cache<K> {
 }
 
 struct Inner<K> {
-    objects: HashMap<Key, Arc<K>>,
+    objects: HashMap<Key, Arc<Known<K>>>,
     found_by: HashMap<String, BTreeSet<Key>>,
     /// While a list is under way: what it has brought, and what was written meanwhile.
     listed: Option<HashSet<Key>>,
@@ -76,12 +78,12 @@ impl<K: ResourceExt> Cache<K> {
         }
     }
 
-    pub(crate) fn get(&self, key: &Key) -> Option<Arc<K>> {
+    pub(crate) fn get(&self, key: &Key) -> Option<Arc<Known<K>>> {
         self.read().objects.get(key).cloned()
     }
 
     /// The objects that the index has under `word`, by name.
-    pub(crate) fn find(&self, word: &str) -> Vec<Arc<K>> {
+    pub(crate) fn find(&self, word: &str) -> Vec<Arc<Known<K>>> {
         let inner = self.read();
         let keys = inner.found_by.get(word).into_iter().flatten();
         keys.filter_map(|key| inner.objects.get(key).cloned())
@@ -92,13 +94,13 @@ impl<K: ResourceExt> Cache<K> {
         self.read().objects.is_empty()
     }
 
-    pub(crate) fn all(&self) -> Vec<Arc<K>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Known<K>>> {
         self.read().objects.values().cloned().collect()
     }
 
     /// Takes in what a watch or a write has brought, unless something newer is there. Returns
     /// what was there before.
-    pub(crate) fn put(&self, object: K) -> Option<Arc<K>> {
+    pub(crate) fn put(&self, object: Known<K>) -> Option<Arc<Known<K>>> {
         let key = Key::of(&object);
         let mut inner = self.write();
         if let Some(listed) = &mut inner.listed {
@@ -106,10 +108,14 @@ impl<K: ResourceExt> Cache<K> {
         }
         let old = inner.objects.get(&key).cloned();
         let last = object.uid().and_then(|uid| inner.gone.get(&uid).copied());
-        if last.is_some_and(|last| version(&object).is_none_or(|version| version <= last)) {
+        if last.is_some_and(|last| version(object.outline()).is_none_or(|version| version <= last))
+        {
             return old;
         }
-        if old.as_deref().is_some_and(|old| is_newer(old, &object)) {
+        if old
+            .as_deref()
+            .is_some_and(|old| is_newer(old.outline(), object.outline()))
+        {
             return old;
         }
         if let Some(old) = &old {
@@ -140,13 +146,18 @@ impl<K: ResourceExt> Cache<K> {
         }
     }
 
+    /// Takes out what cannot be read any more, whatever it is now.
+    pub(crate) fn drop_unread(&self, key: &Key) -> Option<Arc<Known<K>>> {
+        self.write().take(key, self.index)
+    }
+
     /// A list begins: what it does not bring is gone.
     pub(crate) fn begin_list(&self) {
         self.write().listed = Some(HashSet::new());
     }
 
     /// A list is complete. Returns what has gone since the one before.
-    pub(crate) fn end_list(&self) -> Vec<Arc<K>> {
+    pub(crate) fn end_list(&self) -> Vec<Arc<Known<K>>> {
         let mut inner = self.write();
         let Some(listed) = inner.listed.take() else {
             return Vec::new();
@@ -174,7 +185,7 @@ impl<K: ResourceExt> Cache<K> {
 }
 
 impl<K> Inner<K> {
-    fn take(&mut self, key: &Key, index: fn(&K) -> Vec<String>) -> Option<Arc<K>> {
+    fn take(&mut self, key: &Key, index: fn(&K) -> Vec<String>) -> Option<Arc<Known<K>>> {
         let object = self.objects.remove(key)?;
         self.forget_words(key, index(&object));
         Some(object)
@@ -220,31 +231,42 @@ fn version<K: ResourceExt>(object: &K) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::Pod;
+    use kiln_crds::keys;
     use serde_json::json;
 
     use super::*;
 
+    fn known(name: &str, uid: &str, version: u32, app: &str) -> Known<Pod> {
+        Known::of(pod(name, uid, version, app))
+    }
+
     fn pod(name: &str, uid: &str, version: u32, app: &str) -> Pod {
         serde_json::from_value(json!({"metadata": {
             "name": name, "namespace": "ns", "uid": uid,
-            "resourceVersion": version.to_string(), "labels": {"app": app},
+            "resourceVersion": version.to_string(), "labels": {keys::WARM_POOL: app},
         }}))
         .unwrap()
     }
 
     fn cache() -> Cache<Pod> {
-        Cache::new(|pod| pod.labels().get("app").cloned().into_iter().collect())
+        Cache::new(|pod| {
+            pod.labels()
+                .get(keys::WARM_POOL)
+                .cloned()
+                .into_iter()
+                .collect()
+        })
     }
 
     #[test]
     fn what_is_older_than_what_is_known_is_left_out() {
         let cache = cache();
-        cache.put(pod("a", "1", 10, "new"));
-        cache.put(pod("a", "1", 9, "old"));
+        cache.put(known("a", "1", 10, "new"));
+        cache.put(known("a", "1", 9, "old"));
         assert_eq!(cache.find("new").len(), 1);
         assert!(cache.find("old").is_empty());
         // Another object of the same name is not an older state.
-        cache.put(pod("a", "2", 3, "other"));
+        cache.put(known("a", "2", 3, "other"));
         assert!(cache.find("new").is_empty());
         assert_eq!(cache.find("other").len(), 1);
     }
@@ -252,13 +274,13 @@ mod tests {
     #[test]
     fn what_was_deleted_does_not_come_back() {
         let cache = cache();
-        cache.put(pod("a", "1", 10, "x"));
+        cache.put(known("a", "1", 10, "x"));
         cache.remove(&pod("a", "1", 11, "x"));
-        cache.put(pod("a", "1", 10, "x"));
+        cache.put(known("a", "1", 10, "x"));
         assert!(cache.get(&Key::new("ns", "a")).is_none());
         assert!(cache.find("x").is_empty());
         // A late deletion of an object does not take the next of its name away.
-        cache.put(pod("a", "2", 12, "x"));
+        cache.put(known("a", "2", 12, "x"));
         cache.remove(&pod("a", "1", 11, "x"));
         assert_eq!(cache.find("x").len(), 1);
     }
@@ -266,24 +288,24 @@ mod tests {
     #[test]
     fn what_a_watch_no_longer_showed_comes_back_with_a_later_state() {
         let cache = cache();
-        cache.put(pod("a", "1", 10, "x"));
+        cache.put(known("a", "1", 10, "x"));
         cache.remove(&pod("a", "1", 11, "x"));
         // Found out once more, by an older state.
         cache.remove(&pod("a", "1", 10, "x"));
-        cache.put(pod("a", "1", 11, "x"));
+        cache.put(known("a", "1", 11, "x"));
         assert!(cache.find("x").is_empty());
-        cache.put(pod("a", "1", 12, "x"));
+        cache.put(known("a", "1", 12, "x"));
         assert_eq!(cache.find("x").len(), 1);
     }
 
     #[test]
     fn a_list_takes_away_what_it_does_not_bring_but_not_what_was_written_meanwhile() {
         let cache = cache();
-        cache.put(pod("stays", "1", 1, "x"));
-        cache.put(pod("goes", "2", 2, "x"));
+        cache.put(known("stays", "1", 1, "x"));
+        cache.put(known("goes", "2", 2, "x"));
         cache.begin_list();
-        cache.put(pod("stays", "1", 1, "x"));
-        cache.put(pod("written", "3", 9, "x"));
+        cache.put(known("stays", "1", 1, "x"));
+        cache.put(known("written", "3", 9, "x"));
         let gone = cache.end_list();
         assert_eq!(gone[0].name_any(), "goes");
         assert_eq!(gone.len(), 1);

@@ -20,26 +20,29 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kiln_crds::{
-    NodeClassSpec, Sandbox, SandboxClaim, SandboxNode, SandboxTemplate, SandboxWarmPool, keys,
+    NodeClassSpec, PodTemplate, Sandbox, SandboxClaim, SandboxNode, SandboxTemplate,
+    SandboxTemplateSpec, SandboxWarmPool, keys,
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
-    core::error_boundary::InvalidObject,
+    core::{Request, error_boundary::InvalidObject},
     runtime::events::{Event, EventType, Recorder},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use crate::{
     cache::{Cache, Key},
     claim::metadata::Allowed,
-    condition,
-    error::{self, Result},
+    condition::{self, shorten},
+    error::{self, Error, Result},
+    known::{Answer, Known, NAME, Print, outline_conditions, outline_names},
     metrics::Metrics,
-    node::{Arrivals, Pulses},
+    node::{self, Arrivals, Pulses},
     owner,
-    queue::{Class, Limits, Queue, Work},
+    queue::{Class, Lane, Limits, Queue, Work},
 };
 
 /// Name under which the controller's changes appear in `managedFields`.
@@ -104,6 +107,8 @@ pub(crate) struct Context {
     pub(crate) nodes: Cache<SandboxNode>,
     /// When this controller began.
     pub(crate) started: Instant,
+    /// Held by the one watch that lists: a list brings many objects at once.
+    pub(crate) listing: Semaphore,
     /// Sandboxes, by uid, that a claim is adopting right now.
     reserved: Mutex<HashSet<String>>,
     /// Sandboxes whose adoption or making for a claim, by uid, got no answer: it may have come to
@@ -168,6 +173,7 @@ impl Context {
             pending_statuses: Mutex::default(),
             nodes: Cache::new(|_| Vec::new()),
             started: Instant::now(),
+            listing: Semaphore::new(1),
             arrivals: Mutex::default(),
             wishes: Mutex::default(),
             pulses: Mutex::default(),
@@ -180,9 +186,37 @@ impl Context {
     }
 
     /// Finds what `owner` controls in its own namespace.
-    pub(crate) fn owned<K: Kind>(&self, owner: &impl ResourceExt) -> Vec<Arc<K>> {
+    pub(crate) fn owned<K: Kind>(&self, owner: &impl ResourceExt) -> Vec<Arc<Known<K>>> {
         let namespace = owner.namespace().unwrap_or_default();
         K::cache(self).find(&owned_word(&namespace, &owner.uid().unwrap_or_default()))
+    }
+
+    /// All of an object. A short one is known; a long one is asked of the apiserver, for which the
+    /// work has to be in the lane of those.
+    ///
+    /// # Errors
+    /// When it has to be done in another lane; when there is no answer, or no such object any more.
+    pub(crate) async fn whole<K: Kind>(&self, known: &Known<K>, lane: Lane) -> Result<Arc<K>> {
+        if let Some(whole) = known.whole() {
+            return Ok(Arc::new(whole?));
+        }
+        if lane == Lane::Light {
+            return Err(Error::Heavy);
+        }
+        let key = Key::of(known);
+        self.fetch(&key).await?.ok_or(Error::Gone(key))
+    }
+
+    /// All of the object of that name, if there is one.
+    pub(crate) async fn find_whole<K: Kind>(
+        &self,
+        key: &Key,
+        lane: Lane,
+    ) -> Result<Option<Arc<K>>> {
+        match K::cache(self).get(key) {
+            Some(known) => Ok(Some(self.whole(&known, lane).await?)),
+            None => Ok(None),
+        }
     }
 
     pub(crate) async fn fetch<K: Kind>(&self, key: &Key) -> Result<Option<Arc<K>>> {
@@ -199,8 +233,11 @@ impl Context {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PostParams::default()
         };
-        let api = self.api::<K>(&object.namespace().unwrap_or_default());
-        Ok(self.keep(answer(api.create(&params, object)).await?))
+        let text = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+        let request = Request::new(url::<K>(object.meta()));
+        let request = request.create(&params, text);
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        Ok(self.keep(answer(self.client.request(request)).await?))
     }
 
     pub(crate) async fn patch<K: Kind>(&self, key: &Key, patch: &Value) -> kube::Result<Arc<K>> {
@@ -226,10 +263,12 @@ impl Context {
         let api = self.api::<K>(&key.namespace);
         let patch = Patch::Merge(patch);
         match answer(api.patch_status(&key.name, &params, &patch)).await {
-            Ok(new) => {
-                let known = K::cache(self).get(key);
-                if known.is_some_and(|known| is_same_but_status(known.meta(), new.meta())) {
-                    self.keep(new);
+            Ok(Answer(new)) => {
+                let new = Known::of(new);
+                let cache = K::cache(self);
+                let known = cache.get(key);
+                if known.is_some_and(|known| known.is_same_but_status(&new)) {
+                    cache.put(new);
                 }
                 Ok(())
             }
@@ -277,8 +316,11 @@ impl Context {
 
     async fn delete_if<K: Kind>(&self, object: &K, params: DeleteParams) -> Result<()> {
         let _writing = self.metrics.write::<K>("DELETE", "");
-        let api = self.api::<K>(&object.namespace().unwrap_or_default());
-        match answer(api.delete(&object.name_any(), &params)).await {
+        let request = Request::new(url::<K>(object.meta()));
+        let request = request.delete(&object.name_any(), &params);
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        // The object that may be in the answer is not wanted.
+        match answer(self.client.request_text(request)).await {
             Err(e) if error::is_not_found(&e) || error::is_conflict(&e) => Ok(()),
             Err(e) => Err(e.into()),
             Ok(_) => Ok(()),
@@ -334,19 +376,15 @@ impl Context {
         });
     }
 
-    pub(crate) fn api<K: Kind>(&self, namespace: &str) -> Api<K> {
+    pub(crate) fn api<K: Kind>(&self, namespace: &str) -> Api<Answer<K>> {
         K::api(self.client.clone(), namespace)
     }
 
-    fn keep<K: Kind>(&self, mut object: K) -> Arc<K> {
-        object.trim();
-        if !object.is_watched() {
-            return Arc::new(object);
+    fn keep<K: Kind>(&self, Answer(object): Answer<K>) -> Arc<K> {
+        if object.is_watched() {
+            K::cache(self).put(Known::of(object.clone()));
         }
-        let key = Key::of(&object);
-        let kept = object.clone();
-        K::cache(self).put(object);
-        K::cache(self).get(&key).unwrap_or_else(|| Arc::new(kept))
+        Arc::new(object)
     }
 
     /// Takes a Sandbox for one claim, until the result is dropped; `None` when another has it.
@@ -461,6 +499,11 @@ async fn answer<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Resu
     }
 }
 
+/// Where objects of a kind are that are in the namespace of these metadata.
+fn url<K: Kind>(metadata: &ObjectMeta) -> String {
+    K::url_path(&(), metadata.namespace.as_deref())
+}
+
 /// A Sandbox that is being adopted.
 pub(crate) struct Reservation<'a> {
     context: &'a Context,
@@ -477,10 +520,13 @@ impl Drop for Reservation<'_> {
 pub(crate) trait Kind:
     Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
 {
+    /// Whether more is ever wanted of it than the outline.
+    const IS_READ_WHOLE: bool = true;
+
     fn cache(context: &Context) -> &Cache<Self>;
 
     /// Objects in a namespace; of a kind without, all.
-    fn api(client: Client, namespace: &str) -> Api<Self>;
+    fn api(client: Client, namespace: &str) -> Api<Answer<Self>>;
 
     /// Whether a cluster may be without the kind.
     fn is_optional() -> bool {
@@ -496,58 +542,154 @@ pub(crate) trait Kind:
     fn trim(&mut self) {
         self.meta_mut().managed_fields = None;
     }
+
+    /// Leaves what it is found and chosen by, which is little whatever there was; metadata are seen
+    /// to.
+    fn outline(&mut self);
+
+    /// What is compared of it.
+    fn print(&self) -> Option<Print> {
+        None
+    }
 }
 
-macro_rules! kinds {
-    ($($kind:ty: $cache:ident $(($watched:expr))?),+ $(,)?) => {
-        $(impl Kind for $kind {
-            fn cache(context: &Context) -> &Cache<Self> {
-                &context.$cache
-            }
+macro_rules! namespaced {
+    ($cache:ident) => {
+        fn cache(context: &Context) -> &Cache<Self> {
+            &context.$cache
+        }
 
-            fn api(client: Client, namespace: &str) -> Api<Self> {
-                Api::namespaced(client, namespace)
-            }
-
-            $(fn is_watched(&self) -> bool {
-                $watched(self)
-            })?
-        })+
+        fn api(client: Client, namespace: &str) -> Api<Answer<Self>> {
+            Api::namespaced(client, namespace)
+        }
     };
 }
 
-kinds!(
-    Sandbox: sandboxes,
-    SandboxClaim: claims,
-    SandboxWarmPool: pools,
-    SandboxTemplate: templates,
-    Service: services(is_tracked),
-    PersistentVolumeClaim: volume_claims(is_tracked),
-    NetworkPolicy: policies,
-);
+impl Kind for Sandbox {
+    namespaced!(sandboxes);
+
+    fn outline(&mut self) {
+        self.spec.pod_template = PodTemplate::default();
+        self.spec.volume_claim_templates = None;
+        if let Some(status) = &mut self.status {
+            outline_conditions(&mut status.conditions);
+            outline_names(&mut status.pod_ips);
+            status.node_name = status.node_name.take().map(|name| shorten(name, NAME));
+            status.selector = None;
+            status.service = None;
+            status.service_fqdn = None;
+        }
+    }
+
+    fn print(&self) -> Option<Print> {
+        Print::of(self)
+    }
+}
+
+impl Kind for SandboxClaim {
+    namespaced!(claims);
+
+    fn outline(&mut self) {
+        let spec = &mut self.spec;
+        spec.env = None;
+        spec.volume_claim_templates = None;
+        spec.additional_pod_metadata = None;
+        let pool = spec.warm_pool_ref.as_mut().map(|r| &mut r.name);
+        let template = spec.sandbox_template_ref.as_mut().map(|r| &mut r.name);
+        for name in [pool, template, spec.warmpool.as_mut()]
+            .into_iter()
+            .flatten()
+        {
+            *name = shorten(std::mem::take(name), NAME);
+        }
+        if let Some(status) = &mut self.status {
+            outline_conditions(&mut status.conditions);
+            status.sandbox = None;
+        }
+    }
+}
+
+impl Kind for SandboxWarmPool {
+    namespaced!(pools);
+
+    fn outline(&mut self) {
+        let name = &mut self.spec.sandbox_template_ref.name;
+        *name = shorten(std::mem::take(name), NAME);
+        self.status = None;
+    }
+}
+
+impl Kind for SandboxTemplate {
+    namespaced!(templates);
+
+    fn outline(&mut self) {
+        self.spec = SandboxTemplateSpec {
+            pod_template: PodTemplate {
+                spec: node::outline(&self.spec.pod_template.spec),
+                ..PodTemplate::default()
+            },
+            ..SandboxTemplateSpec::default()
+        };
+    }
+}
+
+impl Kind for Service {
+    namespaced!(services);
+
+    fn is_watched(&self) -> bool {
+        is_tracked(self)
+    }
+
+    fn outline(&mut self) {
+        self.spec = None;
+        self.status = None;
+    }
+}
+
+impl Kind for PersistentVolumeClaim {
+    const IS_READ_WHOLE: bool = false;
+
+    namespaced!(volume_claims);
+
+    fn is_watched(&self) -> bool {
+        is_tracked(self)
+    }
+
+    fn outline(&mut self) {
+        self.spec = None;
+        self.status = None;
+    }
+}
+
+impl Kind for NetworkPolicy {
+    namespaced!(policies);
+
+    fn outline(&mut self) {
+        self.spec = None;
+    }
+}
 
 impl Kind for SandboxNode {
+    const IS_READ_WHOLE: bool = false;
+
     fn cache(context: &Context) -> &Cache<Self> {
         &context.nodes
     }
 
-    fn api(client: Client, _namespace: &str) -> Api<Self> {
+    fn api(client: Client, _namespace: &str) -> Api<Answer<Self>> {
         Api::all(client)
     }
 
     fn is_optional() -> bool {
         true
     }
+
+    // Nodes are few, and their agents' own.
+    fn outline(&mut self) {}
 }
 
 impl Kind for Pod {
-    fn cache(context: &Context) -> &Cache<Self> {
-        &context.pods
-    }
-
-    fn api(client: Client, namespace: &str) -> Api<Self> {
-        Api::namespaced(client, namespace)
-    }
+    namespaced!(pods);
 
     fn is_watched(&self) -> bool {
         is_tracked(self)
@@ -564,17 +706,10 @@ impl Kind for Pod {
             keep_waiting(&mut status.init_container_statuses);
         }
     }
-}
 
-/// Whether nothing but its status can have changed of an object: all else that does is in its
-/// metadata, the spec as the generation.
-fn is_same_but_status(old: &ObjectMeta, new: &ObjectMeta) -> bool {
-    let unnumbered = |meta: &ObjectMeta| ObjectMeta {
-        resource_version: None,
-        managed_fields: None,
-        ..meta.clone()
-    };
-    unnumbered(old) == unnumbered(new)
+    fn outline(&mut self) {
+        self.status = None;
+    }
 }
 
 /// Leaves of `containers` who they are that wait, and for what.
@@ -663,10 +798,10 @@ pub(crate) fn named_pool(claim: &SandboxClaim) -> Option<&str> {
 
 /// Name of the template that a Sandbox was made from.
 pub(crate) fn template_of(sandbox: &Sandbox) -> Option<&str> {
-    sandbox
-        .annotations()
-        .get(keys::TEMPLATE_REF)
-        .map(String::as_str)
+    let name = sandbox.annotations().get(keys::TEMPLATE_REF);
+    // A longer one is no template's: it stands in metrics, and outlines do not have it.
+    let name = name.filter(|name| name.len() < NAME);
+    name.map(String::as_str)
 }
 
 #[cfg(test)]
@@ -699,22 +834,5 @@ mod tests {
             let spec = serde_json::json!({"sandboxTemplateRef": reference, "warmpool": warmpool});
             assert_eq!(words(spec), expected, "{warmpool}");
         }
-    }
-
-    #[test]
-    fn what_others_change_is_told_from_a_status() {
-        let known = ObjectMeta {
-            generation: Some(1),
-            resource_version: Some("1".to_owned()),
-            ..ObjectMeta::default()
-        };
-        let mut new = known.clone();
-        new.resource_version = Some("3".to_owned());
-        assert!(is_same_but_status(&known, &new));
-        new.generation = Some(2);
-        assert!(!is_same_but_status(&known, &new), "a spec");
-        new.generation = Some(1);
-        new.labels = Some([("a".to_owned(), "b".to_owned())].into());
-        assert!(!is_same_but_status(&known, &new), "a label");
     }
 }

@@ -53,6 +53,11 @@ pub(crate) enum Error {
         other: String,
         template: String,
     },
+    /// No failure: the work is done again among the few that may hold large objects.
+    #[error("too large to be kept")]
+    Heavy,
+    #[error("{0} is gone")]
+    Gone(Key),
     #[error("adoption write conflict; the next pass retries from a converged view")]
     AdoptionConflict,
     #[error("sandbox {0} exists and does not belong to this claim")]
@@ -87,7 +92,11 @@ impl Error {
     /// it back, and nothing else needs to.
     pub(crate) fn is_final(&self) -> bool {
         match self {
-            Self::Api(_) | Self::Encode(_) | Self::AdoptionConflict => false,
+            Self::Api(_)
+            | Self::Encode(_)
+            | Self::AdoptionConflict
+            | Self::Heavy
+            | Self::Gone(_) => false,
             Self::PodNotMade(why) => why.is_final(),
             _ => true,
         }

@@ -14,7 +14,9 @@ mod condition;
 mod context;
 mod error;
 mod http;
+mod known;
 mod lease;
+mod memory;
 mod metrics;
 mod node;
 mod obstacle;
@@ -41,10 +43,11 @@ use tracing::{info, warn};
 use crate::{
     args::Args,
     context::Context,
+    error::Error,
     http::Probes,
     lease::Candidate,
     metrics::Metrics,
-    queue::{Class, Outcome, Work},
+    queue::{Class, Lane, Outcome, Work},
     watch::Synced,
 };
 
@@ -175,8 +178,8 @@ async fn dispatch(context: &Arc<Context>, stop: impl Future<Output = ()>) -> any
     let mut stop = std::pin::pin!(stop);
     loop {
         tokio::select! {
-            work = context.queue.next() => {
-                tasks.spawn(process(Arc::clone(context), work));
+            (work, lane) = context.queue.next() => {
+                tasks.spawn(process(Arc::clone(context), work, lane));
             }
             () = &mut stop => break,
         }
@@ -188,7 +191,7 @@ async fn dispatch(context: &Arc<Context>, stop: impl Future<Output = ()>) -> any
     Ok(())
 }
 
-async fn process(context: Arc<Context>, work: Work) {
+async fn process(context: Arc<Context>, work: Work, lane: Lane) {
     let mut running = Running {
         context: Arc::clone(&context),
         work,
@@ -197,19 +200,23 @@ async fn process(context: Arc<Context>, work: Work) {
     let work = &running.work;
     let start = Instant::now();
     let result = match work.class {
-        Class::Claim => claim::reconcile(&context, &work.key).await,
-        Class::Sandbox => sandbox::reconcile(&context, &work.key).await,
-        Class::Pool => pool::reconcile(&context, &work.key).await,
-        Class::Template => template::reconcile(&context, &work.key).await,
+        Class::Claim => claim::reconcile(&context, &work.key, lane).await,
+        Class::Sandbox => sandbox::reconcile(&context, &work.key, lane).await,
+        Class::Pool => pool::reconcile(&context, &work.key, lane).await,
+        Class::Template => template::reconcile(&context, &work.key, lane).await,
         Class::Node => node::reconcile(&context).await,
     };
     let outcome = result.unwrap_or_else(|e| {
+        if matches!(e, Error::Heavy) {
+            return Outcome::Heavy;
+        }
         warn!("{:?} {}: {e}", work.class, work.key);
         Outcome::Failed
     });
-    context
-        .metrics
-        .reconciled(work.class, outcome, start.elapsed());
+    if outcome != Outcome::Heavy {
+        let took = start.elapsed();
+        context.metrics.reconciled(work.class, outcome, took);
+    }
     running.outcome = outcome;
 }
 

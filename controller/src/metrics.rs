@@ -20,7 +20,7 @@ use prometheus_client::{
 use crate::{
     condition::{self, FINISHED, READY},
     context::{Context, Kind, template_of},
-    owner,
+    memory, owner,
     queue::{Class, Outcome},
 };
 
@@ -141,6 +141,8 @@ pub(crate) struct Metrics {
     reconciles: Family<Result, Counter>,
     reconcile_seconds: Histograms<Of>,
     queue: Gauge,
+    memory: Gauge,
+    memory_limit: Gauge,
     sandboxes: Family<Sandboxes, Gauge>,
     pool_sizes: Family<PoolSize, Gauge>,
 }
@@ -178,6 +180,8 @@ impl Metrics {
             reconciles: Family::default(),
             reconcile_seconds: Family::new_with_constructor(duration),
             queue: Gauge::default(),
+            memory: Gauge::default(),
+            memory_limit: Gauge::default(),
             sandboxes: Family::default(),
             pool_sizes: Family::default(),
         };
@@ -269,6 +273,16 @@ impl Metrics {
             "Objects that wait or are worked on",
             self.queue.clone(),
         );
+        registry.register(
+            "kiln_controller_memory_bytes",
+            "Memory that the controller has in RAM",
+            self.memory.clone(),
+        );
+        registry.register(
+            "kiln_controller_memory_limit_bytes",
+            "Memory that its container may have; 0 where it has no limit",
+            self.memory_limit.clone(),
+        );
     }
 
     /// Counts a write of an object, or of its `subresource` where that has a name. It takes until
@@ -299,7 +313,7 @@ impl Metrics {
             sandbox_template: template_of(sandbox).unwrap_or(NO_TEMPLATE).to_owned(),
             launch_type: launch_of(sandbox),
             warmpool_name: pool.to_owned(),
-            pod_condition: match is_ready(sandbox) {
+            pod_condition: match condition::is_ready(sandbox) {
                 true => "ready",
                 false => "not_ready",
             },
@@ -393,6 +407,8 @@ impl Metrics {
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         self.queue
             .set(i64::try_from(context.queue.len()).unwrap_or(i64::MAX));
+        self.memory.set(memory::used());
+        self.memory_limit.set(memory::limit());
         self.count_sandboxes(context);
         let mut text = String::new();
         encode(&mut text, &registry)?;
@@ -423,7 +439,7 @@ impl Metrics {
             }
             let labels = Sandboxes {
                 namespace: sandbox.namespace().unwrap_or_default(),
-                ready_condition: is_ready(&sandbox).to_string(),
+                ready_condition: condition::is_ready(&sandbox).to_string(),
                 expired: is_expired(conditions).to_string(),
                 operating_mode: match sandbox.spec.is_suspended() {
                     true => "Suspended",
@@ -473,11 +489,6 @@ fn millis(duration: Duration) -> f64 {
 fn launch_of(sandbox: &Sandbox) -> String {
     let launch = sandbox.labels().get(keys::LAUNCH_TYPE);
     launch.cloned().unwrap_or_else(|| "unknown".to_owned())
-}
-
-fn is_ready(sandbox: &Sandbox) -> bool {
-    let status = sandbox.status.as_ref();
-    status.is_some_and(|s| condition::is_true(&s.conditions, READY))
 }
 
 fn is_expired(conditions: &[Condition]) -> bool {

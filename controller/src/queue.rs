@@ -26,6 +26,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How many of a class may be worked on while claims come, and while many are worked on.
 const BESIDE_CLAIMS: usize = 4;
 const BESIDE_MANY: usize = 1;
+/// How many may be worked on that need large objects, of all classes.
+const HEAVY: usize = 2;
 /// How many claims are many.
 const MANY: usize = 4;
 /// For so long after a claim others are expected.
@@ -61,6 +63,16 @@ impl Work {
     pub(crate) fn new(class: Class, key: Key) -> Self {
         Self { class, key }
     }
+}
+
+/// Who may work on what. Large objects are not kept ([`crate::known`]): work that needs one is done
+/// where few are held at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Lane {
+    /// Whoever needs a large object gives up.
+    Light,
+    /// For what has given up.
+    Heavy,
 }
 
 /// How many of each class are worked on at the same time.
@@ -102,9 +114,11 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 struct State {
-    waiting: HashMap<Class, Turns>,
+    waiting: HashMap<(Class, Lane), Turns>,
     queued: HashSet<Work>,
-    running: HashSet<Work>,
+    running: HashMap<Work, Lane>,
+    /// What needs large objects, by the last look at it.
+    heavy: HashSet<Work>,
     running_of: HashMap<Class, usize>,
     /// To be looked at again after the run that is under way.
     again: HashSet<Work>,
@@ -273,7 +287,7 @@ impl Queue {
 
     /// Waits for the next thing to do. It counts as under way until [`Queue::done`]. For one
     /// caller at a time.
-    pub(crate) async fn next(&self) -> Work {
+    pub(crate) async fn next(&self) -> (Work, Lane) {
         loop {
             let changed = self.changed.notified();
             let due = {
@@ -282,8 +296,8 @@ impl Queue {
                 let due = state.wake(now);
                 // What claims have held up goes on when no more come.
                 let quiet = state.rush.settle(now);
-                if let Some(work) = state.pick(&self.limits, now) {
-                    return work;
+                if let Some(next) = state.pick(&self.limits, now) {
+                    return next;
                 }
                 due.into_iter().chain(quiet).min()
             };
@@ -313,6 +327,10 @@ impl Queue {
         match outcome {
             Outcome::Done => {
                 state.failures.remove(work);
+            }
+            Outcome::Heavy => {
+                state.heavy.insert(work.clone());
+                state.again.insert(work.clone());
             }
             Outcome::Again(pause) => {
                 state.failures.remove(work);
@@ -361,19 +379,26 @@ pub(crate) enum Outcome {
     Done,
     /// To be looked at after this time.
     Again(Duration),
+    /// To be done at once in the lane for it.
+    Heavy,
     /// To be tried again, after a pause that grows.
     Failed,
 }
 
 impl State {
     fn add(&mut self, work: Work) {
-        if self.running.contains(&work) {
+        if self.running.contains_key(&work) {
             self.again.insert(work);
         } else if self.queued.insert(work.clone()) {
             if work.class == Class::Claim {
                 self.rush.begin(&work.key.namespace);
             }
-            self.waiting.entry(work.class).or_default().push(work.key);
+            let lane = match self.heavy.remove(&work) {
+                true => Lane::Heavy,
+                false => Lane::Light,
+            };
+            let turns = self.waiting.entry((work.class, lane)).or_default();
+            turns.push(work.key);
         }
     }
 
@@ -385,34 +410,45 @@ impl State {
         self.later.next()
     }
 
-    fn pick(&mut self, limits: &Limits, now: Instant) -> Option<Work> {
+    fn pick(&mut self, limits: &Limits, now: Instant) -> Option<(Work, Lane)> {
+        let heavy = self.running.values().filter(|l| **l == Lane::Heavy).count();
         for class in CLASSES {
-            let count = self.running_of.get(&class).copied().unwrap_or_default();
-            let (running, rush, most) = (&self.running, &self.rush, limits.of(class));
-            let may = |namespace: &str| {
-                let claims = match class {
-                    Class::Claim => Claims::None,
-                    _ => rush.seen_by(namespace, now),
-                };
-                let is_of = |w: &Work| w.class == class && w.key.namespace == namespace;
-                match claims {
-                    Claims::None => count < most,
-                    Claims::Few => count < most.min(BESIDE_CLAIMS),
-                    // Others, which are held up less, would never leave it a turn.
-                    Claims::Many if !running.iter().any(is_of) => count < most.min(BESIDE_CLAIMS),
-                    Claims::Many => count < most.min(BESIDE_MANY),
+            // Of those there are few, which would never come behind all others.
+            for lane in [Lane::Heavy, Lane::Light] {
+                if lane == Lane::Heavy && heavy >= HEAVY {
+                    continue;
                 }
-            };
-            let Some(key) = self.waiting.entry(class).or_default().take(may) else {
-                continue;
-            };
-            *self.running_of.entry(class).or_default() += 1;
-            let work = Work::new(class, key);
-            self.queued.remove(&work);
-            self.running.insert(work.clone());
-            return Some(work);
+                let mut turns = self.waiting.remove(&(class, lane)).unwrap_or_default();
+                let key = turns.take(|namespace| self.may(limits, class, namespace, now));
+                self.waiting.insert((class, lane), turns);
+                if let Some(key) = key {
+                    let work = Work::new(class, key);
+                    *self.running_of.entry(class).or_default() += 1;
+                    self.queued.remove(&work);
+                    self.running.insert(work.clone(), lane);
+                    return Some((work, lane));
+                }
+            }
         }
         None
+    }
+
+    /// Whether one more of a class may be worked on, for a namespace.
+    fn may(&self, limits: &Limits, class: Class, namespace: &str, now: Instant) -> bool {
+        let count = self.running_of.get(&class).copied().unwrap_or_default();
+        let claims = match class {
+            Class::Claim => Claims::None,
+            _ => self.rush.seen_by(namespace, now),
+        };
+        let is_of = |w: &Work| w.class == class && w.key.namespace == namespace;
+        let beside = match claims {
+            Claims::None => usize::MAX,
+            Claims::Few => BESIDE_CLAIMS,
+            // Others, which are held up less, would never leave it a turn.
+            Claims::Many if !self.running.keys().any(is_of) => BESIDE_CLAIMS,
+            Claims::Many => BESIDE_MANY,
+        };
+        count < limits.of(class).min(beside)
     }
 }
 
@@ -435,7 +471,7 @@ mod tests {
     async fn takes(queue: &Queue, class: Class) -> usize {
         let mut count = 0;
         let brief = Duration::from_millis(1);
-        while let Ok(next) = tokio::time::timeout(brief, queue.next()).await {
+        while let Ok((next, _)) = tokio::time::timeout(brief, queue.next()).await {
             assert_eq!(next.class, class);
             count += 1;
         }
@@ -457,7 +493,7 @@ mod tests {
                 queue.add(work(Class::Claim, &n.to_string()));
             }
             for _ in 0..claims {
-                assert_eq!(queue.next().await.class, Class::Claim);
+                assert_eq!(queue.next().await.0.class, Class::Claim);
             }
             assert_eq!(queue.claims("ns"), number);
             assert_eq!(takes(&queue, Class::Sandbox).await, beside);
@@ -468,7 +504,7 @@ mod tests {
     async fn the_rest_goes_on_when_no_more_claims_come() {
         let queue = Queue::new(LIMITS);
         queue.add(work(Class::Claim, "x"));
-        let claim = queue.next().await;
+        let (claim, _) = queue.next().await;
         for n in 0..20 {
             queue.add(work(Class::Sandbox, &n.to_string()));
         }
@@ -488,12 +524,12 @@ mod tests {
         let claim = work(Class::Claim, "x");
         queue.add(claim.clone());
         queue.add(claim.clone());
-        assert_eq!(queue.next().await, claim);
+        assert_eq!(queue.next().await.0, claim);
         queue.add(claim.clone());
         let early = tokio::time::timeout(Duration::from_secs(1), queue.next()).await;
         assert!(early.is_err());
         queue.done(&claim, Outcome::Done);
-        assert_eq!(queue.next().await, claim);
+        assert_eq!(queue.next().await.0, claim);
         queue.done(&claim, Outcome::Done);
         assert_eq!(queue.len(), 0);
     }
@@ -511,7 +547,7 @@ mod tests {
             Outcome::Failed,
         ] {
             let start = Instant::now();
-            assert_eq!(queue.next().await, pool);
+            assert_eq!(queue.next().await.0, pool);
             pauses.push(start.elapsed().as_millis());
             queue.done(&pool, outcome);
         }
@@ -528,7 +564,7 @@ mod tests {
         queue.add_after(pool.clone(), Duration::from_secs(9));
         queue.add_after(pool.clone(), Duration::from_secs(3));
         let start = Instant::now();
-        assert_eq!(queue.next().await, pool);
+        assert_eq!(queue.next().await.0, pool);
         assert_eq!(start.elapsed().as_secs(), 3);
         queue.done(&pool, Outcome::Done);
         let quiet = tokio::time::timeout(Duration::from_secs(60), queue.next()).await;
@@ -549,7 +585,7 @@ mod tests {
         }
         let mut order = Vec::new();
         for _ in 0..8 {
-            let next = queue.next().await;
+            let (next, _) = queue.next().await;
             queue.done(&next, Outcome::Done);
             order.push(next.key.to_string());
         }
@@ -573,10 +609,11 @@ mod tests {
         assert_eq!(queue.claims("flood"), Claims::Many);
         assert_eq!(queue.claims("ns"), Claims::Few);
         for _ in 0..LIMITS.claims {
-            assert_eq!(queue.next().await.class, Class::Claim);
+            assert_eq!(queue.next().await.0.class, Class::Claim);
         }
         let mut of = HashMap::<String, usize>::new();
-        while let Ok(next) = tokio::time::timeout(Duration::from_millis(1), queue.next()).await {
+        while let Ok((next, _)) = tokio::time::timeout(Duration::from_millis(1), queue.next()).await
+        {
             assert_eq!(next.class, Class::Sandbox);
             *of.entry(next.key.namespace).or_default() += 1;
         }
@@ -598,11 +635,36 @@ mod tests {
             queue.add_after(pool, Duration::from_secs(n));
         }
         for n in 0..100 {
-            let next = queue.next().await;
+            let (next, _) = queue.next().await;
             assert_eq!(next.key.name, n.to_string());
             queue.done(&next, Outcome::Done);
         }
         let quiet = tokio::time::timeout(Duration::from_secs(2_000), queue.next()).await;
         assert!(quiet.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_objects_are_held_by_few_and_hold_up_nobody_else() {
+        let queue = Queue::new(LIMITS);
+        for n in 0..40 {
+            queue.add(work(Class::Sandbox, &n.to_string()));
+        }
+        for _ in 0..LIMITS.sandboxes {
+            assert_eq!(queue.next().await.1, Lane::Light);
+        }
+        for n in 0..4 {
+            queue.done(&work(Class::Sandbox, &n.to_string()), Outcome::Heavy);
+        }
+        let mut lanes = Vec::new();
+        let brief = Duration::from_millis(1);
+        while let Ok((_, lane)) = tokio::time::timeout(brief, queue.next()).await {
+            lanes.push(lane);
+        }
+        // They do not wait for all others either.
+        let expected = [Lane::Heavy, Lane::Heavy, Lane::Light, Lane::Light];
+        assert_eq!(lanes, expected);
+        queue.done(&work(Class::Sandbox, "0"), Outcome::Done);
+        let next = queue.next().await;
+        assert_eq!(next, (work(Class::Sandbox, "2"), Lane::Heavy));
     }
 }

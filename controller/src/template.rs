@@ -11,7 +11,7 @@ use std::{
 
 use k8s_openapi::{
     api::{
-        core::v1::PodSpec,
+        core::v1::{Pod, PodSpec},
         networking::v1::{
             IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule,
             NetworkPolicyPeer, NetworkPolicySpec,
@@ -19,7 +19,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
-use kiln_crds::{NetworkPolicyManagement, SandboxTemplate, SandboxTemplateSpec, keys};
+use kiln_crds::{NetworkPolicyManagement, Sandbox, SandboxTemplate, SandboxTemplateSpec, keys};
 use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
 use serde_json::{Value, json};
 
@@ -27,8 +27,9 @@ use crate::{
     cache::Key,
     context::Context,
     error::{self, Error, Result},
+    known::Known,
     owner, patch,
-    queue::Outcome,
+    queue::{Lane, Outcome},
 };
 
 /// When to look again at Pods without a label that they will get.
@@ -59,8 +60,8 @@ const NOT_PUBLIC_V4: [(Ipv4Addr, u8); 11] = [
 const NOT_PUBLIC_V6: [&str; 3] = ["fc00::/7", "fe80::/10", "64:ff9b:1::/48"];
 
 /// Makes the NetworkPolicy of a template what it says.
-pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outcome> {
-    let Some(template) = context.templates.get(key) else {
+pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key, lane: Lane) -> Result<Outcome> {
+    let Some(template) = context.find_whole::<SandboxTemplate>(key, lane).await? else {
         return Ok(Outcome::Done);
     };
     if template.meta().deletion_timestamp.is_some() {
@@ -68,7 +69,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     }
     label(context, &template).await?;
     let are_labelled = are_labelled(context, &template);
-    put_policy_right(context, &template, are_labelled).await?;
+    put_policy_right(context, &template, are_labelled, lane).await?;
     Ok(match are_labelled {
         true => Outcome::Done,
         false => Outcome::Again(UNLABELLED),
@@ -85,6 +86,17 @@ fn are_labelled(context: &Context, template: &SandboxTemplate) -> bool {
         pod.namespace() == namespace
             && pod.labels().get(keys::TEMPLATE_REF_HASH) == Some(&hash)
             && !pod.labels().contains_key(keys::TEMPLATE_NAME_DIGEST)
+            && belongs_to_sandbox(context, pod)
+    })
+}
+
+/// Whether a Pod is a Sandbox's: labels alone are anybody's.
+fn belongs_to_sandbox(context: &Context, pod: &Known<Pod>) -> bool {
+    let owner = owner::controller(pod).filter(|o| owner::is_kind::<Sandbox>(o));
+    owner.is_some_and(|owner| {
+        let key = Key::new(&pod.namespace().unwrap_or_default(), &owner.name);
+        let sandbox = context.sandboxes.get(&key);
+        sandbox.is_some_and(|sandbox| owner::controls(&*sandbox, pod))
     })
 }
 
@@ -95,13 +107,15 @@ fn are_labelled(context: &Context, template: &SandboxTemplate) -> bool {
 pub(crate) async fn ensure_policy(
     context: &Arc<Context>,
     template: &SandboxTemplate,
+    lane: Lane,
 ) -> Result<()> {
     let key = policy_key(template);
-    let is_there = |policy: Arc<NetworkPolicy>| owner::controls(template, &*policy);
+    let is_there = |policy: Arc<Known<NetworkPolicy>>| owner::controls(template, &*policy);
     if !is_managed(&template.spec) || context.policies.get(&key).is_some_and(is_there) {
         return Ok(());
     }
-    put_policy_right(context, template, are_labelled(context, template)).await
+    let are_labelled = are_labelled(context, template);
+    put_policy_right(context, template, are_labelled, lane).await
 }
 
 /// Makes the NetworkPolicy of a template what it says, and tells where that cannot be.
@@ -109,9 +123,12 @@ async fn put_policy_right(
     context: &Arc<Context>,
     template: &SandboxTemplate,
     are_labelled: bool,
+    lane: Lane,
 ) -> Result<()> {
-    let done = write_policy(context, template, are_labelled).await;
-    if let Err(e) = &done {
+    let done = write_policy(context, template, are_labelled, lane).await;
+    if let Err(e) = &done
+        && !matches!(e, Error::Heavy)
+    {
         let reason = match e {
             Error::ForeignPolicy { .. } => "NetworkPolicyConflict",
             _ => "NetworkPolicyFailed",
@@ -126,12 +143,13 @@ async fn write_policy(
     context: &Context,
     template: &SandboxTemplate,
     are_labelled: bool,
+    lane: Lane,
 ) -> Result<()> {
     let router = &context.options.router_namespace;
     let wanted = policy(template, router, are_labelled);
     let policy_key = Key::of(&wanted);
     let found = match context.policies.get(&policy_key) {
-        Some(found) => Some(found),
+        Some(found) => Some(context.whole(&found, lane).await?),
         None => context.fetch(&policy_key).await?,
     };
     let is_ours = found

@@ -19,7 +19,7 @@ use k8s_openapi::api::{
 use kiln_crds::{Sandbox, SandboxClaim, SandboxNode, SandboxTemplate, SandboxWarmPool, keys};
 use kube::{
     Api, ResourceExt,
-    core::DeserializeGuard,
+    core::error_boundary::InvalidObject,
     runtime::{WatchStreamExt, utils::Backoff, watcher},
 };
 use tokio::sync::Notify;
@@ -29,7 +29,9 @@ use crate::{
     cache::Key,
     condition::{self, READY},
     context::{Context, Kind, orphan_word, ownerless_claim, pool_word, template_word},
-    error, node, owner,
+    error,
+    known::{Known, Watched},
+    node, owner,
     queue::{Class, Work},
     template::POLICY_SUFFIX,
 };
@@ -45,6 +47,9 @@ const LENGTH: u32 = 60;
 /// Longest pause of a watch that fails: for so long the controller may be blind after the
 /// apiserver has come back. It has few watches, so that an apiserver in trouble is no worse off.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Objects that a list brings at once. Each may have 1.5 MiB, which is there twice until it is decoded.
+const PAGE: u32 = 20;
 
 /// How long a watch pauses after each of its failures.
 #[derive(Default)]
@@ -93,7 +98,10 @@ impl Synced {
 
 /// Starts all watches; without `extensions` those of Sandboxes alone.
 pub(crate) fn start(context: &Arc<Context>, synced: &Arc<Synced>, extensions: bool) {
-    let all = || watcher::Config::default().timeout(LENGTH);
+    let all = || {
+        let config = watcher::Config::default();
+        config.timeout(LENGTH).page_size(PAGE)
+    };
     let ours = all().labels(keys::SANDBOX_NAME_HASH);
     spawn::<Sandbox>(context, synced, all(), sandbox_changed);
     spawn::<Pod>(context, synced, ours.clone(), pod_changed);
@@ -134,18 +142,26 @@ async fn follow<K: Kind>(
     changed: Changed<K>,
 ) {
     let cache = K::cache(&context);
-    // One object that cannot be read must not hide all others: a schema need not be as strict as
-    // a type in all things.
-    let api: Api<DeserializeGuard<K>> = Api::all(context.client.clone());
+    let api: Api<Watched<K>> = Api::all(context.client.clone());
     let mut events = pin!(watcher(api, config).backoff(Pauses::default()));
     let mut is_first = true;
+    let mut listing = None;
     while let Some(event) = events.next().await {
+        if matches!(event, Ok(watcher::Event::InitDone) | Err(_)) {
+            listing = None;
+        }
         match event {
-            Ok(watcher::Event::Init) => cache.begin_list(),
+            Ok(watcher::Event::Init) => {
+                cache.begin_list();
+                if listing.is_none() {
+                    // The list begins when the next event is waited for.
+                    listing = context.listing.acquire().await.ok();
+                }
+            }
             Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
                 match object.0 {
                     Ok(object) => keep(&context, object, changed),
-                    Err(invalid) => context.tell_invalid::<K>(&invalid),
+                    Err(invalid) => leave_out(&context, &invalid, changed),
                 }
             }
             Ok(watcher::Event::InitDone) => {
@@ -158,7 +174,7 @@ async fn follow<K: Kind>(
             }
             Ok(watcher::Event::Delete(object)) => {
                 if let Ok(object) = object.0 {
-                    cache.remove(&object);
+                    cache.remove(object.outline());
                     changed(&context, &object, Some(&object));
                 }
             }
@@ -183,13 +199,24 @@ fn is_denied(error: &watcher::Error) -> bool {
     }
 }
 
-fn keep<K: Kind>(context: &Context, mut object: K, changed: Changed<K>) {
-    object.trim();
+fn keep<K: Kind>(context: &Context, object: Known<K>, changed: Changed<K>) {
     let key = Key::of(&object);
     let cache = K::cache(context);
     let old = cache.put(object);
     if let Some(new) = cache.get(&key) {
-        changed(context, &new, old.as_deref());
+        changed(context, &new, old.as_deref().map(Known::outline));
+    }
+}
+
+/// Tells that an object cannot be read, and knows it no longer: what would be done with an earlier
+/// state of it is not what it says now.
+fn leave_out<K: Kind>(context: &Arc<Context>, object: &InvalidObject, changed: Changed<K>) {
+    context.tell_invalid::<K>(object);
+    let metadata = &object.metadata;
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    let key = Key::new(namespace, metadata.name.as_deref().unwrap_or_default());
+    if let Some(gone) = K::cache(context).drop_unread(&key) {
+        changed(context, &gone, Some(&gone));
     }
 }
 

@@ -151,7 +151,7 @@ pub(crate) fn start(arguments: &[OsString]) -> Result<()> {
         .map_err(Error::io("write", Path::new("standard output")))?;
     if stays {
         // It ends with whoever holds the other end.
-        io::stdin().read(&mut [0]).ok();
+        io::stdin().read_exact(&mut [0]).ok();
     }
     Ok(())
 }

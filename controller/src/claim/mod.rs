@@ -32,11 +32,12 @@ use crate::{
     condition::{self, FINISHED, READY},
     context::{ClaimAnnotations, Context, claim_word, named_pool, template_of, template_word},
     error::{self, Error, Result},
+    known::Known,
     metrics::Startup,
     node,
     obstacle::{Obstacle, UNSCHEDULABLE, WAITS},
     owner, patch, pool,
-    queue::{Class, Outcome, Work},
+    queue::{Class, Lane, Outcome, Work},
     template,
     watch::GATHER,
 };
@@ -47,8 +48,8 @@ const TRIES: usize = 3;
 const WAITING: Duration = Duration::from_secs(60);
 
 /// Sees that a claim has what it asks for.
-pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outcome> {
-    let Some(claim) = context.claims.get(key) else {
+pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key, lane: Lane) -> Result<Outcome> {
+    let Some(claim) = context.find_whole::<SandboxClaim>(key, lane).await? else {
         return Ok(Outcome::Done);
     };
     if claim.meta().deletion_timestamp.is_some() {
@@ -61,7 +62,10 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     if status::ends_at(&claim).is_some_and(|at| at <= now) {
         return expire(context, &claim, now).await;
     }
-    let found = obtain(context, &claim).await;
+    let found = obtain(context, &claim, lane).await;
+    if let Err(e @ Error::Heavy) = found {
+        return Err(e);
+    }
     let new = status::active(&claim, found.as_deref(), now);
     annotate(context, &claim, found.as_deref().ok(), &new).await?;
     write_status(context, &claim, &new).await?;
@@ -225,8 +229,9 @@ fn notes(
 /// First the word that it is over, then the deed.
 async fn expire(context: &Arc<Context>, claim: &SandboxClaim, now: Timestamp) -> Result<Outcome> {
     let sandbox = bound(context, claim);
+    let outline = sandbox.as_deref().map(Known::outline);
     if !status::is_marked_expired(claim) {
-        let new = status::expired(claim, sandbox.as_deref(), None, now);
+        let new = status::expired(claim, outline, None, now);
         write_status(context, claim, &new).await?;
         let note = "Claim has expired".to_owned();
         context.tell(claim, EventType::Normal, status::EXPIRED, note);
@@ -250,13 +255,14 @@ async fn expire(context: &Arc<Context>, claim: &SandboxClaim, now: Timestamp) ->
 async fn retain(
     context: &Context,
     claim: &SandboxClaim,
-    sandbox: Option<Arc<Sandbox>>,
+    sandbox: Option<Arc<Known<Sandbox>>>,
     now: Timestamp,
 ) -> Result<Outcome> {
     let mut stranger = None;
     if let Some(sandbox) = &sandbox {
         if sandbox.meta().deletion_timestamp.is_none() {
-            context.delete(&**sandbox, DeleteParams::default()).await?;
+            let params = DeleteParams::default();
+            context.delete(sandbox.outline(), params).await?;
         }
     } else if let Some(name) = claim
         .status
@@ -272,7 +278,8 @@ async fn retain(
             claim: claim.name_any(),
         });
     }
-    let new = status::expired(claim, sandbox.as_deref(), stranger.as_ref(), now);
+    let outline = sandbox.as_deref().map(Known::outline);
+    let new = status::expired(claim, outline, stranger.as_ref(), now);
     write_status(context, claim, &new).await?;
     Ok(Outcome::Done)
 }
@@ -280,7 +287,7 @@ async fn retain(
 /// The Sandbox that a claim owns: the one that its status names; before that is written, one that
 /// was also marked as the claim's when it was made or adopted. An owner reference alone may be
 /// somebody's slip.
-fn bound(context: &Context, claim: &SandboxClaim) -> Option<Arc<Sandbox>> {
+fn bound(context: &Context, claim: &SandboxClaim) -> Option<Arc<Known<Sandbox>>> {
     let owned = context.owned::<Sandbox>(claim);
     let known = claim
         .status
@@ -297,7 +304,7 @@ fn is_made_for(sandbox: &Sandbox, claim: &SandboxClaim) -> bool {
 }
 
 /// The Sandbox of a claim: the one that it has, one from a pool, or a new one.
-async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sandbox>> {
+async fn obtain(context: &Arc<Context>, claim: &SandboxClaim, lane: Lane) -> Result<Arc<Sandbox>> {
     let uid = claim.uid().unwrap_or_default();
     let unanswered = context.unanswered().get(&uid).cloned();
     if let Some(key) = unanswered {
@@ -306,13 +313,14 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sand
         context.unanswered().remove(&uid);
     }
     if let Some(sandbox) = bound(context, claim) {
-        return keep_metadata(context, claim, sandbox).await;
+        let sandbox = context.whole(&sandbox, lane).await?;
+        return keep_metadata(context, claim, sandbox, lane).await;
     }
     check_ownerless(context, claim)?;
     metadata::check_claim(claim, &context.options.claim_metadata)?;
-    let source = Source::of(context, claim)?;
+    let source = Source::of(context, claim, lane).await?;
     if source.may_adopt
-        && let Some(sandbox) = adopt(context, claim, &source).await?
+        && let Some(sandbox) = adopt(context, claim, &source, lane).await?
     {
         return Ok(sandbox);
     }
@@ -320,7 +328,7 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim) -> Result<Arc<Sand
         return Err(Error::TemplateNotFound(source.template_name));
     };
     let sandbox = build::cold(claim, template, &context.options.dns_servers)?;
-    template::ensure_policy(context, template).await?;
+    template::ensure_policy(context, template, lane).await?;
     match context.create(&sandbox).await {
         Ok(made) => {
             let pool = claim.spec.warm_pool_ref.as_ref();
@@ -368,7 +376,7 @@ fn note_unanswered(context: &Context, claim: &SandboxClaim, sandbox: Key, e: &ku
 
 /// Where the Sandbox of a claim may come from.
 struct Source {
-    pools: Vec<Arc<SandboxWarmPool>>,
+    pools: Vec<Arc<Known<SandboxWarmPool>>>,
     template_name: String,
     template: Option<Arc<SandboxTemplate>>,
     /// Whether one that runs already will do.
@@ -376,7 +384,7 @@ struct Source {
 }
 
 impl Source {
-    fn of(context: &Context, claim: &SandboxClaim) -> Result<Self> {
+    async fn of(context: &Context, claim: &SandboxClaim, lane: Lane) -> Result<Self> {
         let namespace = claim.namespace().unwrap_or_default();
         let pool = |name: &str| {
             let found = context.pools.get(&Key::new(&namespace, name));
@@ -404,8 +412,9 @@ impl Source {
                 // The schema asks for one of both; an object from before it may have neither.
                 (None, None) => return Err(Error::WarmPoolNotFound(String::new())),
             };
+        let key = Key::new(&namespace, &template_name);
         Ok(Self {
-            template: context.templates.get(&Key::new(&namespace, &template_name)),
+            template: context.find_whole(&key, lane).await?,
             may_adopt: !brings,
             pools,
             template_name,
@@ -423,7 +432,10 @@ impl Source {
     }
 }
 
-fn of_template(pool: Arc<SandboxWarmPool>, template: &str) -> Result<Arc<SandboxWarmPool>> {
+fn of_template(
+    pool: Arc<Known<SandboxWarmPool>>,
+    template: &str,
+) -> Result<Arc<Known<SandboxWarmPool>>> {
     let other = &pool.spec.sandbox_template_ref.name;
     if other == template {
         return Ok(pool);
@@ -440,6 +452,7 @@ async fn adopt(
     context: &Arc<Context>,
     claim: &SandboxClaim,
     source: &Source,
+    lane: Lane,
 ) -> Result<Option<Arc<Sandbox>>> {
     for _ in 0..TRIES {
         let mut candidates = candidates(context, source).into_iter();
@@ -448,12 +461,13 @@ async fn adopt(
         let Some((sandbox, _reservation)) = taken else {
             return Ok(None);
         };
-        let patch = build::adoption(&sandbox, claim, source.template.as_deref())?;
+        let whole = context.whole(&sandbox, lane).await?;
+        let patch = build::adoption(&whole, claim, source.template.as_deref())?;
         let key = Key::of(&*sandbox);
         let adopted = match context.patch::<Sandbox>(&key, &patch).await {
             Ok(adopted) => adopted,
             Err(e) if error::is_not_found(&e) => {
-                context.sandboxes.remove(&sandbox);
+                context.sandboxes.remove(sandbox.outline());
                 continue;
             }
             Err(e) if error::is_conflict(&e) => match context.fetch::<Sandbox>(&key).await? {
@@ -461,7 +475,7 @@ async fn adopt(
                 Some(found) if is_made_for(&found, claim) => found,
                 Some(_) => continue,
                 None => {
-                    context.sandboxes.remove(&sandbox);
+                    context.sandboxes.remove(sandbox.outline());
                     continue;
                 }
             },
@@ -485,7 +499,7 @@ async fn adopt(
 
 /// The Sandboxes that a claim may take, the best first: those from the node that holds most of them,
 /// and of these the oldest. All are ready, because a new one is as good as one that may never be.
-fn candidates(context: &Context, source: &Source) -> Vec<Arc<Sandbox>> {
+fn candidates(context: &Context, source: &Source) -> Vec<Arc<Known<Sandbox>>> {
     let mut all = Vec::new();
     for pool in &source.pools {
         let hash = keys::name_hash(&pool.name_any());
@@ -504,7 +518,7 @@ fn candidates(context: &Context, source: &Source) -> Vec<Arc<Sandbox>> {
     for sandbox in &all {
         *on_node.entry(node_of(sandbox)).or_default() += 1;
     }
-    let rank = |s: &Arc<Sandbox>| {
+    let rank = |s: &Arc<Known<Sandbox>>| {
         let made = s.meta().creation_timestamp.as_ref().map(|t| t.0);
         (Reverse(on_node.get(&node_of(s)).copied()), made)
     };
@@ -552,10 +566,15 @@ async fn keep_metadata(
     context: &Arc<Context>,
     claim: &SandboxClaim,
     sandbox: Arc<Sandbox>,
+    lane: Lane,
 ) -> Result<Arc<Sandbox>> {
     let namespace = claim.namespace().unwrap_or_default();
-    let template =
-        template_of(&sandbox).and_then(|name| context.templates.get(&Key::new(&namespace, name)));
+    let Some(template) = template_of(&sandbox) else {
+        return Ok(sandbox);
+    };
+    let template = Key::new(&namespace, template);
+    let template = context.find_whole::<SandboxTemplate>(&template, lane);
+    let template = template.await?;
     let (Some(template), None) = (template, &sandbox.meta().deletion_timestamp) else {
         return Ok(sandbox);
     };

@@ -30,12 +30,13 @@ use crate::{
     condition::{self, Is, READY, condition},
     context::Context,
     error::Result,
+    known::Known,
     queue::{Class, Outcome, Work},
     watch,
 };
 pub(crate) use plan::Arrivals;
 pub(crate) use pulse::Pulses;
-pub(crate) use shape::Shape;
+pub(crate) use shape::{Shape, outline};
 
 /// Least time between two writes of a node's wishes.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -121,12 +122,12 @@ pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
     let bursts = context.arrivals().bursts(context.started.elapsed());
     let (templates, pools) = (context.templates.all(), context.pools.all());
     let demand = plan::demand(
-        templates.iter().map(|t| &**t),
-        pools.iter().map(|p| (&**p, running(context, p))),
+        templates.iter().map(|t| t.outline()),
+        pools.iter().map(|p| (p.outline(), running(context, p))),
         &bursts,
     );
     let room_of = |class: &str| {
-        let holds = |node: &&Arc<SandboxNode>| able[&node.name_any()].contains(class);
+        let holds = |node: &&Arc<Known<SandboxNode>>| able[&node.name_any()].contains(class);
         live.iter().filter(holds).map(|node| room(node)).sum()
     };
     let mut shares = plan::share(&plan::fit(&demand, room_of), &able);
@@ -147,7 +148,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
 }
 
 /// The nodes whose agents report, and say that their sandboxes work.
-fn live(context: &Context) -> Vec<Arc<SandboxNode>> {
+fn live(context: &Context) -> Vec<Arc<Known<SandboxNode>>> {
     let timeout = context.options.node_heartbeat_timeout;
     let (pulses, now) = (context.pulses(), Instant::now());
     let mut nodes = context.nodes.all();
@@ -212,7 +213,11 @@ fn is_due(context: &Context, node: &SandboxNode, share: &[NodeClassSpec]) -> boo
     !is_told || (has_more && said.is_none_or(|said| said != share))
 }
 
-async fn wish(context: &Context, node: Arc<SandboxNode>, share: Vec<NodeClassSpec>) -> Result<()> {
+async fn wish(
+    context: &Context,
+    node: Arc<Known<SandboxNode>>,
+    share: Vec<NodeClassSpec>,
+) -> Result<()> {
     let wish = SandboxNode {
         metadata: ObjectMeta {
             name: Some(node.name_any()),
@@ -250,7 +255,7 @@ pub(crate) fn capacity(
     if context.nodes.is_empty() {
         return None;
     }
-    let capacity = count(live(context).iter().map(|node| &**node), &shape);
+    let capacity = count(live(context).iter().map(|node| node.outline()), &shape);
     let (is, reason) = match capacity {
         Capacity { nodes: 0, .. } => (Is::False, "NoNodes"),
         Capacity { ready: 0, .. } => (Is::False, "NoWarmSandboxes"),
@@ -293,7 +298,7 @@ pub(crate) fn prefer_warm(context: &Context, pod: &mut PodSpec) {
     let Some(shape) = Shape::of(pod) else {
         return;
     };
-    let names = warm(live(context).iter().map(|node| &**node), &shape);
+    let names = warm(live(context).iter().map(|node| node.outline()), &shape);
     if names.is_empty() {
         return;
     }

@@ -8,7 +8,7 @@ use k8s_openapi::{
 };
 use kiln_crds::{NodeClassSpec, NodeClassStatus};
 
-use crate::quantity;
+use crate::{condition::shorten, known::NAME, quantity};
 
 /// Class and limits of a Pod, which its sandbox has from its boot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,6 +52,26 @@ impl Shape {
     }
 }
 
+/// Leaves of a Pod what its [`Shape`] follows from, in little space.
+pub(crate) fn outline(pod: &PodSpec) -> PodSpec {
+    let Some(shape) = Shape::of(pod) else {
+        return PodSpec::default();
+    };
+    let limits = [
+        ("memory", Quantity(shape.memory.to_string())),
+        ("cpu", Quantity(format!("{}m", shape.cpu))),
+    ];
+    let limits = limits.map(|(name, limit)| (name.to_owned(), limit));
+    PodSpec {
+        runtime_class_name: Some(shorten(shape.class, NAME)),
+        resources: Some(ResourceRequirements {
+            limits: Some(limits.into()),
+            ..ResourceRequirements::default()
+        }),
+        ..PodSpec::default()
+    }
+}
+
 /// The limit of a whole Pod in thousandths, by the rule of kubelet and scheduler
 /// (`component-helpers/resource`, `PodLimits`): the Pod's own where it has one, else that of all
 /// containers which run at the same time. Those without one count as nothing.
@@ -91,12 +111,16 @@ mod tests {
 
     use super::*;
 
-    fn shape(spec: &Value) -> Option<(i64, i64)> {
+    fn with_class(spec: &Value) -> PodSpec {
         let mut pod = json!({"runtimeClassName": "gvisor", "containers": []});
         pod.as_object_mut()
             .unwrap()
             .extend(spec.as_object().unwrap().clone());
-        let shape = Shape::of(&serde_json::from_value(pod).unwrap())?;
+        serde_json::from_value(pod).unwrap()
+    }
+
+    fn shape(spec: &Value) -> Option<(i64, i64)> {
+        let shape = Shape::of(&with_class(spec))?;
         Some((shape.memory, shape.cpu))
     }
 
@@ -132,6 +156,8 @@ mod tests {
             ),
         ] {
             assert_eq!(shape(&spec), Some(expected), "{spec}");
+            let spec = with_class(&spec);
+            assert_eq!(Shape::of(&outline(&spec)), Shape::of(&spec));
         }
         assert_eq!(shape(&json!({"runtimeClassName": null})), None);
         assert_eq!(shape(&json!({"runtimeClassName": ""})), None);

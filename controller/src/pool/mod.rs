@@ -29,10 +29,11 @@ use crate::{
     condition::{self, Is, READY, condition},
     context::{Context, Options, member_word, template_of},
     error::{self, Error, Result},
+    known::{Known, Print},
     node,
     obstacle::UNSCHEDULABLE,
     owner, patch,
-    queue::{Claims, Outcome},
+    queue::{Claims, Lane, Outcome},
     template,
 };
 use plan::{Member, batches, plan};
@@ -45,6 +46,9 @@ const HOLD_BACK: Duration = Duration::from_millis(100);
 /// When to look again at a Sandbox that was to go and that a claim was about to take, or that was
 /// to be taken in and that somebody else has changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Sandboxes that are made of a pool before others have their turn.
+const TURN: usize = 256;
 
 /// How often the time that a pool's Sandboxes have is doubled at the most: 5 minutes are 5 hours then.
 const MOST_DOUBLINGS: u32 = 6;
@@ -60,8 +64,8 @@ const SUFFIX: usize = 5;
 const LONGEST_NAME: usize = 63;
 
 /// Makes a pool hold what its spec says.
-pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outcome> {
-    let Some(pool) = context.pools.get(key) else {
+pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key, lane: Lane) -> Result<Outcome> {
+    let Some(pool) = context.find_whole::<SandboxWarmPool>(key, lane).await? else {
         context.late_rounds().remove(key);
         return Ok(Outcome::Done);
     };
@@ -69,15 +73,15 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         return Ok(Outcome::Done);
     }
     let template_name = &pool.spec.sandbox_template_ref.name;
-    let template = context
-        .templates
-        .get(&Key::new(&key.namespace, template_name));
+    let template = Key::new(&key.namespace, template_name);
+    let template = context.find_whole::<SandboxTemplate>(&template, lane);
+    let template = template.await?;
     let source = template
         .as_deref()
         .map(|t| Source::new(&pool, t, &context.options))
         .transpose()?;
     let to_come = match &source {
-        Some(source) => adopt(context, &pool, source).await?,
+        Some(source) => adopt(context, &pool, source, lane).await?,
         None => 0,
     };
     let members = members(context, &pool, source.as_ref());
@@ -111,20 +115,23 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
         if let Some(sandbox) = now.filter(|now| now.uid() == known.uid())
             && owner::controls(&*pool, &*sandbox)
         {
-            context.delete_unchanged(&*sandbox).await?;
+            context.delete_unchanged(sandbox.outline()).await?;
         }
     }
     let mut left = 0;
     if let Some(template) = &template
-        && let Err(e) = template::ensure_policy(context, template).await
+        && let Err(e) = template::ensure_policy(context, template, lane).await
     {
         failure = Some(e);
     } else if let Some(source) = &source {
         let missing = plan.make.saturating_sub(to_come);
-        match make(context, &pool, source, missing).await {
+        match make(context, &pool, source, missing, lane).await {
             Ok(held_back) => left = held_back,
             Err(e) => failure = Some(e),
         }
+    }
+    if let Some(e @ Error::Heavy) = failure {
+        return Err(e);
     }
     let members = self::members(context, &pool, source.as_ref());
     if members.iter().filter(|m| m.is_ready).count() >= desired(&pool) {
@@ -197,7 +204,12 @@ fn members(context: &Context, pool: &SandboxWarmPool, source: Option<&Source>) -
 /// deleted without them and made again gets them back. Only what the pool would make itself, to the
 /// last annotation, is given to claims in its name. Returns how many have changed meanwhile: the
 /// watch brings what they are now.
-async fn adopt(context: &Context, pool: &SandboxWarmPool, source: &Source) -> Result<usize> {
+async fn adopt(
+    context: &Context,
+    pool: &SandboxWarmPool,
+    source: &Source,
+    lane: Lane,
+) -> Result<usize> {
     let mut changed = 0;
     let namespace = pool.namespace().unwrap_or_default();
     let word = member_word(&namespace, &keys::name_hash(&pool.name_any()));
@@ -205,6 +217,7 @@ async fn adopt(context: &Context, pool: &SandboxWarmPool, source: &Source) -> Re
         if orphan.meta().deletion_timestamp.is_some() || !source.is_same(&orphan) {
             continue;
         }
+        let orphan = context.whole(&orphan, lane).await?;
         let mut owners = orphan.owner_references().to_vec();
         owners.push(owner::reference(pool));
         let patch = json!({"metadata": {
@@ -232,14 +245,16 @@ async fn make(
     pool: &SandboxWarmPool,
     source: &Source,
     count: usize,
+    lane: Lane,
 ) -> Result<usize> {
     let mut left = count;
     let namespace = pool.namespace().unwrap_or_default();
     for batch in batches(context.options.pool_batch) {
-        if left == 0 {
+        if left == 0 || count - left >= TURN || !is_current(context, pool) {
             break;
         }
         let now = match context.queue.claims(&namespace) {
+            _ if lane == Lane::Heavy => 1,
             Claims::None => batch.min(left),
             Claims::Many if has_enough(context, pool) => break,
             Claims::Few | Claims::Many => 1,
@@ -256,6 +271,14 @@ async fn make(
     Ok(left)
 }
 
+/// Whether a pool is still what its Sandboxes are made for.
+fn is_current(context: &Context, pool: &SandboxWarmPool) -> bool {
+    context.pools.get(&Key::of(pool)).is_some_and(|now| {
+        let (now, then) = (now.meta(), pool.meta());
+        now.deletion_timestamp.is_none() && now.uid == then.uid && now.generation == then.generation
+    })
+}
+
 /// Whether more than a quarter of a pool is ready.
 fn has_enough(context: &Context, pool: &SandboxWarmPool) -> bool {
     let members = members(context, pool, None);
@@ -266,6 +289,8 @@ fn has_enough(context: &Context, pool: &SandboxWarmPool) -> bool {
 pub(crate) struct Source {
     /// All of a Sandbox but its name.
     model: Sandbox,
+    /// Of the model.
+    print: Option<Print>,
     prefix: String,
 }
 
@@ -308,7 +333,11 @@ impl Source {
             spec,
             status: None,
         };
-        Ok(Self { model, prefix })
+        Ok(Self {
+            print: Print::of(&model),
+            model,
+            prefix,
+        })
     }
 
     /// A new one. It says at once which Pod it will have: that saves a write later.
@@ -326,7 +355,7 @@ impl Source {
 
     /// Whether a Sandbox is not what would be made now. The hash decides; where another version of
     /// the controller has computed it, what it stands for does.
-    pub(crate) fn is_stale(&self, sandbox: &Sandbox) -> bool {
+    pub(crate) fn is_stale(&self, sandbox: &Known<Sandbox>) -> bool {
         if template_of(sandbox) != template_of(&self.model) {
             return true;
         }
@@ -335,21 +364,20 @@ impl Source {
     }
 
     /// Whether a Sandbox makes the Pod, the volumes and the Service that one of the pool makes.
-    fn is_alike(&self, sandbox: &Sandbox) -> bool {
-        let (one, other) = (&sandbox.spec, &self.model.spec);
-        one.pod_template.spec == other.pod_template.spec
-            && one.volume_claim_templates == other.volume_claim_templates
-            && one.service == other.service
+    fn is_alike(&self, sandbox: &Known<Sandbox>) -> bool {
+        let prints = sandbox.print().zip(self.print.as_ref());
+        prints.is_some_and(|(one, other)| one.spec == other.spec)
     }
 
     /// Whether a Sandbox was from its beginning what would be made now, whoever has made it: one
     /// whose spec has changed may have a Pod of what it was before.
-    fn is_same(&self, sandbox: &Sandbox) -> bool {
+    fn is_same(&self, sandbox: &Known<Sandbox>) -> bool {
         let is_unchanged = sandbox.meta().generation.is_none_or(|g| g == 1);
         is_unchanged
             && template_of(sandbox) == template_of(&self.model)
-            && self.is_alike(sandbox)
-            && sandbox.spec.pod_template.metadata == self.model.spec.pod_template.metadata
+            && sandbox
+                .print()
+                .is_some_and(|print| self.print.as_ref() == Some(print))
             && !sandbox.spec.is_suspended()
             && sandbox.spec.shutdown_time.is_none()
             && !sandbox.labels().contains_key(keys::CLAIM_UID)
@@ -361,7 +389,7 @@ impl Source {
 /// what the pool would make by `source`.
 pub(crate) fn is_genuine<'a>(
     context: &Context,
-    sandbox: &Sandbox,
+    sandbox: &Known<Sandbox>,
     source: impl FnOnce() -> Option<&'a Source>,
 ) -> bool {
     if context.is_genuine(sandbox) {
@@ -583,12 +611,12 @@ mod tests {
         let old = Source::new(&pool("p"), &template("old"), &options()).unwrap();
         let new = Source::new(&pool("p"), &template("new"), &options()).unwrap();
         let mut sandbox = old.sandbox();
-        assert!(!old.is_stale(&sandbox));
-        assert!(new.is_stale(&sandbox));
+        assert!(!old.is_stale(&Known::of(sandbox.clone())));
+        assert!(new.is_stale(&Known::of(sandbox.clone())));
         sandbox
             .labels_mut()
             .insert(keys::TEMPLATE_HASH.to_owned(), "else".to_owned());
-        assert!(!old.is_stale(&sandbox));
+        assert!(!old.is_stale(&Known::of(sandbox.clone())));
     }
 
     #[test]
@@ -597,7 +625,7 @@ mod tests {
         let changed = |change: fn(&mut Sandbox)| {
             let mut sandbox = source.sandbox();
             change(&mut sandbox);
-            source.is_same(&sandbox)
+            source.is_same(&Known::of(sandbox))
         };
         assert!(changed(|_| ()));
         assert!(changed(|s| s.metadata.owner_references = None));

@@ -27,7 +27,7 @@ use crate::{
     owner::{self, Ownership},
     patch,
     pool::plan::age,
-    queue::Outcome,
+    queue::{Lane, Outcome},
 };
 
 /// How long the first status waits for a Pod that is about to be ready: then one write tells all.
@@ -36,8 +36,8 @@ const FIRST_STATUS: Duration = Duration::from_millis(500);
 const FOREIGN: Duration = Duration::from_secs(5);
 
 /// Makes a Sandbox what its spec says, and its status what there is.
-pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outcome> {
-    let Some(sandbox) = context.sandboxes.get(key) else {
+pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key, lane: Lane) -> Result<Outcome> {
+    let Some(sandbox) = context.find_whole::<Sandbox>(key, lane).await? else {
         return Ok(Outcome::Done);
     };
     if sandbox.meta().deletion_timestamp.is_some() {
@@ -54,7 +54,10 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key) -> Result<Outco
     }
     // Not its age, which is known in whole seconds.
     let is_new = sandbox.status.is_none() && context.first_seen(&*sandbox).elapsed() < FIRST_STATUS;
-    let children = Children::reconcile(context, &sandbox).await;
+    let children = Children::reconcile(context, &sandbox, lane).await;
+    if children.errors.iter().any(|e| matches!(e, Error::Heavy)) {
+        return Err(Error::Heavy);
+    }
     let new = status::compute(
         &sandbox,
         &children.seen(),
@@ -130,13 +133,16 @@ async fn expire(context: &Arc<Context>, sandbox: &Sandbox, now: Timestamp) -> Re
     }
     for pod in context.owned::<Pod>(sandbox) {
         if pod.meta().deletion_timestamp.is_none() {
-            context.delete(&*pod, DeleteParams::default()).await?;
+            context
+                .delete(pod.outline(), DeleteParams::default())
+                .await?;
         }
     }
     if let Some(service) = context.services.get(&Key::of(sandbox))
         && owner::controls(sandbox, &*service)
     {
-        context.delete(&*service, DeleteParams::default()).await?;
+        let params = DeleteParams::default();
+        context.delete(service.outline(), params).await?;
     }
     if sandbox.spec.shutdown_policy == Some(ShutdownPolicy::Delete) {
         context.delete(sandbox, DeleteParams::default()).await?;
@@ -158,7 +164,7 @@ struct Children {
 }
 
 impl Children {
-    async fn reconcile(context: &Arc<Context>, sandbox: &Sandbox) -> Self {
+    async fn reconcile(context: &Arc<Context>, sandbox: &Sandbox, lane: Lane) -> Self {
         let mut children = Self {
             pod_is_known: true,
             ..Self::default()
@@ -166,7 +172,7 @@ impl Children {
         let volumes = volume_claims(context, sandbox).await;
         let may_make_pod = volumes.is_ok();
         children.errors.extend(volumes.err());
-        match reconcile_pod(context, sandbox, may_make_pod).await {
+        match reconcile_pod(context, sandbox, may_make_pod, lane).await {
             Ok(pod) => {
                 children.foreign = pod
                     .as_ref()
@@ -184,7 +190,7 @@ impl Children {
             .iter()
             .any(|e| matches!(e, Error::MultiplePods(_)))
         {
-            match reconcile_service(context, sandbox).await {
+            match reconcile_service(context, sandbox, lane).await {
                 Ok(service) => children.service = service,
                 Err(e) => children.errors.push(e),
             }
@@ -245,8 +251,9 @@ async fn create_or_find<K: Kind>(context: &Context, wanted: &K) -> Result<(Arc<K
 async fn volume_claims(context: &Context, sandbox: &Sandbox) -> Result<()> {
     for template in sandbox.spec.volume_claim_templates.iter().flatten() {
         let wanted = volume_claim(sandbox, template);
-        let found = match context.volume_claims.get(&Key::of(&wanted)) {
-            Some(found) => found,
+        let key = Key::of(&wanted);
+        let found = match context.volume_claims.get(&key) {
+            Some(found) => Arc::new(found.outline().clone()),
             None => match create_or_find(context, &wanted).await? {
                 (_, true) => continue,
                 (found, false) => found,
@@ -255,9 +262,7 @@ async fn volume_claims(context: &Context, sandbox: &Sandbox) -> Result<()> {
         check_owner("PVC", &*found, sandbox)?;
         if owner::of(&*found, sandbox) == Ownership::Nobodys {
             let adopt = json!({"metadata": {"ownerReferences": [owner::reference(sandbox)]}});
-            context
-                .patch::<PersistentVolumeClaim>(&Key::of(&*found), &adopt)
-                .await?;
+            context.patch::<PersistentVolumeClaim>(&key, &adopt).await?;
         }
     }
     Ok(())
@@ -290,8 +295,9 @@ async fn reconcile_pod(
     context: &Arc<Context>,
     sandbox: &Sandbox,
     may_make: bool,
+    lane: Lane,
 ) -> Result<Option<Arc<Pod>>> {
-    let found = find_pod(context, sandbox).await?;
+    let found = find_pod(context, sandbox, lane).await?;
     if sandbox.spec.is_suspended() {
         if let Some(pod) = &found
             && owner::controls(sandbox, &**pod)
@@ -340,18 +346,18 @@ fn finished(sandbox: &Sandbox) -> Option<&Condition> {
 }
 
 /// The Pod that a Sandbox owns, else one of the name that it is to have.
-async fn find_pod(context: &Context, sandbox: &Sandbox) -> Result<Option<Arc<Pod>>> {
+async fn find_pod(context: &Context, sandbox: &Sandbox, lane: Lane) -> Result<Option<Arc<Pod>>> {
     let mut owned = context.owned::<Pod>(sandbox);
     if owned.len() > 1 {
         return Err(Error::MultiplePods(owned.len()));
     }
     if let Some(pod) = owned.pop() {
-        return Ok(Some(pod));
+        return Ok(Some(context.whole(&pod, lane).await?));
     }
     let noted = sandbox.annotations().get(keys::POD_NAME);
     let name = noted.cloned().unwrap_or_else(|| sandbox.name_any());
     let key = Key::new(&sandbox.namespace().unwrap_or_default(), &name);
-    if let Some(pod) = context.pods.get(&key) {
+    if let Some(pod) = context.find_whole(&key, lane).await? {
         return Ok(Some(pod));
     }
     // Pods without our label are in no cache. One in the way shows itself when ours is made; a
@@ -384,19 +390,24 @@ async fn note_pod(context: &Context, sandbox: &Sandbox, name: Option<&str>) -> R
     }
 }
 
-async fn reconcile_service(context: &Context, sandbox: &Sandbox) -> Result<Option<Arc<Service>>> {
+async fn reconcile_service(
+    context: &Context,
+    sandbox: &Sandbox,
+    lane: Lane,
+) -> Result<Option<Arc<Service>>> {
     let key = Key::of(sandbox);
     let known = context.services.get(&key);
     let (service, made) = match (sandbox.spec.service, known) {
         (Some(false), Some(service)) => {
             if owner::controls(sandbox, &*service) {
-                context.delete(&*service, DeleteParams::default()).await?;
+                let params = DeleteParams::default();
+                context.delete(service.outline(), params).await?;
             }
             return Ok(None);
         }
         (Some(false) | None, None) => return Ok(None),
         (None, Some(service)) if owner::controller(&*service).is_none() => return Ok(None),
-        (_, Some(service)) => (service, false),
+        (_, Some(service)) => (context.whole(&service, lane).await?, false),
         (Some(true), None) => create_or_find(context, &service::desired(sandbox)).await?,
     };
     if made {

@@ -17,21 +17,19 @@ use crate::{owner, patch};
 
 /// The Service that a Sandbox has.
 pub(super) fn desired(sandbox: &Sandbox) -> Service {
-    let hash = keys::name_hash(&sandbox.name_any());
-    let tracking = BTreeMap::from([(keys::SANDBOX_NAME_HASH.to_owned(), hash)]);
-    let selector = pod::identity(sandbox);
+    let identity = pod::identity(sandbox);
     let ports = ports(sandbox);
     Service {
         metadata: ObjectMeta {
             name: Some(sandbox.name_any()),
             namespace: sandbox.namespace(),
-            labels: Some(tracking),
+            labels: Some(identity.clone()),
             owner_references: Some(vec![owner::reference(sandbox)]),
             ..ObjectMeta::default()
         },
         spec: Some(ServiceSpec {
             cluster_ip: Some("None".to_owned()),
-            selector: Some(selector),
+            selector: Some(identity),
             ports: (!ports.is_empty()).then_some(ports),
             ..ServiceSpec::default()
         }),

@@ -107,12 +107,24 @@ impl Controller {
     /// # Errors
     /// When it is gone.
     pub fn memory(&self) -> Result<u64> {
+        self.kernels("VmRSS:")
+    }
+
+    /// The most memory that it has had in RAM, in bytes (`VmHWM` of proc(5)).
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn peak_memory(&self) -> Result<u64> {
+        self.kernels("VmHWM:")
+    }
+
+    fn kernels(&self, field: &str) -> Result<u64> {
         let pid = self.process.pid().context("the controller has ended")?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let line = status
             .lines()
-            .find_map(|l| l.strip_prefix("VmRSS:"))
-            .context("no VmRSS")?;
+            .find_map(|l| l.strip_prefix(field))
+            .with_context(|| format!("no {field}"))?;
         let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(kib << 10)
     }

@@ -11,14 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::guest::{Guest, Output};
 use anyhow::{Result, bail, ensure};
 use kiln_tests::{
+    place::Place,
     process::{Background, Cmd},
     tools,
 };
-use tempfile::TempDir;
-
-use crate::guest::{Guest, Output};
 
 /// How long a machine may take to come up by KVM before it is emulated instead.
 const KVM: Duration = Duration::from_secs(60);
@@ -41,32 +40,31 @@ enum Accelerator {
 
 /// A machine that is up. Dropping it ends it.
 pub(crate) struct Machine {
-    /// QEMU's sockets and logs, and the disk of the test. Removed with the machine.
-    dir: TempDir,
+    /// QEMU's cgroup and directory. It goes with all in it, also when the suite is told to end.
+    place: Place,
     qemu: Background,
     guest: Guest,
 }
 
 impl Machine {
-    /// Boots one whose second disk has the files of `brought`.
-    pub(crate) async fn boot(brought: &Path) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("kv-").tempdir()?;
-        make_disk(brought, &disk(dir.path())).await?;
+    /// Boots one in `place`, whose second disk has the files of `brought`.
+    pub(crate) async fn boot(place: Place, brought: &Path) -> Result<Self> {
+        make_disk(brought, &disk(place.dir())).await?;
         let may_kvm = File::options()
             .read(true)
             .write(true)
             .open("/dev/kvm")
             .is_ok();
         if may_kvm {
-            let qemu = start(dir.path(), Accelerator::Kvm)?;
-            let guest = Guest::new(port(dir.path()));
+            let qemu = start(&place, Accelerator::Kvm)?;
+            let guest = Guest::new(port(place.dir()));
             if comes_up(&qemu, &guest, KVM).await {
-                return Ok(Self { dir, qemu, guest });
+                return Ok(Self { place, qemu, guest });
             }
         }
-        let qemu = start(dir.path(), Accelerator::Emulation)?;
-        let guest = Guest::new(port(dir.path()));
-        let this = Self { dir, qemu, guest };
+        let qemu = start(&place, Accelerator::Emulation)?;
+        let guest = Guest::new(port(place.dir()));
+        let this = Self { place, qemu, guest };
         ensure!(
             comes_up(&this.qemu, &this.guest, BOOT).await,
             "the machine does not come up: {}",
@@ -126,7 +124,7 @@ impl Machine {
 
     /// What QEMU and the machine's console have to say.
     pub(crate) fn log(&self) -> String {
-        let console = fs::read(console(self.dir.path())).unwrap_or_default();
+        let console = fs::read(console(self.place.dir())).unwrap_or_default();
         let console = String::from_utf8_lossy(&console);
         let lines: Vec<_> = console.lines().collect();
         let end = lines[lines.len().saturating_sub(30)..].join("\n");
@@ -175,7 +173,8 @@ fn console(dir: &Path) -> PathBuf {
     dir.join("console")
 }
 
-fn start(dir: &Path, accelerator: Accelerator) -> Result<Background> {
+fn start(place: &Place, accelerator: Accelerator) -> Result<Background> {
+    let dir = place.dir();
     let image = tools::cache()?.join("vm");
     ensure!(
         image.join("root.img").exists(),
@@ -221,6 +220,7 @@ fn start(dir: &Path, accelerator: Accelerator) -> Result<Background> {
         ])
         .args(["-device", "virtio-serial", "-device"])
         .args(["virtserialport,chardev=port,name=org.qemu.guest_agent.0"])
+        .cgroup(place.cgroup())
         .background(&dir.join("qemu.log"))
 }
 

@@ -6,9 +6,8 @@
 use std::{env, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use kiln_tests::{images, process::Cmd, suite::Fixture, tools};
+use kiln_tests::{images, place::Place, process::Cmd, suite::Fixture, tools};
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use crate::machine::Machine;
@@ -50,8 +49,10 @@ impl Node {
             Ok("2") => Containerd::Ours,
             _ => Containerd::Packaged,
         };
-        let brought = bring().await?;
-        let machine = Machine::boot(brought.path()).await?;
+        let place = Place::new()?;
+        let brought = place.dir().join("brought");
+        bring(&brought).await?;
+        let machine = Machine::boot(place, &brought).await?;
         let this = Self {
             machine,
             containerd,
@@ -336,13 +337,12 @@ fn is_figure(word: &str) -> bool {
 }
 
 /// What is brought to the node, laid out as on its disk.
-async fn bring() -> Result<TempDir> {
-    let dir = tempfile::Builder::new().prefix("kv-").tempdir()?;
+async fn bring(dir: &Path) -> Result<()> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .context("no workspace")?;
     for image in [BUSYBOX, PAUSE] {
-        images::export(image, &dir.path().join("images")).await?;
+        images::export(image, &dir.join("images")).await?;
     }
     let mut programs = vec![
         ("kiln", tools::ours("containerd-shim-kiln-v2")?),
@@ -359,10 +359,9 @@ async fn bring() -> Result<TempDir> {
     }
     for (place, program) in programs {
         let target = dir
-            .path()
             .join(place)
             .join(program.file_name().unwrap_or_default());
-        fs::create_dir_all(dir.path().join(place))?;
+        fs::create_dir_all(dir.join(place))?;
         // Debug information is half of a disk.
         let strip = Cmd::new(Path::new("strip")).args(["-o".as_ref(), target.as_os_str()]);
         strip.args([program.canonicalize()?]).run().await?;
@@ -371,7 +370,7 @@ async fn bring() -> Result<TempDir> {
     let unit = "kiln-node-agent.service";
     fs::copy(
         workspace.join("deploy/systemd").join(unit),
-        dir.path().join("kiln").join(unit),
+        dir.join("kiln").join(unit),
     )?;
-    Ok(dir)
+    Ok(())
 }

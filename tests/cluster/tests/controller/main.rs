@@ -10,6 +10,8 @@ mod claim;
 mod clients;
 mod env;
 mod faults;
+mod flood;
+mod large;
 mod node;
 mod pool;
 mod sandbox;
@@ -91,6 +93,8 @@ fn main() -> ExitCode {
         claim::warm_starts_take_few_writes,
         sandbox::what_becomes_of_one_is_told_where_that_is_wanted,
         node::pools_say_what_nodes_hold_while_there_are_nodes,
+        flood::one_tenants_flood_does_not_come_before_all_others,
+        large::large_objects_are_not_held_and_hold_up_nobody,
         faults::a_controller_that_is_killed_loses_and_doubles_nothing,
         faults::an_apiserver_that_restarts_is_waited_for,
         faults::two_controllers_take_turns,
