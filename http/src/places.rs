@@ -16,7 +16,7 @@ use prometheus_client::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -87,15 +87,46 @@ impl Places {
     /// A place for a connection of `client`. Waits while there is none, but not for long. To be
     /// called by one task only.
     pub(crate) async fn take(self: &Arc<Self>, client: IpAddr) -> Result<Arc<Place>, Refused> {
-        let taken = match self.is_greedy(client) {
-            true => Err(Refused::Client),
-            false => self.room().await.ok_or(Refused::Full),
-        };
-        let permit = taken.inspect_err(|refused| {
-            let reason = refused.reason();
-            self.counts.refused.get_or_create(&reason).inc();
-        })?;
-        *self.lock().clients.entry(client).or_default() += 1;
+        self.admit(client)?;
+        match self.room().await {
+            Some(permit) => self.give(client, permit),
+            None => Err(self.refuse(Refused::Full)),
+        }
+    }
+
+    /// A place for `client`, if there is one at once.
+    fn take_now(self: &Arc<Self>, client: IpAddr) -> Result<Arc<Place>, Refused> {
+        self.admit(client)?;
+        match Arc::clone(&self.room).try_acquire_owned() {
+            Ok(permit) => self.give(client, permit),
+            Err(_) => Err(self.refuse(Refused::Full)),
+        }
+    }
+
+    fn admit(&self, client: IpAddr) -> Result<(), Refused> {
+        let state = self.lock();
+        let held = state.clients.get(&client).copied().unwrap_or_default();
+        drop(state);
+        match held < self.per_client {
+            true => Ok(()),
+            false => Err(self.refuse(Refused::Client)),
+        }
+    }
+
+    /// Counts the place of `permit` as one of `client`, which may have got others meanwhile.
+    fn give(
+        self: &Arc<Self>,
+        client: IpAddr,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Arc<Place>, Refused> {
+        let mut state = self.lock();
+        let held = state.clients.entry(client).or_default();
+        if *held >= self.per_client {
+            drop(state);
+            return Err(self.refuse(Refused::Client));
+        }
+        *held += 1;
+        drop(state);
         self.counts.connections.inc();
         Ok(Arc::new(Place {
             places: Arc::clone(self),
@@ -104,10 +135,10 @@ impl Places {
         }))
     }
 
-    fn is_greedy(&self, client: IpAddr) -> bool {
-        let state = self.lock();
-        let held = state.clients.get(&client).copied().unwrap_or_default();
-        held >= self.per_client
+    fn refuse(&self, refused: Refused) -> Refused {
+        let reason = refused.reason();
+        self.counts.refused.get_or_create(&reason).inc();
+        refused
     }
 
     async fn room(&self) -> Option<OwnedSemaphorePermit> {
@@ -140,6 +171,16 @@ impl Places {
         (now < until).then_some(look.min(until))
     }
 
+    /// Puts a connection among those that wait for a request.
+    fn wait(&self, give_way: &CancellationToken) -> Doing {
+        let mut state = self.lock();
+        let (number, since) = (state.next, Instant::now());
+        state.next += 1;
+        let give_way = give_way.clone();
+        state.waiting.insert(number, Waiting { since, give_way });
+        Doing::Waits(number, since)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // No panic leaves it half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -156,11 +197,23 @@ impl Refused {
     }
 }
 
-/// The place of a connection among those of its listener, until it is dropped.
-pub struct Place {
+/// A place among those of a listener, until it is dropped.
+pub(crate) struct Place {
     places: Arc<Places>,
     client: IpAddr,
     _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// The place for one more request of a connection whose own is `own`, which the first of its
+    /// requests has. Each further one at the same time takes a place of its own.
+    pub(crate) fn for_request(own: &Arc<Self>) -> Result<Arc<Self>, Refused> {
+        // One is the connection's.
+        match Arc::strong_count(own) > 1 {
+            true => own.places.take_now(own.client),
+            false => Ok(Arc::clone(own)),
+        }
+    }
 }
 
 impl Drop for Place {
@@ -176,67 +229,82 @@ impl Drop for Place {
     }
 }
 
-/// What a connection does: it waits for a request, at first, or has one.
+/// What a connection does: it waits for a request, at first, or has some.
 pub(crate) struct Activity {
     places: Arc<Places>,
     give_way: CancellationToken,
-    /// Its number while it waits.
-    number: Mutex<Option<u64>>,
+    doing: Mutex<Doing>,
+}
+
+enum Doing {
+    /// Its number among those that wait, and since when.
+    Waits(u64, Instant),
+    /// How many requests it has.
+    Answers(usize),
 }
 
 impl Activity {
     pub(crate) fn new(place: &Place) -> Arc<Self> {
-        let activity = Self {
-            places: Arc::clone(&place.places),
-            give_way: CancellationToken::new(),
-            number: Mutex::default(),
-        };
-        activity.wait();
-        Arc::new(activity)
+        let (places, give_way) = (Arc::clone(&place.places), CancellationToken::new());
+        let doing = Mutex::new(places.wait(&give_way));
+        Arc::new(Self {
+            places,
+            give_way,
+            doing,
+        })
     }
 
     /// A request has come; it ends with what is returned.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
-        self.leave();
+        let mut doing = self.doing();
+        *doing = match *doing {
+            Doing::Waits(number, _) => {
+                self.places.lock().waiting.remove(&number);
+                Doing::Answers(1)
+            }
+            Doing::Answers(count) => Doing::Answers(count + 1),
+        };
+        drop(doing);
         Busy(Arc::clone(self))
     }
 
     /// Returns when the connection should give way to another one.
-    pub(crate) async fn gives_way(&self) {
-        self.give_way.cancelled().await;
+    pub(crate) fn gives_way(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.give_way.clone().cancelled_owned()
     }
 
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.number().is_some()
-    }
-
-    fn wait(&self) {
-        let mut state = self.places.lock();
-        let number = state.next;
-        state.next += 1;
-        let waiting = Waiting {
-            since: Instant::now(),
-            give_way: self.give_way.clone(),
-        };
-        state.waiting.insert(number, waiting);
-        drop(state);
-        *self.number() = Some(number);
-    }
-
-    fn leave(&self) {
-        if let Some(number) = self.number().take() {
-            self.places.lock().waiting.remove(&number);
+    /// Returns when there has been no request for `most`.
+    pub(crate) async fn idle(self: Arc<Self>, most: Duration) {
+        loop {
+            let until = match *self.doing() {
+                Doing::Waits(_, since) => since + most,
+                Doing::Answers(_) => Instant::now() + most,
+            };
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
         }
     }
 
-    fn number(&self) -> MutexGuard<'_, Option<u64>> {
-        self.number.lock().unwrap_or_else(PoisonError::into_inner)
+    fn end_request(&self) {
+        let mut doing = self.doing();
+        *doing = match *doing {
+            Doing::Answers(count) if count > 1 => Doing::Answers(count - 1),
+            _ => self.places.wait(&self.give_way),
+        };
+    }
+
+    fn doing(&self) -> MutexGuard<'_, Doing> {
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Activity {
     fn drop(&mut self) {
-        self.leave();
+        if let Doing::Waits(number, _) = *self.doing() {
+            self.places.lock().waiting.remove(&number);
+        }
     }
 }
 
@@ -245,7 +313,22 @@ pub(crate) struct Busy(Arc<Activity>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.wait();
+        self.0.end_request();
+    }
+}
+
+/// A request's place. Its connection has a request as long as this is kept.
+pub struct Hold {
+    _busy: Busy,
+    _place: Arc<Place>,
+}
+
+impl Hold {
+    pub(crate) fn new(activity: &Arc<Activity>, place: Arc<Place>) -> Arc<Self> {
+        Arc::new(Self {
+            _busy: activity.begin(),
+            _place: place,
+        })
     }
 }
 
@@ -270,6 +353,42 @@ mod tests {
         let refused = counts.refused.get_or_create(&Refused::Client.reason());
         assert_eq!(refused.get(), 1);
         assert!(!places.lock().clients.contains_key(&B));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_further_request_of_a_connection_takes_a_place() {
+        let counts = Counts::default();
+        let places = Places::new(3, 2, counts.clone());
+        let own = places.take(A).await.ok().unwrap();
+        let first = Place::for_request(&own).ok().unwrap();
+        assert_eq!(counts.connections.get(), 1);
+        let second = Place::for_request(&own).ok().unwrap();
+        assert_eq!(counts.connections.get(), 2);
+        assert_eq!(Place::for_request(&own).err(), Some(Refused::Client));
+        let _other = places.take(B).await.ok().unwrap();
+        drop(first);
+        // The connection's own is free again.
+        let third = Place::for_request(&own).ok().unwrap();
+        assert_eq!(counts.connections.get(), 3);
+        drop((second, third, own));
+        assert_eq!(counts.connections.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_waits_when_its_last_request_has_ended() {
+        let places = Places::new(1, 1, Counts::default());
+        let place = places.take(A).await.ok().unwrap();
+        let activity = Activity::new(&place);
+        let (first, second) = (activity.begin(), activity.begin());
+        drop(first);
+        assert!(places.lock().waiting.is_empty());
+        let idle = Arc::clone(&activity).idle(GRACE);
+        assert!(tokio::time::timeout(GRACE * 3, idle).await.is_err());
+        drop(second);
+        assert_eq!(places.lock().waiting.len(), 1);
+        let start = Instant::now();
+        activity.idle(GRACE).await;
+        assert_eq!(start.elapsed(), GRACE);
     }
 
     #[tokio::test(start_paused = true)]

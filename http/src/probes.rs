@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     places::Counts,
-    serve::{Bounds, serve},
+    serve::{Bounds, Listener, serve},
     socket::bind,
 };
 
@@ -33,14 +33,15 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let listener = bind(address)?;
-    let address = listener.local_addr()?;
+    let socket = bind(address)?;
+    let address = socket.local_addr()?;
     let answer = move |request: Request<_>, _| {
         let response = answer(request.uri().path());
         async move { response }
     };
     let never = CancellationToken::new();
-    serve(listener, BOUNDS, Counts::default(), never, answer);
+    let listener = Listener { socket, tls: None };
+    serve(vec![listener], BOUNDS, Counts::default(), never, answer);
     Ok(address)
 }
 

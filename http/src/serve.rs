@@ -3,22 +3,18 @@
 //! A listener, and its connections.
 
 use std::{
-    convert::Infallible,
     error::Error,
+    future::poll_fn,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
 use hyper::{
     Request, Response,
-    body::{Body, Frame, Incoming, SizeHint},
-    server::conn::http1,
-    service::service_fn,
+    body::{Body, Incoming},
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -29,16 +25,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
-    places::{Activity, Busy, Counts, GRACE, Place, Places, Refused},
-    timed::Timed,
+    connection::Connection,
+    places::{Counts, GRACE, Hold, Places, Refused},
+    tls::Tls,
 };
 
 /// Size of hyper's buffers, in bytes, and so of the largest head of a request. For each direction a
-/// connection has up to four of them: what was read, what is handed over, and what is to be written
-/// with the piece that made it too much.
+/// connection of HTTP/1.1 has up to four of them: what was read, what is handed over, and what is to
+/// be written with the piece that made it too much.
 pub const BUFFER: usize = 16 << 10;
-/// Most headers of a request.
-const HEADERS: usize = 100;
 /// Pause when there are no descriptors left: some will be free again.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 /// Clients at a time that are told why they have no place; others find their connection closed.
@@ -57,13 +52,40 @@ pub struct Bounds {
     pub idle: Duration,
 }
 
+/// An address to listen on.
+pub struct Listener {
+    /// Its socket.
+    pub socket: TcpListener,
+    /// Its TLS, if it has some.
+    pub tls: Option<Arc<Tls>>,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller {
+    pub(crate) address: IpAddr,
+    pub(crate) has_tls: bool,
+}
+
 /// Who has sent a request.
 #[derive(Clone)]
 pub struct Client {
     /// Its address; IPv4 if it is one that IPv6 has written in its own way.
     pub address: IpAddr,
-    /// The place of its connection. Who upgrades the connection keeps this until the end of it.
-    pub place: Arc<Place>,
+    /// Whether its connection has TLS.
+    pub has_tls: bool,
+    /// The request's place. Who upgrades the connection keeps this until the end of it.
+    pub hold: Arc<Hold>,
+}
+
+impl Client {
+    pub(crate) fn new(caller: Caller, hold: &Arc<Hold>) -> Self {
+        Self {
+            address: caller.address,
+            has_tls: caller.has_tls,
+            hold: Arc::clone(hold),
+        }
+    }
 }
 
 /// A listener and its connections.
@@ -79,13 +101,15 @@ impl Serving {
     }
 }
 
-/// Has `answer` answer what comes on `listener`, within `bounds`, until `stop`; requests that have
+/// Has `answer` answer what comes on `listeners`, within `bounds`, until `stop`; requests that have
 /// begun by then are still answered.
 ///
 /// Who comes while there is no place waits for one. Those for whom there is none in time are told
-/// so by status 503, and those whose address has too many by 429.
+/// so by status 503, and those whose address has too many by 429. Connections of HTTP/2 need a
+/// place for each request that they have at the same time; without one, a request is refused in
+/// the way of that protocol (REFUSED_STREAM).
 pub fn serve<F, A, B>(
-    listener: TcpListener,
+    listeners: Vec<Listener>,
     bounds: Bounds,
     counts: Counts,
     stop: CancellationToken,
@@ -102,32 +126,35 @@ where
     let tracker = connections.clone();
     connections.spawn(async move {
         let places = Places::new(bounds.connections, bounds.per_client, counts);
-        let refusals = Arc::new(Semaphore::new(REFUSALS));
+        let refusals = Refusals::new(tracker.clone());
         loop {
             let next = async {
-                let (stream, from) = accept(&listener).await;
+                let (stream, from, tls) = accept(&listeners).await;
                 // A listener of IPv6 writes IPv4 in its own way, which sandboxes need not read.
                 let address = from.ip().to_canonical();
-                (stream, address, places.take(address).await)
+                (stream, address, tls, places.take(address).await)
             };
-            let (stream, address, place) = tokio::select! {
+            let (stream, address, tls, place) = tokio::select! {
                 next = next => next,
                 () = stop.cancelled() => return,
             };
+            let has_tls = tls.is_some();
             match place {
                 Ok(place) => {
-                    let client = Client { address, place };
-                    let connection =
-                        connection(stream, client, bounds, stop.clone(), answer.clone());
-                    tracker.spawn(connection);
+                    let connection = Connection {
+                        caller: Caller { address, has_tls },
+                        place,
+                        bounds,
+                        stop: stop.clone(),
+                        answer: answer.clone(),
+                    };
+                    tracker.spawn(connection.serve(stream, tls));
                 }
                 Err(refused) => {
                     debug!("{address}: {refused:?}");
-                    if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
-                        tracker.spawn(async move {
-                            refuse(stream, refused).await;
-                            drop(permit);
-                        });
+                    // A client of TLS could not read it.
+                    if !has_tls {
+                        refusals.tell(stream, refused);
                     }
                 }
             }
@@ -136,11 +163,19 @@ where
     Serving { connections }
 }
 
-async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+async fn accept(listeners: &[Listener]) -> (TcpStream, SocketAddr, Option<Arc<Tls>>) {
     loop {
-        match listener.accept().await {
-            Ok(accepted) => return accepted,
-            Err(e) => {
+        let accepted = poll_fn(|cx| {
+            for listener in listeners {
+                if let Poll::Ready(accepted) = listener.socket.poll_accept(cx) {
+                    return Poll::Ready((accepted, listener.tls.clone()));
+                }
+            }
+            Poll::Pending
+        });
+        match accepted.await {
+            (Ok((stream, from)), tls) => return (stream, from, tls),
+            (Err(e), _) => {
                 debug!("accept: {e}");
                 sleep(EXHAUSTED).await;
             }
@@ -148,64 +183,24 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
-async fn connection<F, A, B>(
-    stream: TcpStream,
-    client: Client,
-    bounds: Bounds,
-    stop: CancellationToken,
-    answer: F,
-) where
-    F: Fn(Request<Incoming>, Client) -> A,
-    A: Future<Output = Response<B>>,
-    B: Body + Send + Unpin + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    // Small answers are not held back for larger ones; without it all still works.
-    stream.set_nodelay(true).ok();
-    let activity = Activity::new(&client.place);
-    let service = service_fn(|request| {
-        let busy = activity.begin();
-        let response = answer(request, client.clone());
-        async move {
-            let response = response.await;
-            Ok::<_, Infallible>(response.map(|body| Held { body, _busy: busy }))
-        }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(bounds.head)
-        .max_headers(HEADERS)
-        .max_buf_size(BUFFER)
-        .serve_connection(TokioIo::new(Timed::new(stream, bounds.idle)), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = &mut connection => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-        () = activity.gives_way() => {
-            // A request that has just come is still answered, but half of a head is not waited for.
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection => ended,
-                () = waits(&activity) => Ok(()),
-            }
-        }
-    };
-    if let Err(e) = ended {
-        debug!("{}: {e}", client.address);
-    }
+/// Clients that are told why they have no place.
+struct Refusals {
+    room: Arc<Semaphore>,
+    tracker: TaskTracker,
 }
 
-/// Returns when a connection that should give way has no request.
-async fn waits(activity: &Activity) {
-    loop {
-        sleep(GRACE).await;
-        if activity.is_waiting() {
-            return;
+impl Refusals {
+    fn new(tracker: TaskTracker) -> Self {
+        let room = Arc::new(Semaphore::new(REFUSALS));
+        Self { room, tracker }
+    }
+
+    fn tell(&self, stream: TcpStream, refused: Refused) {
+        if let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() {
+            self.tracker.spawn(async move {
+                refuse(stream, refused).await;
+                drop(permit);
+            });
         }
     }
 }
@@ -235,31 +230,5 @@ async fn refuse(mut stream: TcpStream, refused: Refused) {
     };
     if let Ok(Err(e)) = timeout(GRACE, told).await {
         debug!("refusal: {e}");
-    }
-}
-
-/// An answer's body. Its connection has a request until it ends.
-struct Held<B> {
-    body: B,
-    _busy: Busy,
-}
-
-impl<B: Body + Unpin> Body for Held<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -6,12 +6,13 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
 use clap::{ArgAction, Parser};
 use ipnet::IpNet;
-use kiln_http::Bounds;
+use kiln_http::{BadCertificate, Bounds, Tls};
 
 use crate::{
     address::{Loopback, Networks},
@@ -53,6 +54,19 @@ pub struct Args {
     #[arg(long, default_value = ":8080", value_parser = address)]
     pub http_bind_address: SocketAddr,
 
+    /// Address for clients that use TLS. Unset: there is none.
+    #[arg(long, value_parser = address, requires_all = ["tls_cert_file", "tls_key_file"])]
+    pub https_bind_address: Option<SocketAddr>,
+
+    /// PEM file with the certificate for --https-bind-address, and those that it depends on. Read
+    /// again when it changes.
+    #[arg(long, requires = "tls_key_file")]
+    tls_cert_file: Option<PathBuf>,
+
+    /// PEM file with the certificate's key. Read again when it changes.
+    #[arg(long, requires = "tls_cert_file")]
+    tls_key_file: Option<PathBuf>,
+
     /// Address of /healthz and /readyz.
     #[arg(long, default_value = ":8081", value_parser = address)]
     pub health_probe_bind_address: SocketAddr,
@@ -74,12 +88,17 @@ pub struct Args {
     #[arg(long, default_value_t = 3)]
     upstream_max_retries: u32,
 
-    /// How long requests may go on after SIGTERM.
+    /// How long the router still takes connections after SIGTERM, while it says that it is not
+    /// ready; in seconds if there is no unit. Those who send it clients need a moment to see that.
+    #[arg(long, default_value = "5s", value_parser = pause)]
+    pub shutdown_delay: Duration,
+
+    /// How long requests may go on after that.
     #[arg(long, default_value = "30s", value_parser = duration)]
     pub shutdown_timeout: Duration,
 
-    /// Connections of clients at the same time, WebSockets among them. Each may take 736 KiB of
-    /// memory.
+    /// Connections of clients at the same time, WebSockets among them. Each request of a connection
+    /// of HTTP/2 beyond one counts as a connection. Each may take 928 KiB of memory.
     #[arg(long, default_value_t = MAX_CONNECTIONS)]
     max_connections: usize,
 
@@ -156,6 +175,17 @@ impl Args {
         Ok(Auth::new(token, is_open)?)
     }
 
+    /// The certificate for clients that use TLS, if there are such.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn tls(&self) -> Result<Option<Arc<Tls>>, BadCertificate> {
+        match (&self.tls_cert_file, &self.tls_key_file) {
+            (Some(certificate), Some(key)) => Tls::new(certificate, key).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Whether nobody says where sandboxes are.
     #[must_use]
     pub fn guesses(&self) -> bool {
@@ -229,6 +259,14 @@ fn ip(text: &str) -> Result<IpAddr, String> {
 
 /// A duration as Go writes it, `1m30s`, or in seconds, and not zero.
 fn duration(text: &str) -> Result<Duration, String> {
+    match pause(text)? {
+        Duration::ZERO => Err(format!("{text}: no time at all")),
+        duration => Ok(duration),
+    }
+}
+
+/// The same, or zero.
+fn pause(text: &str) -> Result<Duration, String> {
     let parsed = match text.parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string()),
         Err(_) => text
@@ -236,11 +274,7 @@ fn duration(text: &str) -> Result<Duration, String> {
             .and_then(Duration::try_from)
             .map_err(|e| e.to_string()),
     };
-    match parsed {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        Ok(_) => Err(format!("{text}: no time at all")),
-        Err(e) => Err(format!("{text}: {e}")),
-    }
+    parsed.map_err(|e| format!("{text}: {e}"))
 }
 
 #[cfg(test)]

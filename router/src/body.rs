@@ -13,9 +13,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
-use tokio_util::task::AbortOnDropHandle;
 
-use crate::metrics::InFlight;
+use crate::{connection::Open, metrics::InFlight};
 
 /// What is sent to a client.
 pub struct Body {
@@ -36,7 +35,7 @@ struct Stream {
     patience: Duration,
     over: Pin<Box<Sleep>>,
     /// Closes the connection to the sandbox when the client has gone.
-    _connection: AbortOnDropHandle<()>,
+    _connection: Open,
 }
 
 impl Body {
@@ -48,11 +47,7 @@ impl Body {
     }
 
     /// What comes over `connection`, as long as something comes within `patience`.
-    pub(crate) fn stream(
-        incoming: Incoming,
-        connection: AbortOnDropHandle<()>,
-        patience: Duration,
-    ) -> Self {
+    pub(crate) fn stream(incoming: Incoming, connection: Open, patience: Duration) -> Self {
         let stream = Stream {
             incoming,
             patience,

@@ -2,31 +2,32 @@
 
 //! One request, from a client to a sandbox and back.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use hyper::{
-    Method, Request, Response, StatusCode, Uri, Version,
+    Method, Request, Response, StatusCode, Version,
     body::Incoming,
-    client::conn::http1,
-    header::HeaderValue,
+    header::{self, HeaderValue},
     upgrade::{self, OnUpgrade},
 };
 use hyper_util::rt::TokioIo;
-use kiln_http::{BUFFER, Client, Place, Timed};
+use kiln_http::{Client, Hold, Timed};
 use serde_json::json;
-use tokio::{io::copy_bidirectional, net::TcpStream, time::timeout};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle, task::TaskTracker};
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info};
 
 use crate::{
     address::Networks,
     auth::Auth,
     body::Body,
+    connection::{Connection, Open, Protocol},
     dial::{DialError, dial},
-    headers,
+    headers::{self, Origin},
     metrics::{InFlight, Metrics},
     refusal::{Refusal, json_response},
     target::Target,
+    websocket,
 };
 
 /// Longest life of a WebSocket, as with upstream's first router.
@@ -62,12 +63,6 @@ pub struct Router {
     pub tunnels: TaskTracker,
 }
 
-/// A connection to a sandbox.
-struct Connection {
-    sender: http1::SendRequest<Incoming>,
-    task: AbortOnDropHandle<()>,
-}
-
 impl Router {
     /// Answers the request of `client`.
     pub async fn answer(&self, request: Request<Incoming>, client: Client) -> Response<Body> {
@@ -90,7 +85,8 @@ impl Router {
     fn check(&self, request: &Request<Incoming>) -> Result<Target, Refusal> {
         self.auth.check(request.headers())?;
         // A tunnel to wherever the client wants.
-        if request.method() == Method::CONNECT {
+        let is_websocket = websocket::is_extended(request.method(), request.extensions());
+        if request.method() == Method::CONNECT && !is_websocket {
             return Err(Refusal::Method);
         }
         Target::of(request.headers(), &self.networks)
@@ -104,24 +100,39 @@ impl Router {
     ) -> Result<Response<Body>, Refusal> {
         let most = self.limits.patience;
         let patience = target.timeout.unwrap_or(most).min(most);
-        let upgrade =
-            headers::wants_websocket(request.headers()).then(|| upgrade::on(&mut request));
-        let request = self.to_sandbox(request, target, client.address)?;
-        let exchange = self.exchange(request, target);
+        let is_extended = websocket::is_extended(request.method(), request.extensions());
+        let wants_websocket = is_extended || headers::wants_websocket(request.headers());
+        let upgrade = wants_websocket.then(|| upgrade::on(&mut request));
+        if is_extended {
+            websocket::to_sandbox(&mut request);
+        }
+        let protocol = Protocol::of(request.version(), request.headers());
+        let request = self.to_sandbox(request, target, client, protocol)?;
+        let exchange = self.exchange(request, target, protocol);
         let Ok(done) = timeout(patience, exchange).await else {
             return Err(self.failed(target, "timeout", &"no answer in time"));
         };
         let (mut response, connection) = done?;
         *response.version_mut() = Version::HTTP_11;
         headers::to_client(response.headers_mut());
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let from = upgrade.ok_or(Refusal::Upgrade)?;
-            let place = Arc::clone(&client.place);
-            self.join(from, upgrade::on(&mut response), connection, place);
-            headers::upgrade(response.headers_mut());
-            return Ok(response.map(|_| Body::text("")));
+        match (response.status(), upgrade) {
+            (StatusCode::SWITCHING_PROTOCOLS, Some(from)) => {
+                let hold = Arc::clone(&client.hold);
+                self.join(from, upgrade::on(&mut response), connection, hold);
+                match is_extended {
+                    true => {
+                        *response.status_mut() = StatusCode::OK;
+                        websocket::to_client(response.headers_mut());
+                    }
+                    false => headers::upgrade(response.headers_mut()),
+                }
+                Ok(response.map(|_| Body::text("")))
+            }
+            (StatusCode::SWITCHING_PROTOCOLS, None) => Err(Refusal::Upgrade),
+            // It would say that there is a WebSocket.
+            (status, _) if is_extended && status.is_success() => Err(Refusal::NoWebSocket),
+            _ => Ok(response.map(|body| Body::stream(body, connection, patience))),
         }
-        Ok(response.map(|body| Body::stream(body, connection, patience)))
     }
 
     /// The request as the sandbox gets it: to its path, whatever form the client wrote it in.
@@ -129,13 +140,22 @@ impl Router {
         &self,
         mut request: Request<Incoming>,
         target: &Target,
-        from: IpAddr,
+        client: &Client,
+        protocol: Protocol,
     ) -> Result<Request<Incoming>, Refusal> {
-        let path = request.uri().path_and_query().cloned();
-        *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
-        *request.version_mut() = Version::HTTP_11;
         let host = HeaderValue::from_str(&target.host(&self.domain)).map_err(|_| Refusal::Id)?;
-        headers::to_sandbox(request.headers_mut(), host, from);
+        // HTTP/2 has no Host.
+        if let Some(authority) = request.uri().authority()
+            && let Ok(asked) = authority.as_str().parse()
+        {
+            request.headers_mut().insert(header::HOST, asked);
+        }
+        let from = Origin {
+            address: client.address,
+            has_tls: client.has_tls,
+        };
+        headers::to_sandbox(request.headers_mut(), host, from, protocol);
+        protocol.form(&mut request);
         Ok(request)
     }
 
@@ -143,7 +163,8 @@ impl Router {
         &self,
         request: Request<Incoming>,
         target: &Target,
-    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), Refusal> {
+        protocol: Protocol,
+    ) -> Result<(Response<Incoming>, Open), Refusal> {
         let retried = || self.metrics.retried();
         let stream = dial(
             target,
@@ -154,11 +175,10 @@ impl Router {
         )
         .await;
         let stream = stream.map_err(|e| self.unreachable(target, &e))?;
-        let connection = Connection::new(Timed::new(stream, self.limits.idle)).await;
-        let mut connection = connection.map_err(|e| self.failed(target, "other", &e))?;
-        let response = connection.sender.send_request(request).await;
-        let response = response.map_err(|e| self.failed(target, "eof", &e))?;
-        Ok((response, connection.task))
+        let connection = Connection::new(Timed::new(stream, self.limits.idle), protocol).await;
+        let connection = connection.map_err(|e| self.failed(target, "other", &e))?;
+        let answered = connection.send(request).await;
+        answered.map_err(|e| self.failed(target, "eof", &e))
     }
 
     fn unreachable(&self, target: &Target, error: &DialError) -> Refusal {
@@ -181,45 +201,20 @@ impl Router {
     }
 
     /// Copies between both sides of a WebSocket until one of them or the router ends. It keeps the
-    /// place of the connection that it was.
-    fn join(
-        &self,
-        client: OnUpgrade,
-        sandbox: OnUpgrade,
-        connection: AbortOnDropHandle<()>,
-        place: Arc<Place>,
-    ) {
-        let stop = self.stop.clone();
+    /// place of the request that it was.
+    fn join(&self, client: OnUpgrade, sandbox: OnUpgrade, connection: Open, hold: Arc<Hold>) {
+        let (stop, idle) = (self.stop.clone(), self.limits.idle);
         self.tunnels.spawn(async move {
             let copied = async {
-                let mut client = TokioIo::new(client.await?);
-                let mut sandbox = TokioIo::new(sandbox.await?);
-                copy_bidirectional(&mut client, &mut sandbox).await?;
+                // Over HTTP/2 the client's connection has other requests, which keep it alive.
+                let client = Timed::new(TokioIo::new(client.await?), idle);
+                let sandbox = TokioIo::new(sandbox.await?);
+                websocket::copy(client, sandbox, &stop).await?;
                 anyhow::Ok(())
             };
-            tokio::select! {
-                ended = timeout(WEBSOCKET, copied) => debug!("WebSocket: {ended:?}"),
-                () = stop.cancelled() => {}
-            }
-            drop((connection, place));
+            let ended = timeout(WEBSOCKET, copied).await;
+            debug!("WebSocket: {ended:?}");
+            drop((connection, hold));
         });
-    }
-}
-
-impl Connection {
-    async fn new(stream: Timed<TcpStream>) -> hyper::Result<Self> {
-        let handshake = http1::Builder::new()
-            .max_buf_size(BUFFER)
-            .handshake(TokioIo::new(stream));
-        let (sender, connection) = handshake.await?;
-        let task = tokio::spawn(async move {
-            if let Err(e) = connection.with_upgrades().await {
-                debug!("connection to a sandbox: {e}");
-            }
-        });
-        Ok(Self {
-            sender,
-            task: AbortOnDropHandle::new(task),
-        })
     }
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::target;
+use crate::{connection::Protocol, target};
 
 /// Of one connection, beside those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -48,8 +48,24 @@ pub(crate) fn wants_websocket(headers: &HeaderMap) -> bool {
         && matches!(only, (Some(p), None) if p.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    pub(crate) address: IpAddr,
+    pub(crate) has_tls: bool,
+}
+
 /// Makes a client's headers those of a request to `host`.
-pub(crate) fn to_sandbox(headers: &mut HeaderMap, host: HeaderValue, client: IpAddr) {
+pub(crate) fn to_sandbox(
+    headers: &mut HeaderMap,
+    host: HeaderValue,
+    from: Origin,
+    protocol: Protocol,
+) {
+    let wants_trailers = headers
+        .get_all(header::TE)
+        .iter()
+        .any(|v| tokens(v).any(|t| t.eq_ignore_ascii_case("trailers")));
     let asked = headers.get(header::HOST).cloned();
     let websocket = wants_websocket(headers);
     strip(headers);
@@ -60,17 +76,43 @@ pub(crate) fn to_sandbox(headers: &mut HeaderMap, host: HeaderValue, client: IpA
     headers.remove(header::AUTHORIZATION);
     headers.remove(header::EXPECT);
     headers.insert(header::HOST, host);
-    if let Ok(client) = client.to_string().parse() {
+    if let Ok(client) = from.address.to_string().parse() {
         headers.insert("x-forwarded-for", client);
     }
     if let Some(asked) = asked {
         headers.insert("x-forwarded-host", asked);
     }
-    headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
+    let scheme = if from.has_tls { "https" } else { "http" };
+    headers.insert("x-forwarded-proto", HeaderValue::from_static(scheme));
+    match protocol {
+        Protocol::One => join_cookies(headers),
+        // Servers of gRPC answer nobody else.
+        Protocol::Two if wants_trailers => {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        Protocol::Two => {}
+    }
     if websocket {
         // A server would compare it with its own name, which the client does not know.
         headers.remove(header::ORIGIN);
         upgrade(headers);
+    }
+}
+
+/// Makes one header of several with cookies, which only HTTP/2 allows (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut all = headers.get_all(header::COOKIE).iter();
+    if let (Some(first), Some(_)) = (all.next(), all.next()) {
+        let rest = headers.get_all(header::COOKIE).iter().skip(1);
+        let mut joined = first.as_bytes().to_vec();
+        for value in rest {
+            joined.extend_from_slice(b"; ");
+            joined.extend_from_slice(value.as_bytes());
+        }
+        headers.remove(header::COOKIE);
+        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+            headers.insert(header::COOKIE, joined);
+        }
     }
 }
 
@@ -117,10 +159,29 @@ mod tests {
     }
 
     fn sent(given: &[(&str, &str)]) -> HeaderMap {
+        sent_by(Protocol::One, given)
+    }
+
+    fn sent_by(protocol: Protocol, given: &[(&str, &str)]) -> HeaderMap {
         let mut headers = map(given);
         let host = HeaderValue::from_static("10.1.2.3:8888");
-        to_sandbox(&mut headers, host, "192.0.2.1".parse().unwrap());
+        let from = Origin {
+            address: "192.0.2.1".parse().unwrap(),
+            has_tls: false,
+        };
+        to_sandbox(&mut headers, host, from, protocol);
         headers
+    }
+
+    #[test]
+    fn each_protocol_gets_what_it_needs() {
+        let given = [("te", "trailers, x"), ("cookie", "a=1"), ("cookie", "b=2")];
+        let one = sent_by(Protocol::One, &given);
+        assert_eq!(one[header::COOKIE], "a=1; b=2");
+        assert_eq!(one.get_all(header::COOKIE).iter().count(), 1);
+        assert!(!one.contains_key(header::TE));
+        let two = sent_by(Protocol::Two, &given);
+        assert_eq!(two[header::TE], "trailers");
     }
 
     #[test]

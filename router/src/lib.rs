@@ -5,7 +5,8 @@
 //! A request says in its headers which sandbox it is for (`target`). It is let in (`auth`), its
 //! sandbox is found by the address that it gives or by DNS, an address that is no Pod's is refused
 //! (`address`, `dial`), and it is passed on without what concerns one connection only (`headers`,
-//! `forward`). Bodies flow both ways as they come (`body`).
+//! `forward`), by HTTP/1.1, or HTTP/2 if it is gRPC (`connection`). Bodies flow both ways as they
+//! come (`body`), and so do WebSockets (`websocket`).
 //!
 //! Connections are those of `kiln-http`; `memory` says what they take at most.
 //!
@@ -17,6 +18,7 @@ mod address;
 mod args;
 mod auth;
 mod body;
+mod connection;
 mod dial;
 mod forward;
 mod headers;
@@ -25,6 +27,7 @@ mod metrics;
 mod probes;
 mod refusal;
 mod target;
+mod websocket;
 
 pub use self::{
     address::{Forbidden, Loopback, Networks},

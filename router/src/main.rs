@@ -9,11 +9,12 @@ use std::{env, net::SocketAddr, sync::Arc};
 use anyhow::{Context, Result};
 use caps::CapSet;
 use clap::Parser;
-use kiln_http::{bind, serve, serve_probes};
+use kiln_http::{Listener, bind, serve, serve_probes};
 use kiln_router::{Args, CONNECTION_BYTES, Metrics, Probes, Router};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -47,7 +48,8 @@ fn start_logging(as_json: bool) {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    let stop = stop_on_signal()?;
+    // The router is not ready from the one on, and takes no connection from the other on.
+    let (leaving, stop) = (stop_on_signal()?, CancellationToken::new());
     let metrics = Arc::new(Metrics::default());
     let tunnels = TaskTracker::new();
     let router = Arc::new(Router {
@@ -62,11 +64,11 @@ async fn run(args: &Args) -> Result<()> {
     if matches!(router.auth, kiln_router::Auth::Open) {
         warn!("everybody who reaches this router may use it");
     }
-    let clients = listen(args.http_bind_address)?;
+    let listeners = listeners(args, &stop)?;
     let counts = metrics.connections();
     let probes = Probes {
         metrics,
-        stop: stop.clone(),
+        stop: leaving.clone(),
     };
     // These answer until the process ends, so that its end can be seen.
     let mut addresses = vec![args.health_probe_bind_address, args.metrics_bind_address];
@@ -92,15 +94,33 @@ async fn run(args: &Args) -> Result<()> {
         let router = Arc::clone(&router);
         async move { router.answer(request, client).await }
     };
-    let serving = serve(clients, bounds, counts, stop.clone(), answer);
-    stop.cancelled().await;
+    let serving = serve(listeners, bounds, counts, stop.clone(), answer);
+    leaving.cancelled().await;
     info!("ends");
+    sleep(args.shutdown_delay).await;
+    stop.cancel();
     tunnels.close();
     if !serving.ended(args.shutdown_timeout).await {
         warn!("some requests had no answer in time");
     }
     tunnels.wait().await;
     Ok(())
+}
+
+/// The addresses for clients.
+fn listeners(args: &Args, stop: &CancellationToken) -> Result<Vec<Listener>> {
+    let mut listeners = vec![Listener {
+        socket: listen(args.http_bind_address)?,
+        tls: None,
+    }];
+    if let (Some(address), Some(tls)) = (args.https_bind_address, args.tls()?) {
+        tokio::spawn(Arc::clone(&tls).reload(stop.clone()));
+        listeners.push(Listener {
+            socket: listen(address)?,
+            tls: Some(tls),
+        });
+    }
+    Ok(listeners)
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener> {

@@ -8,15 +8,19 @@
 //! | | each | number | KiB |
 //! |---|---|---|---|
 //! | buffers of the kernel, which are twice as large as was asked for | 2 × 64 KiB | 2 sockets, 2 directions | 512 |
-//! | buffers of hyper | 16 KiB | 4 for each direction | 128 |
+//! | what HTTP/2 takes before it is read | 64 KiB | 2 directions | 128 |
+//! | what HTTP/2 has to send, frames that are read and written | 16 KiB | 4 for each direction | 128 |
+//! | buffers of TLS | 16 KiB | 2 for each direction | 64 |
 //! | heads, tasks, timers, what the kernel has for two sockets, and the last packet that makes a buffer of its own too large | | | 96 |
 //!
-//! A WebSocket takes less: two buffers of 8 KiB instead of hyper's.
+//! HTTP/1.1 takes less: hyper has four buffers of 16 KiB for each direction. So does a WebSocket:
+//! two of 8 KiB. Further requests of a connection of HTTP/2 have places of their own, so that this
+//! is enough for each of them: they have one socket less.
 
-use kiln_http::{BUFFER, SOCKET_BUFFER};
+use kiln_http::{BUFFER, SOCKET_BUFFER, WINDOW};
 
 /// What a connection takes at most of the router's own memory, in bytes.
-pub const OWN_BYTES: usize = 2 * 4 * BUFFER + (96 << 10);
+pub const OWN_BYTES: usize = 2 * (WINDOW as usize + 4 * BUFFER + 2 * BUFFER) + (96 << 10);
 
 /// What a connection takes at most, in bytes: its buffers in the kernel are the container's, too.
 pub const CONNECTION_BYTES: usize = 2 * 2 * 2 * SOCKET_BUFFER as usize + OWN_BYTES;

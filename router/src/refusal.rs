@@ -35,6 +35,8 @@ pub(crate) enum Refusal {
     TimedOut(String),
     #[error("Backend attempted an upgrade that was not asked for.")]
     Upgrade,
+    #[error("Backend did not open a WebSocket.")]
+    NoWebSocket,
 }
 
 impl Refusal {
@@ -45,7 +47,7 @@ impl Refusal {
             }
             Self::NoToken | Self::WrongToken => StatusCode::UNAUTHORIZED,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Unreachable(_) | Self::Upgrade => StatusCode::BAD_GATEWAY,
+            Self::Unreachable(_) | Self::Upgrade | Self::NoWebSocket => StatusCode::BAD_GATEWAY,
             Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
         }
     }

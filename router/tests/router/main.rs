@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
+mod http2;
+mod tls;
+
 use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
@@ -12,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kiln_http::{BUFFER, Bounds, Serving, bind, serve};
+use kiln_http::{BUFFER, Bounds, Listener, Serving, Tls, bind, serve};
 use kiln_router::{Auth, CONNECTION_BYTES, Limits, Loopback, Metrics, Networks, OWN_BYTES, Router};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -32,7 +35,7 @@ const BOUNDS: Bounds = Bounds {
 };
 
 const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
-     Upgrade: websocket\r\nSec-WebSocket-Accept: accept\r\n\r\nhello";
+     Upgrade: websocket\r\nSec-WebSocket-Accept: accept\r\n\r\n\u{1}\u{5}hello";
 
 const ENDLESS: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 
@@ -56,6 +59,15 @@ impl Fixture {
     }
 
     async fn with(auth: Auth, loopback: Loopback, bounds: Bounds) -> Self {
+        Self::listening(auth, loopback, bounds, None).await
+    }
+
+    async fn listening(
+        auth: Auth,
+        loopback: Loopback,
+        bounds: Bounds,
+        tls: Option<Arc<Tls>>,
+    ) -> Self {
         let (metrics, stop) = (Arc::new(Metrics::default()), CancellationToken::new());
         let router = Arc::new(Router {
             auth,
@@ -70,8 +82,9 @@ impl Fixture {
             stop: stop.clone(),
             tunnels: TaskTracker::new(),
         });
-        let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let address = listener.local_addr().unwrap();
+        let socket = bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = socket.local_addr().unwrap();
+        let listeners = vec![Listener { socket, tls }];
         let answer = move |request, client| {
             let router = Arc::clone(&router);
             async move { router.answer(request, client).await }
@@ -80,7 +93,7 @@ impl Fixture {
         Self {
             address,
             metrics,
-            serving: serve(listener, bounds, counts, stop.clone(), answer),
+            serving: serve(listeners, bounds, counts, stop.clone(), answer),
             stop,
         }
     }
@@ -230,6 +243,14 @@ impl Peer {
 
     async fn head(&mut self) -> String {
         self.until("\r\n\r\n").await
+    }
+
+    /// All bytes that still come.
+    async fn bytes(&mut self) -> Vec<u8> {
+        let mut bytes = std::mem::take(&mut self.read).into_bytes();
+        let read = timeout(SOON, self.stream.read_to_end(&mut bytes)).await;
+        read.expect("no end").unwrap_or_default();
+        bytes
     }
 
     async fn rest(&mut self) -> String {
@@ -493,11 +514,58 @@ async fn a_client_that_leaves_takes_its_request_along() {
 async fn a_websocket_goes_through_and_ends_with_the_router() {
     let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
     let (mut client, mut peer) = router.websocket(&sandbox).await;
+    peer.stream.write_all(b"\x81\x05frame").await.unwrap();
+    client.until("frame").await;
+    client.stream.write_all(b"\x81\x85maskfr").await.unwrap();
+    peer.until("fr").await;
+    router.stop.cancel();
+    // Half a frame is not torn apart.
+    client.stream.write_all(b"ame").await.unwrap();
+    peer.until("ame").await;
+    let text = |close: &[u8]| String::from_utf8_lossy(close).into_owned();
+    let to_sandbox = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
+    assert_eq!(peer.rest().await, text(&to_sandbox));
+    assert_eq!(client.rest().await, text(&[0x88, 2, 0x03, 0xe9]));
+}
+
+/// What goes through need not have frames.
+#[tokio::test]
+async fn a_websocket_without_frames_ends_with_the_router_too() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let (mut client, mut peer) = router.websocket(&sandbox).await;
     client.send("from the client").await;
     peer.until("from the client").await;
     router.stop.cancel();
-    peer.rest().await;
-    client.rest().await;
+    peer.bytes().await;
+    client.bytes().await;
+}
+
+#[tokio::test]
+async fn one_side_of_a_websocket_can_end_before_the_other() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let (mut client, mut peer) = router.websocket(&sandbox).await;
+    client.stream.shutdown().await.unwrap();
+    assert_eq!(peer.rest().await, "");
+    peer.send("last words").await;
+    client.until("last words").await;
+}
+
+#[tokio::test]
+async fn a_body_is_asked_for_when_the_sandbox_can_be_sent_it() {
+    let (router, sandbox) = (Fixture::new().await, Sandbox::new().await);
+    let mut client = router.client().await;
+    let head = format!(
+        "POST / HTTP/1.1\r\n{}Expect: 100-continue\r\nContent-Length: 4\r\n\r\n",
+        sandbox.headers
+    );
+    client.send(&head).await;
+    client.until("HTTP/1.1 100 Continue\r\n\r\n").await;
+    client.send("body").await;
+    let mut peer = sandbox.accept().await;
+    assert!(!peer.head().await.to_lowercase().contains("expect"));
+    peer.until("body").await;
+    peer.send(OK).await;
+    client.until("ok").await;
 }
 
 #[tokio::test]
