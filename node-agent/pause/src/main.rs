@@ -3,8 +3,9 @@
 //! The first process of a warm sandbox, as the pause image is that of a cold one: it takes the
 //! processes that lose their parent, and ends when it is told to.
 //!
-//! `kiln-pause hostname NAME` instead gives the sandbox its name, and ends; runsc makes a Pod's host
-//! name its domain name, too (gVisor `runsc/boot/loader.go`). `kiln-pause kernel` prints what the
+//! `kiln-pause hostname NAME` instead gives the sandbox its name, and ends. Releases of runsc before the
+//! summer of 2026 make a Pod's host name its domain name, too (gVisor `runsc/boot/loader.go`), and so
+//! does this where the two were the same before. `kiln-pause kernel` prints what the
 //! kernel says of itself.
 
 use std::{ffi::OsStr, fs::File, io, os::unix::ffi::OsStrExt as _, process::ExitCode};
@@ -16,7 +17,7 @@ use nix::{
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
 };
-use rustix::system::{setdomainname, sethostname};
+use rustix::system::{setdomainname, sethostname, uname};
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
@@ -36,11 +37,12 @@ const LONGEST: usize = 64;
 
 fn set_names(name: &[u8]) -> nix::Result<()> {
     let errno = |e: rustix::io::Errno| Errno::from_raw(e.raw_os_error());
+    let before = uname();
     sethostname(name).map_err(errno)?;
     // gVisor's setdomainname looks for a zero byte within the length that it is given, where Linux
     // takes the length (gVisor `pkg/sentry/syscalls/linux/sys_utsname.go`). A name that leaves no
     // room for one is no domain's, rather than a reason to start cold.
-    if name.len() == LONGEST {
+    if before.domainname() != before.nodename() || name.len() == LONGEST {
         return Ok(());
     }
     setdomainname(&[name, b"\0"].concat()).map_err(errno)

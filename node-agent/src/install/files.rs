@@ -281,9 +281,10 @@ impl Changes {
         for path in &self.changed {
             let old = beside(path, "old");
             let before = self.before.files.get(path);
-            // What somebody has made of our file since is what it goes back to.
-            let was_edited =
-                before.is_some_and(|b| digest_at(&old).ok().flatten() != Some(b.sha256.clone()));
+            // What somebody has made of our file since is what it goes back to. In our own directory,
+            // it was damage.
+            let was_edited = !path.starts_with(&self.dir)
+                && before.is_some_and(|b| digest_at(&old).ok().flatten() != Some(b.sha256.clone()));
             if let Some(placed) = self
                 .record
                 .files
@@ -304,6 +305,28 @@ impl Changes {
         let there = digest_at(path)?;
         let ours = self.record.files.get(path);
         Ok(ours.is_some_and(|f| there.is_some_and(|digest| digest != f.sha256)))
+    }
+
+    /// Puts back what a run whose record was lost kept of a file, if `text` says the same in TOML.
+    /// Returns whether it did.
+    pub(super) fn put_back(&self, path: &Path, text: &str) -> Result<bool, Error> {
+        let original = original_of(path);
+        let parsed = |text: &str| {
+            let mut table = text.parse::<toml::Table>().ok()?;
+            // An import that was taken out may leave a list of none.
+            let imports = table.get("imports").and_then(toml::Value::as_array);
+            if imports.is_some_and(Vec::is_empty) {
+                table.remove("imports");
+            }
+            Some(table)
+        };
+        let kept = fs::read_to_string(&original).ok();
+        let kept = kept.as_deref().and_then(parsed);
+        if kept.is_none() || kept != parsed(text) {
+            return Ok(false);
+        }
+        fs::rename(&original, path).map_err(Error::at("restore", path))?;
+        Ok(true)
     }
 
     /// Writes what stays of a file that is ours no more.

@@ -115,11 +115,14 @@ async fn unwire(
     changes.save()?;
     // One that names our file and is not known to be ours is left from a record that was lost.
     let target = target(&wired.config);
-    let is_known = changes.record.files.contains_key(&target);
-    if changes.was_edited(&target)? || (names && !is_known) {
-        changes.leave(&target, mode, &without)?;
-    } else {
-        changes.take_away(&target)?;
+    let is_lost = names && !changes.record.files.contains_key(&target);
+    let is_as_before = is_lost && changes.put_back(&target, &without)?;
+    if !is_as_before {
+        if is_lost || changes.was_edited(&target)? {
+            changes.leave(&target, mode, &without)?;
+        } else {
+            changes.take_away(&target)?;
+        }
     }
     changes.take_away(&wired.drop_in)?;
     containerd.restart().await?;

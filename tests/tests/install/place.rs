@@ -203,7 +203,7 @@ impl<'a> Installation<'a> {
         let pod = self.node.pod(HANDLER).run().await?;
         let container = pod.idle().start().await?;
         let kernel = container.sh("uname -r").await?;
-        ensure!(kernel.contains("4.4.0"), "{kernel}");
+        ensure!(kiln_tests::is_gvisors(&kernel), "{kernel}");
         pod.remove().await
     }
 }

@@ -6,7 +6,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,10 @@ use kiln_tests::{
     process::{Cmd, Daemon, signal_to},
     tools, wait,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::signal::Signal,
+};
 use serde_json::Value;
 
 use crate::place::{HANDLER, Installation};
@@ -123,7 +126,15 @@ impl<'a> Agent<'a> {
     }
 
     async fn end(mut self) -> Result<()> {
-        self.daemon.stop(Signal::SIGTERM, PATIENCE).await
+        self.daemon.stop(Signal::SIGTERM, PATIENCE).await?;
+        // It may have been about to try its runtime out.
+        let drained = Cmd::new(&tools::ours("kiln-node-agent")?)
+            .args(["--drain", "--config"])
+            .args([self.place.dir.join("running.toml")])
+            .output()
+            .await?;
+        ensure!(drained.status.success(), "{}", drained.errors());
+        Ok(())
     }
 }
 
@@ -296,6 +307,7 @@ pub(crate) async fn a_node_comes_back_without_what_was_in_run(
     agent.daemon.stop(Signal::SIGKILL, PATIENCE).await?;
     place.node.stop_containerd(Signal::SIGKILL).await?;
     let node = place.node.dir();
+    unmount_gofers_netns(&node.join("ri"));
     for dir in [
         place.dir.join("no-agent"),
         node.join("ri"),
@@ -324,10 +336,23 @@ pub(crate) async fn a_node_comes_back_without_what_was_in_run(
 }
 
 /// Fails unless nothing is left when it is taken away, but for the agent's own files.
+/// Unmounts what a runtime keeps mounted in its state directory.
+fn unmount_gofers_netns(root: &Path) {
+    for namespace in fs::read_dir(root).into_iter().flatten().flatten() {
+        let netns = namespace.path().join("null-netns");
+        while umount2(&netns, MntFlags::MNT_DETACH).is_ok() {}
+    }
+}
+
 async fn taken_away(place: &Installation<'_>, before: Vec<PathBuf>) -> Result<()> {
     place.does("disable").await?;
     place.expect_no_handler().await?;
-    for file in ["running.toml", "agent.log"] {
+    for file in [
+        "running.toml",
+        "agent.log",
+        "no-agent.sock",
+        "no-agent.slots",
+    ] {
         fs::remove_file(place.dir.join(file))?;
     }
     let now = place.listing()?;

@@ -237,6 +237,13 @@ fn may_have(file: &str, pod: &Pod<'_>, container: &Container<'_, '_>) -> bool {
         _ if name.starts_with("/dev/.null-") => true,
         // What backs memory of the root file system.
         _ if name.contains("/.gvisor.filestore.") => is_own,
+        // Go's runtime follows the limit of its own cgroup, open for reading (Go 1.25).
+        _ if ["/cpu.cfs_period_us", "/cpu.cfs_quota_us", "/cpu.max"]
+            .iter()
+            .any(|limit| name.ends_with(limit)) =>
+        {
+            is_own
+        }
         // What an adopted sandbox has its first process from, open for reading.
         _ if name.ends_with("/rootfs.erofs") => true,
         // The Pod's log of a crash, its own spec (that of slots is every sandbox's), and the FIFOs of its containers.

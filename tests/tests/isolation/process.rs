@@ -31,8 +31,8 @@ use crate::{
 const MIB: i64 = 1 << 20;
 
 /// What `/dev` of a container holds. All of it is the sentry's own.
-const DEVICES: [&str; 14] = [
-    "fd", "full", "fuse", "net", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin",
+const DEVICES: [&str; 15] = [
+    "char", "fd", "full", "fuse", "net", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin",
     "stdout", "tty", "urandom",
 ];
 

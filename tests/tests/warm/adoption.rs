@@ -6,8 +6,10 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use kiln_agent_api::Shape;
 use kiln_tests::{
+    agent::holding,
     cri::v1,
-    node::Node,
+    node::{Node, NodeOpts},
+    tools,
     wait::{self, SOON},
 };
 
@@ -311,8 +313,22 @@ pub(crate) async fn a_burst_is_served_as_far_as_there_is(node: &Node) -> Result<
 }
 
 /// What a Pod takes beside its containers is no more than its RuntimeClass says, cold or adopted.
-pub(crate) async fn an_idle_sandbox_takes_no_more_than_its_overhead(node: &Node) -> Result<()> {
+pub(crate) async fn an_idle_sandbox_takes_no_more_than_its_overhead(_: &Node) -> Result<()> {
+    let opts = NodeOpts {
+        agent: Some(holding(1, 2)),
+        shim: Some(tools::installed_shim()?),
+        ..NodeOpts::default()
+    };
+    let node = Node::start(opts).await?;
+    let fits = fits_overhead(&node).await;
+    let clean = node.check_for_leaks().await;
+    let stopped = node.stop().await;
+    fits.and(clean).and(stopped)
+}
+
+async fn fits_overhead(node: &Node) -> Result<()> {
     let overhead = overhead()?;
+    node.agent()?.expect_ready(1).await?;
     for handler in ["gvisor", HANDLER] {
         let pod = node.pod(handler).run().await?;
         let container = pod.idle().start().await?;
@@ -326,8 +342,12 @@ pub(crate) async fn an_idle_sandbox_takes_no_more_than_its_overhead(node: &Node)
             p.argv.starts_with("runsc-gofer") && is_its
         });
         all.extend(gofers);
-        let pss = all.iter().map(|p| pss(p.pid)).sum::<Result<u64>>()?;
-        ensure!(pss < overhead, "{handler}: {pss} of {overhead} bytes");
+        let each: Vec<u64> = all.iter().map(|p| pss(p.pid)).collect::<Result<_>>()?;
+        let pss: u64 = each.iter().sum();
+        ensure!(
+            pss < overhead,
+            "{handler}: {pss} of {overhead} bytes, {each:?}"
+        );
         // So much that the number says something.
         ensure!(pss > overhead / 4, "{handler}: {pss} of {overhead} bytes");
         pod.remove().await?;
