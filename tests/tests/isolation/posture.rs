@@ -230,9 +230,12 @@ fn may_have(file: &str, pod: &Pod<'_>, container: &Container<'_, '_>) -> bool {
         _ if name == "/root" || name.starts_with("/root/") => true,
         _ if name.starts_with("socket:[") || name.starts_with("pipe:[") => true,
         _ if name.starts_with("/memfd:") => !name.contains(MARKER),
-        _ if name.starts_with("anon_inode:") => ["[eventfd]", "[eventpoll]", "seccomp notify"]
-            .iter()
-            .any(|kind| name.ends_with(kind)),
+        // The io_uring is disabled and only holds files of the sentry that are slow to close.
+        _ if name.starts_with("anon_inode:") => {
+            ["[eventfd]", "[eventpoll]", "[io_uring]", "seccomp notify"]
+                .iter()
+                .any(|kind| name.ends_with(kind))
+        }
         // A copy of /dev/null for each stream that a container does not have.
         _ if name.starts_with("/dev/.null-") => true,
         // What backs memory of the root file system.
