@@ -205,10 +205,10 @@ pub(crate) async fn programs_that_were_removed_are_put_back(
             agent.until_good(1).await?;
             let pid = place.node.containerd_pid().await;
             fs::remove_file(shim(place))?;
-            // Another in its place, too.
+            // Another in its place, too, which fails at whatever the agent has it do meanwhile.
             let runsc = runsc(place)?;
             fs::remove_file(&runsc)?;
-            fs::copy("/bin/true", &runsc)?;
+            fs::copy("/bin/false", &runsc)?;
             agent.until_said(&place.dir.display().to_string()).await?;
             agent.until_good(2).await?;
             ensure!(place.node.containerd_pid().await == pid, "started anew");
