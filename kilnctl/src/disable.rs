@@ -84,15 +84,20 @@ pub(crate) async fn run(cluster: &Cluster, args: &Disable) -> Result<()> {
     all_clear(&kept)
 }
 
-/// Asks on the terminal whether users' objects may go.
+/// Asks on the terminal whether users' objects may go, if there are any.
 ///
 /// # Errors
 /// If the answer is not yes, or there is no terminal to ask on.
 async fn confirm(cluster: &Cluster) -> Result<()> {
     let mut counts = Vec::new();
     for kind in &USERS {
-        let count = cluster.list(kind, "").await?.len();
-        counts.push(format!("{count} {}", kind.plural));
+        match cluster.list(kind, "").await?.len() {
+            0 => {}
+            count => counts.push(format!("{count} {}", kind.plural)),
+        }
+    }
+    if counts.is_empty() {
+        return Ok(());
     }
     let question = format!("--purge deletes {} with their Pods", counts.join(", "));
     if !stdin().is_terminal() {

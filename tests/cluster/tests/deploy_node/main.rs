@@ -150,7 +150,7 @@ async fn repaired(env: &Env) -> Result<()> {
     env.expect_condition("HandlerServed", "True").await?;
     env.expect_condition("Installed", "True").await?;
 
-    env.does("disable --purge").await?;
+    env.does("disable --purge --yes").await?;
     env.until_listing(&before).await
 }
 
