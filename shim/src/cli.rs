@@ -307,12 +307,15 @@ async fn info() -> Result<RuntimeInfo> {
         .filter(|any| !any.type_url.is_empty());
     let config = NodeConfig::from_options(options.as_ref())?;
     let features = match server::runtime(&config, "info")?.features().await {
-        Ok(features) => Some(Any {
-            type_url: "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
-                .to_owned(),
-            value: features.to_string().into_bytes(),
-            ..Any::default()
-        }),
+        Ok(mut features) => {
+            drop_user_namespaces(&mut features);
+            Some(Any {
+                type_url: "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+                    .to_owned(),
+                value: features.to_string().into_bytes(),
+                ..Any::default()
+            })
+        }
         // containerd also asks without saying which runtime it means, and wants to know no more
         // than what the shim is.
         Err(_) if options.is_none() => None,
@@ -329,6 +332,14 @@ async fn info() -> Result<RuntimeInfo> {
         features: features.into(),
         ..RuntimeInfo::default()
     })
+}
+
+/// Takes out of a runtime's features what containerd takes for support of Pods with `hostUsers: false`
+/// (its `internal/cri/server/service.go`): such Pods are refused here.
+fn drop_user_namespaces(features: &mut serde_json::Value) {
+    if let Some(linux) = features.get_mut("linux").and_then(|l| l.as_object_mut()) {
+        linux.remove("mountExtensions");
+    }
 }
 
 fn read_input() -> Result<Vec<u8>> {

@@ -168,7 +168,10 @@ async fn sandboxes_boot_from_a_tmpfs_of_the_agents(node: &Node) -> Result<()> {
     let agent = node.agent()?;
     agent.expect_ready(WARM).await?;
     let log = agent.log();
-    ensure!(log.contains("can be adopted, way: Control"), "{log}");
+    ensure!(
+        log.contains("can be adopted, way: Ways { is_known: true, start: Control"),
+        "{log}"
+    );
     ensure!(!log.contains("adoption from an image"), "{log}");
     let mounted = mounts::below(agent.state())?;
     ensure!(mounted == [agent.state().join("exec")], "{mounted:?}");
@@ -284,7 +287,7 @@ async fn in_a_container(node: &Node) -> Result<()> {
 
 async fn adopts_by_command(node: &Node) -> Result<()> {
     let agent = node.agent()?;
-    let is_said = || agent.log().contains("can be adopted, way: Command");
+    let is_said = || agent.log().contains("start: Command");
     wait::until_true("adoption by command", SOON, is_said).await?;
     agent.expect_ready(WARM).await?;
     let pod = node.pod(HANDLER).run().await?;

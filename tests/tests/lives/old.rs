@@ -213,6 +213,11 @@ pub(crate) async fn info_tells_the_runtime(mini: &Mini) -> Result<()> {
         );
         let features: serde_json::Value = serde_json::from_slice(&info.features.value)?;
         ensure!(features["ociVersionMin"].is_string(), "{name}: {features}");
+        // Else a kubelet would send Pods with user namespaces, which are refused.
+        ensure!(
+            features["linux"]["mountExtensions"].is_null(),
+            "{name}: {features}"
+        );
     }
     let version = Cmd::new(mini.binary()).args(["-v"]).run().await?;
     ensure!(version.contains("containerd-shim-kiln-v2"), "{version}");
