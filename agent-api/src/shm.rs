@@ -19,7 +19,7 @@ const SOURCE: &str = "/proc/kiln/shm";
 const BYTES: u64 = 64 << 20;
 
 /// Prefix of the annotations that are runsc's hints for mounts.
-pub const HINTS: &str = "dev.gvisor.spec.mount.";
+pub(crate) const HINTS: &str = "dev.gvisor.spec.mount.";
 
 /// Name of the hint.
 const NAME: &str = "kiln-shm";
@@ -27,15 +27,20 @@ const NAME: &str = "kiln-shm";
 /// Writes the hint into the spec of a sandbox's first container.
 pub fn hint(spec: &mut Value) {
     // What of a mount's own options is stricter still applies to it.
-    let options = format!("rw,mode=1777,size={BYTES}");
+    write_hint(spec, NAME, SOURCE, &format!("rw,mode=1777,size={BYTES}"));
+}
+
+/// Writes into the spec of a sandbox's first container that what mounts have of `source` is one file
+/// system of the sandbox, mounted with `options`. The `name` has no dot.
+pub fn write_hint(spec: &mut Value, name: &str, source: &str, options: &str) {
     let fields = [
-        ("source", SOURCE),
+        ("source", source),
         ("type", "tmpfs"),
         ("share", "pod"),
-        ("options", &options),
+        ("options", options),
     ];
     for (field, value) in fields {
-        spec["annotations"][format!("{HINTS}{NAME}.{field}")] = value.into();
+        spec["annotations"][format!("{HINTS}{name}.{field}")] = value.into();
     }
 }
 

@@ -50,7 +50,7 @@ pub use network::in_netns;
 pub use releases::{Forms, NetworkCall, Release, StartWay};
 pub use runc::Runc;
 pub use runsc::Runsc;
-pub use slots::{PutInPlace, Slots};
+pub use slots::{PutInPlace, Slots, is_bind};
 pub use types::{
     CheckpointOpts, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, KillTarget, NetworkInterface,
     Process, Stats, Status, Stdio,

@@ -13,7 +13,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use runsc_wrapper::{ContainerId, RuntimeKind};
+use runsc_wrapper::{ContainerId, RuntimeKind, is_bind};
 use serde_json::{Value, json};
 
 use crate::{
@@ -472,13 +472,6 @@ impl Spec {
             *adj = lowest.into();
         }
     }
-}
-
-/// Whether something of the host is mounted, by type or by option.
-pub(crate) fn is_bind(mount: &Value) -> bool {
-    let options = mount.get("options").and_then(Value::as_array);
-    let mut options = options.into_iter().flatten();
-    mount["type"] == "bind" || options.any(|o| o == "bind" || o == "rbind")
 }
 
 fn slave(option: &mut Value) {

@@ -17,10 +17,11 @@ use std::{
 use kiln_agent_api::shm;
 use log::info;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use runsc_wrapper::is_bind;
 use serde_json::Value;
 
 use crate::{
-    bundle::{Spec, is_bind},
+    bundle::Spec,
     error::{Error, Result},
 };
 
@@ -128,22 +129,14 @@ impl Shared {
         for volume in &self.volumes {
             let size = volume.memory.map(|bytes| format!(",size={bytes}"));
             let options = format!("{}{}", volume.options, size.unwrap_or_default());
-            let fields = [
-                ("source", volume.path.as_str()),
-                ("type", "tmpfs"),
-                ("share", "pod"),
-                ("options", &options),
-            ];
-            for (field, value) in fields {
-                spec["annotations"][hint_key(&volume.name, field)] = value.into();
-            }
+            shm::write_hint(spec, &hint_name(&volume.name), &volume.path, &options);
         }
     }
 }
 
-/// The key of a hint for a volume of this name. Whatever that is, it is no other hint's.
-fn hint_key(volume: &str, field: &str) -> String {
-    format!("{}emptydir-{volume}.{field}", shm::HINTS)
+/// The name of the hint for a volume of this name. Whatever that is, it is no other hint's.
+fn hint_name(volume: &str) -> String {
+    format!("emptydir-{volume}")
 }
 
 /// Where on the host containerd keeps the `/dev/shm` of the Pod whose sandbox has `spec`. `None`
@@ -193,13 +186,13 @@ fn empty_dirs(dir: &Path) -> io::Result<Vec<Volume>> {
             continue;
         }
         let (path, meta) = (entry.path(), entry.metadata()?);
-        let memory = match meta.dev() == device {
-            true => None,
-            false => tmpfs_bytes(&path)?,
-        };
-        if memory.is_none() && meta.dev() != device {
-            info!("emptyDir {name} is not shared: it is in a file system of another kind");
-            continue;
+        let mut memory = None;
+        if meta.dev() != device {
+            memory = tmpfs_bytes(&path)?;
+            if memory.is_none() {
+                info!("emptyDir {name} is not shared: it is in a file system of another kind");
+                continue;
+            }
         }
         if !is_empty(&path)? {
             info!("emptyDir {name} is not shared: something is in it");
@@ -342,7 +335,9 @@ mod tests {
         Shared::of(&first, pods.path())
             .unwrap()
             .write_into(&mut first, true);
-        let hint = |field| &first.value()["annotations"][hint_key("data", field)];
+        let hint = |field| {
+            &first.value()["annotations"][format!("dev.gvisor.spec.mount.emptydir-data.{field}")]
+        };
         assert_eq!(*hint("source"), volumes.join("data").to_str().unwrap());
         assert_eq!(
             (hint("type"), hint("share")),
@@ -366,7 +361,7 @@ mod tests {
         };
         let mut first = spec("sandbox", "/v", &["rbind", "rw"]);
         shared.write_into(&mut first, true);
-        let options = &first.value()["annotations"][hint_key("data", "options")];
+        let options = &first.value()["annotations"]["dev.gvisor.spec.mount.emptydir-data.options"];
         assert_eq!(options, "rw,size=4096");
         let mut member = spec("container", "/v", &["rbind", "rw"]);
         shared.write_into(&mut member, false);

@@ -289,7 +289,9 @@ fn is_shared(sandbox: &Value, spec: &Value) -> bool {
         .any(|mount| is_bind(mount) && sources.contains(&&mount["source"]))
 }
 
-fn is_bind(mount: &Value) -> bool {
+/// Whether something of the host is mounted, by type or by option.
+#[must_use]
+pub fn is_bind(mount: &Value) -> bool {
     let options = mount["options"].as_array();
     let mut options = options.into_iter().flatten();
     mount["type"] == "bind" || options.any(|o| o == "bind" || o == "rbind")

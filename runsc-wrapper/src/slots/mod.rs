@@ -37,6 +37,7 @@ use serde_json::{Value, json};
 use crate::{Config, ContainerId, reap::pidfd_open};
 
 use member::Upper;
+pub use member::is_bind;
 use spawn::{Places, Program, Users, Waiting};
 
 /// How many directories a gofer can serve that was started ahead: the root file system and
