@@ -96,14 +96,10 @@ pub(crate) async fn rolled_out(
     let done = wait(&workload.title(), until, async || {
         let found = cluster.find(workload).await?;
         Ok(match progress(&found.context("somebody has deleted it")?) {
-            Progress::Not(words) => {
-                let lacking = lacking(cluster, workload).await;
-                Progress::Not(
-                    lacking
-                        .first()
-                        .map_or(words.clone(), |why| format!("{words}; {why}")),
-                )
-            }
+            Progress::Not(words) => Progress::Not(match lacking(cluster, workload).await.first() {
+                Some(why) => format!("{words}; {why}"),
+                None => words,
+            }),
             done => done,
         })
     })
