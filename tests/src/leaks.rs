@@ -173,10 +173,12 @@ pub fn remove_scratch(bundles: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// runsc makes one network namespace for the gofers of all sandboxes, and keeps it (gVisor
+/// Where runsc keeps the one network namespace that it makes for the gofers of all sandboxes (gVisor
 /// `runsc/container/null_netns.go`).
+pub const GOFERS_NETNS: &str = "null-netns";
+
 fn is_kept(path: &Path) -> bool {
-    path.ends_with("null-netns")
+    path.ends_with(GOFERS_NETNS)
 }
 
 /// containerd's CRI plugin makes ids of 64 hexadecimal digits.

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use kiln_tests::{
+    leaks::GOFERS_NETNS,
     process::{Cmd, Daemon, signal_to},
     tools, wait,
 };
@@ -159,115 +160,109 @@ fn runsc(place: &Installation<'_>) -> Result<PathBuf> {
     names.find(is_runsc).context("no runsc")
 }
 
-/// As config management and image builders do it. One more file, which does not end a Pod.
-pub(crate) async fn a_rewritten_configuration_is_wired_again_below_a_pod(
+/// Does `work` beside an agent that has installed, and expects that nothing stays when both have ended.
+async fn with_agent(
     place: &Installation<'_>,
+    more: &str,
+    work: impl AsyncFnOnce(&Agent<'_>) -> Result<()>,
 ) -> Result<()> {
     let before = place.listing()?;
-    let agent = Agent::installing(place, "")?;
+    let agent = Agent::installing(place, more)?;
     place
         .with_restarts(async {
             agent.until_good(1).await?;
-            let pod = place.node.pod(HANDLER).run().await?;
-            let container = pod.idle().start().await?;
-
-            // The containerd that runs has the handler still: it need not be started anew.
-            let pid = place.node.containerd_pid().await;
-            rewrite(place)?;
-            agent.until_said("does not import").await?;
-            agent.until_good(2).await?;
-            ensure!(place.node.containerd_pid().await == pid, "started anew");
-
-            rewrite(place)?;
-            place.node.restart_containerd(Signal::SIGTERM).await?;
-            agent.until_said("does not import").await?;
-            place.expect_no_handler().await?;
-            agent.until_good(3).await?;
-            place.expect_handler().await?;
-
-            let said = container.sh("echo still here").await?;
-            ensure!(said.trim() == "still here", "exec: {said:?}");
-            container.stop(0).await?;
-            pod.remove().await
+            work(&agent).await
         })
         .await?;
     agent.end().await?;
     taken_away(place, before.keys().cloned().collect()).await
+}
+
+/// As config management and image builders do it. One more file, which does not end a Pod.
+pub(crate) async fn a_rewritten_configuration_is_wired_again_below_a_pod(
+    place: &Installation<'_>,
+) -> Result<()> {
+    with_agent(place, "", async |agent| {
+        let pod = place.node.pod(HANDLER).run().await?;
+        let container = pod.idle().start().await?;
+
+        // The containerd that runs has the handler still: it need not be started anew.
+        let pid = place.node.containerd_pid().await;
+        rewrite(place)?;
+        agent.until_said("does not import").await?;
+        agent.until_good(2).await?;
+        ensure!(place.node.containerd_pid().await == pid, "started anew");
+
+        rewrite(place)?;
+        place.node.restart_containerd(Signal::SIGTERM).await?;
+        agent.until_said("does not import").await?;
+        place.expect_no_handler().await?;
+        agent.until_good(3).await?;
+        place.expect_handler().await?;
+
+        let said = container.sh("echo still here").await?;
+        ensure!(said.trim() == "still here", "exec: {said:?}");
+        container.stop(0).await?;
+        pod.remove().await
+    })
+    .await
 }
 
 pub(crate) async fn programs_that_were_removed_are_put_back(
     place: &Installation<'_>,
 ) -> Result<()> {
-    let before = place.listing()?;
-    let agent = Agent::installing(place, "")?;
-    place
-        .with_restarts(async {
-            agent.until_good(1).await?;
-            let pid = place.node.containerd_pid().await;
-            fs::remove_file(shim(place))?;
-            // Another in its place, too, which fails at whatever the agent has it do meanwhile.
-            let runsc = runsc(place)?;
-            fs::remove_file(&runsc)?;
-            fs::copy("/bin/false", &runsc)?;
-            agent.until_said(&place.dir.display().to_string()).await?;
-            agent.until_good(2).await?;
-            ensure!(place.node.containerd_pid().await == pid, "started anew");
-            place.expect_handler().await
-        })
-        .await?;
-    agent.end().await?;
-    taken_away(place, before.keys().cloned().collect()).await
+    with_agent(place, "", async |agent| {
+        let pid = place.node.containerd_pid().await;
+        fs::remove_file(shim(place))?;
+        // Another in its place, too, which fails at whatever the agent has it do meanwhile.
+        let runsc = runsc(place)?;
+        fs::remove_file(&runsc)?;
+        fs::copy("/bin/false", &runsc)?;
+        agent.until_said(&place.dir.display().to_string()).await?;
+        agent.until_good(2).await?;
+        ensure!(place.node.containerd_pid().await == pid, "started anew");
+        place.expect_handler().await
+    })
+    .await
 }
 
 pub(crate) async fn who_takes_it_away_again_is_not_followed_at_once(
     place: &Installation<'_>,
 ) -> Result<()> {
-    let before = place.listing()?;
-    let agent = Agent::installing(place, "")?;
-    place
-        .with_restarts(async {
-            agent.until_good(1).await?;
-            fs::remove_file(shim(place))?;
-            agent.until_good(2).await?;
-            let repaired = Instant::now();
-            fs::remove_file(shim(place))?;
-            agent.until_said("is gone").await?;
-            agent.until_good(3).await?;
-            // It has begun to count when it was done, shortly before that was seen.
-            let slack = BRAKE / 6;
-            ensure!(
-                repaired.elapsed() + slack >= BRAKE,
-                "{:?}",
-                repaired.elapsed()
-            );
-            Ok(())
-        })
-        .await?;
-    agent.end().await?;
-    taken_away(place, before.keys().cloned().collect()).await
+    with_agent(place, "", async |agent| {
+        fs::remove_file(shim(place))?;
+        agent.until_good(2).await?;
+        let repaired = Instant::now();
+        fs::remove_file(shim(place))?;
+        agent.until_said("is gone").await?;
+        agent.until_good(3).await?;
+        // It has begun to count when it was done, shortly before that was seen.
+        let slack = BRAKE / 6;
+        ensure!(
+            repaired.elapsed() + slack >= BRAKE,
+            "{:?}",
+            repaired.elapsed()
+        );
+        Ok(())
+    })
+    .await
 }
 
 pub(crate) async fn without_repair_it_is_only_said(place: &Installation<'_>) -> Result<()> {
-    let before = place.listing()?;
-    let agent = Agent::installing(place, "repair = false\n")?;
-    place
-        .with_restarts(async {
-            agent.until_good(1).await?;
-            let (shim, runsc) = (shim(place), runsc(place)?);
-            fs::rename(&shim, place.dir.join("shim"))?;
-            agent.until_said("containerd-shim-kiln-v2 is gone").await?;
-            // It has had its chance when it says something else.
-            fs::rename(place.dir.join("shim"), &shim)?;
-            fs::rename(&runsc, place.dir.join("runsc"))?;
-            let name = runsc.file_name().context("no name")?.to_string_lossy();
-            agent.until_said(&format!("{name} is gone")).await?;
-            ensure!(agent.count("installed: ") == 1, "{}", agent.tail());
-            fs::rename(place.dir.join("runsc"), &runsc)?;
-            agent.until_good(2).await
-        })
-        .await?;
-    agent.end().await?;
-    taken_away(place, before.keys().cloned().collect()).await
+    with_agent(place, "repair = false\n", async |agent| {
+        let (shim, runsc) = (shim(place), runsc(place)?);
+        fs::rename(&shim, place.dir.join("shim"))?;
+        agent.until_said("containerd-shim-kiln-v2 is gone").await?;
+        // It has had its chance when it says something else.
+        fs::rename(place.dir.join("shim"), &shim)?;
+        fs::rename(&runsc, place.dir.join("runsc"))?;
+        let name = runsc.file_name().context("no name")?.to_string_lossy();
+        agent.until_said(&format!("{name} is gone")).await?;
+        ensure!(agent.count("installed: ") == 1, "{}", agent.tail());
+        fs::rename(place.dir.join("runsc"), &runsc)?;
+        agent.until_good(2).await
+    })
+    .await
 }
 
 /// By `kilnctl node enable`, which is what an agent without `[install]` cannot know.
@@ -339,7 +334,7 @@ pub(crate) async fn a_node_comes_back_without_what_was_in_run(
 /// Unmounts what a runtime keeps mounted in its state directory.
 fn unmount_gofers_netns(root: &Path) {
     for namespace in fs::read_dir(root).into_iter().flatten().flatten() {
-        let netns = namespace.path().join("null-netns");
+        let netns = namespace.path().join(GOFERS_NETNS);
         while umount2(&netns, MntFlags::MNT_DETACH).is_ok() {}
     }
 }
