@@ -12,10 +12,11 @@ use std::{
 };
 
 use kiln_agent_api::{Shape, naming_process};
+use kiln_host::{reap::Tracked, timer_slack};
 use rand::RngExt as _;
 use runsc_wrapper::{
     ContainerId, CreateOpts, ExecOpts, Exit, InvalidId, Runtime, RuntimeError, Slots, StartWay,
-    Status, Stdio, reap::Tracked, slack,
+    Status, Stdio,
 };
 use tracing::warn;
 
@@ -189,7 +190,7 @@ impl Booter {
     /// Lets a sandbox cost no more than it must. One that does not rest is as good.
     async fn rest(&self, warm: &Warm) {
         let pid = warm.process.pid();
-        let set = blocking("let it rest", move || slack::set(pid, REST));
+        let set = blocking("let it rest", move || timer_slack::set(pid, REST));
         if let Err(e) = set.await {
             warn!("{}: {e}", warm.id);
         }

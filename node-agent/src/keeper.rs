@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     os::fd::AsFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,11 +16,11 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 use kiln_agent_api::Shape;
-use runsc_wrapper::{
-    Release, Runsc, StartWay,
-    egress::{Guard, LinkLocal, Mode, check_flags},
-    slack,
+use kiln_host::{
+    egress::{Guard, LinkLocal, Mode},
+    timer_slack,
 };
+use runsc_wrapper::{Release, Runsc, StartWay, check_no_xdp};
 use tokio::{
     sync::{Notify, watch},
     time::sleep,
@@ -219,7 +220,7 @@ impl Keeper {
             let (store, name) = (self.store.clone(), id.clone());
             let handed = blocking("hand out a sandbox", move || {
                 let note = store.hand_out(&name)?;
-                slack::set(note.pid, slack::DEFAULT)?;
+                timer_slack::set(note.pid, timer_slack::DEFAULT)?;
                 Ok(note)
             });
             let note = match handed.await {
@@ -740,8 +741,8 @@ async fn guard_new_netns(
 ) -> Result<(), BootError> {
     let netns = netns::with_link().await;
     blocking("guard a network namespace", move || {
-        let guard = Guard::set(netns?.as_fd(), &policy).and_then(|_| check_flags(&flags));
-        guard.map_err(std::io::Error::other)
+        Guard::set(netns?.as_fd(), &policy).map_err(io::Error::other)?;
+        check_no_xdp(&flags).map_err(io::Error::other)
     })
     .await
 }

@@ -12,7 +12,6 @@ pub mod config;
 mod cri;
 mod erofs;
 mod exec_dir;
-mod fs;
 pub mod http;
 pub mod install;
 pub mod keeper;

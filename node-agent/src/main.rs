@@ -9,6 +9,7 @@ use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kiln_agent_api::{Agent, SOCKET, slots_socket};
+use kiln_host::reap;
 use kiln_node_agent::{
     config::Config,
     http,
@@ -18,7 +19,6 @@ use kiln_node_agent::{
     presence::Presence,
     service,
 };
-use runsc_wrapper::reap;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 

@@ -34,10 +34,9 @@ use tokio::{
 use tracing::{info, warn};
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
 
-use crate::{
-    boot::blocking, fs::remove_file_if_there, install::Health, keeper::Keeper, pool::Miss,
-    ways::Ways,
-};
+use kiln_host::fs::remove_file_if_there;
+
+use crate::{boot::blocking, install::Health, keeper::Keeper, pool::Miss, ways::Ways};
 
 /// Calls that are worked on at a time; more are answered with a miss at once, so that a flood
 /// delays nobody.

@@ -6,7 +6,8 @@
 use std::{collections::BTreeMap, io, path::PathBuf};
 
 use kiln_agent_api::{Ineligible, RuntimeFile, Setup, Shape, shm};
-use runsc_wrapper::{Config as RuntimeConfig, RuntimeKind, config::ConfigError, egress::LinkLocal};
+use kiln_host::egress::LinkLocal;
+use runsc_wrapper::{Config as RuntimeConfig, RuntimeKind, config::ConfigError};
 
 use crate::{config::Class, pool::Wanted, spec};
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use kiln_agent_api::{Shape, shm};
+use kiln_host::oom;
 use runsc_wrapper::ContainerId;
 use serde_json::{Value, json};
 
@@ -47,7 +48,7 @@ pub(crate) fn blank() -> Value {
             "args": ["/pause"],
             "cwd": "/",
             "noNewPrivileges": true,
-            "oomScoreAdj": OOM_SCORE_ADJ.max(lowest_oom_score_adj()),
+            "oomScoreAdj": OOM_SCORE_ADJ.max(oom::lowest_score_adj().unwrap_or(i64::MIN)),
         },
         "root": {"readonly": true},
         // Until it is a Pod's. A domain name that is the same shows that the runtime makes it so.
@@ -105,20 +106,6 @@ fn replace(target: &Path, content: &[u8]) -> io::Result<()> {
     fs::write(&new, content)?;
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
     fs::rename(new, target)
-}
-
-/// The lowest value that a child may be given: without CAP_SYS_RESOURCE, our own
-/// (proc_pid_oom_score_adj(5)).
-fn lowest_oom_score_adj() -> i64 {
-    const CAP_SYS_RESOURCE: u64 = 1 << 24;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
-    let mask = mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok());
-    if mask.is_some_and(|m| m & CAP_SYS_RESOURCE != 0) {
-        return i64::MIN;
-    }
-    let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
-    own.trim().parse().unwrap_or(0)
 }
 
 /// Writes the bundle of a container that finds out whether slots work: a program that is in a

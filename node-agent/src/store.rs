@@ -21,10 +21,9 @@ use std::{
 use kiln_agent_api::Shape;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    exec_dir,
-    fs::{remove_dir_if_there, remove_file_if_there},
-};
+use kiln_host::fs::{remove_dir_if_there, remove_file_if_there};
+
+use crate::exec_dir;
 
 /// What a sandbox is, by its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

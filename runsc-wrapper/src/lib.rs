@@ -17,20 +17,16 @@ mod cli;
 pub mod command;
 pub mod config;
 pub mod control;
-pub mod egress;
 mod error;
 mod exec;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod id;
-mod interrupt;
 mod network;
-pub mod reap;
 mod releases;
 mod runc;
 mod runsc;
 mod sandbox;
-pub mod slack;
 mod slots;
 mod state;
 mod stdio;
@@ -46,14 +42,15 @@ use async_trait::async_trait;
 pub use config::{Config, RuntimeKind};
 pub use error::{Result, RuntimeError};
 pub use id::{ContainerId, InvalidId};
-pub use network::in_netns;
+pub use kiln_host::Exit;
+pub use network::{XdpFlag, check_no_xdp};
 pub use releases::{Forms, NetworkCall, Release, StartWay};
 pub use runc::Runc;
 pub use runsc::Runsc;
 pub use slots::{PutInPlace, Slots, is_bind};
 pub use types::{
-    CheckpointOpts, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, KillTarget, NetworkInterface,
-    Process, Stats, Status, Stdio,
+    CheckpointOpts, CreateOpts, Exec, ExecOpts, ExitFuture, KillTarget, NetworkInterface, Process,
+    Stats, Status, Stdio,
 };
 
 /// An OCI runtime whose containers may share one sandbox.

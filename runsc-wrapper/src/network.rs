@@ -20,7 +20,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use nix::sched::{CloneFlags, setns};
+use kiln_host::in_netns;
 
 use crate::{
     NetworkCall,
@@ -54,31 +54,29 @@ const NETWORK_FLAGS: [&str; 18] = [
 ];
 
 /// Flags of runsc that have a sandbox send by AF_XDP, under the names that releases give them.
-pub(crate) const XDP_FLAGS: [&str; 2] = ["EXPERIMENTAL-xdp", "xdp"];
+const XDP_FLAGS: [&str; 2] = ["EXPERIMENTAL-xdp", "xdp"];
+
+/// Flag of runsc that has sandboxes send by AF_XDP. Frames of such a socket pass no egress hook
+/// ([`kiln_host::egress`]).
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("runsc's flag `{0}` has sandboxes send by AF_XDP, which no rule sees")]
+pub struct XdpFlag(&'static str);
+
+/// Checks that no flag of runsc has sandboxes send by AF_XDP.
+///
+/// # Errors
+/// [`XdpFlag`] names the flag.
+pub fn check_no_xdp(flags: &BTreeMap<String, String>) -> Result<(), XdpFlag> {
+    // Its value is `off` unless it is set (gVisor `runsc/config/config.go`, `XDP`).
+    let is_on = |flag: &&str| flags.get(*flag).is_some_and(|value| value != "off");
+    let on = XDP_FLAGS.into_iter().find(is_on);
+    on.map_or(Ok(()), |flag| Err(XdpFlag(flag)))
+}
 
 /// Whether runsc does about a network with these flags what is done here.
 pub(crate) fn has_plain_network(flags: &BTreeMap<String, String>) -> bool {
     let mut changes = NETWORK_FLAGS.iter().chain(&XDP_FLAGS);
     !changes.any(|flag| flags.contains_key(*flag))
-}
-
-/// Does `work` in the network namespace `netns`. Blocks.
-///
-/// # Errors
-/// What the work says, and the kernel when the namespace cannot be joined.
-pub fn in_netns<T: Send>(
-    netns: BorrowedFd<'_>,
-    work: impl FnOnce() -> io::Result<T> + Send,
-) -> io::Result<T> {
-    // A namespace is a thread's own, and this one's is not to change.
-    std::thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            setns(netns, CloneFlags::CLONE_NEWNET)?;
-            work()
-        });
-        let panicked = |_| io::Error::other("the thread in the namespace panicked");
-        there.join().map_err(panicked)?
-    })
 }
 
 /// A network that a sandbox can be given.
@@ -137,5 +135,32 @@ impl Network {
         addresses
             .into_iter()
             .try_for_each(|address| self.netlink.remove(address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_that_sends_past_the_rules_is_named() {
+        let named = |flag: &str, value: &str| {
+            let flags = BTreeMap::from([(flag.to_owned(), value.to_owned())]);
+            check_no_xdp(&flags).map_err(|e| e.0)
+        };
+        for (flag, value) in [
+            ("EXPERIMENTAL-xdp", "ns"),
+            ("EXPERIMENTAL-xdp", "redirect:eth0"),
+            ("xdp", "tunnel:eth0"),
+        ] {
+            assert_eq!(named(flag, value), Err(flag));
+        }
+        for (flag, value) in [
+            ("EXPERIMENTAL-xdp", "off"),
+            ("EXPERIMENTAL-xdp-need-wakeup", "true"),
+            ("network", "sandbox"),
+        ] {
+            assert_eq!(named(flag, value), Ok(()), "{flag}");
+        }
     }
 }

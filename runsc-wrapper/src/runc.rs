@@ -18,11 +18,12 @@ use async_trait::async_trait;
 use nix::{sys::signal::Signal, unistd::Pid};
 use tokio::sync::watch;
 
+use kiln_host::reap::Tracked;
+
 use crate::{
     CheckpointOpts, Config, ContainerId, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, KillTarget,
     Process, Result, Runtime, RuntimeError, Stats, Status, Stdio,
     cli::{self, Cli},
-    reap::Tracked,
 };
 
 /// `runc`.

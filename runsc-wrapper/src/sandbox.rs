@@ -21,12 +21,13 @@ use std::{
     time::Duration,
 };
 
+use kiln_host::reap::{End, Tracked};
+
 use crate::{
     ContainerId,
     command::Cause,
     config::Config,
     control::{Client, ControlError},
-    reap::{End, Tracked},
     state::SandboxState,
 };
 

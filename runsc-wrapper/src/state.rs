@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kiln_host::fs::remove_file_if_there;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -246,7 +247,7 @@ pub(crate) fn remove_remains(root: &Path, id: &ContainerId) -> io::Result<()> {
         .is_some_and(|lock| lock.ends_with(&root_container));
     let socket = is_root.then(|| root.join(format!("runsc-{id}.sock")));
     for path in lock.into_iter().chain(socket) {
-        remove_if_there(&path)?;
+        remove_file_if_there(&path)?;
     }
     Ok(())
 }
@@ -325,18 +326,10 @@ pub(crate) fn remove_leftovers(root: &Path, sandbox: &str) -> io::Result<()> {
             container.ends_with(&ending) && !root.join(format!("{container}.state")).exists()
         });
         if is_left {
-            remove_if_there(&root.join(name))?;
+            remove_file_if_there(&root.join(name))?;
         }
     }
     Ok(())
-}
-
-/// Removes a file that somebody else may have removed meanwhile.
-fn remove_if_there(file: &Path) -> io::Result<()> {
-    match fs::remove_file(file) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
 }
 
 fn is_locked(root: &Path, id: &ContainerId) -> io::Result<bool> {

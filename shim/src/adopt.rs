@@ -31,15 +31,16 @@ use nix::{
     ifaddrs::getifaddrs,
     sys::socket::{getsockopt, sockopt::PeerCredentials},
 };
-use runsc_wrapper::{ContainerId, ExecOpts, RuntimeKind, Slots, StartWay, Stdio, in_netns};
+use runsc_wrapper::{ContainerId, ExecOpts, RuntimeKind, Slots, StartWay, Stdio};
+
+use kiln_host::{blocking, cgroup::Cgroup, in_netns};
 
 use crate::{
     bundle::{Network, Spec},
-    cgroup::Cgroup,
     config::NodeConfig,
     error::{Error, Result},
-    pod::blocking,
     sandbox::{Record, Sandbox, Scratch},
+    systemd,
 };
 
 /// What is needed to ask the agent for a sandbox.
@@ -190,7 +191,7 @@ impl Adopter {
                 flags: &self.flags,
             };
             let netns = File::open(&netns).map_err(Error::io("open", &netns))?;
-            Ok((Shape::of(spec.value(), setup), OwnedFd::from(netns)))
+            Ok::<_, Error>((Shape::of(spec.value(), setup), OwnedFd::from(netns)))
         });
         let (shape, netns) = match looked.await {
             Ok((Ok(shape), netns)) => (shape, netns),
@@ -281,8 +282,8 @@ impl Handed {
         let (old, new) = (self.cgroup.clone(), cgroup.clone());
         if let Some(scope) = new.scope() {
             let old = old.clone();
-            let pids = blocking(move || Ok(Vec::from_iter(old.pids()))).await?;
-            if let Err(e) = scope.start(&pids).await {
+            let pids = blocking(move || Vec::from_iter(old.pids())).await;
+            if let Err(e) = systemd::start_scope(&scope, &pids).await {
                 warn!("systemd may take away what limits this sandbox: {e}");
             }
         }
@@ -342,7 +343,7 @@ impl Handed {
             fs::remove_file(&taken).map_err(Error::io("remove", &taken))?;
             old.remove()?;
             // The runtime takes one that is there for set up already.
-            new.remove()
+            new.remove().map_err(Error::from)
         })
         .await
     }

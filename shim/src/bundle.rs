@@ -8,16 +8,20 @@
 
 use std::{
     fs,
-    io::Write as _,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
 
 use runsc_wrapper::{ContainerId, RuntimeKind, is_bind};
 use serde_json::{Value, json};
 
-use crate::{
+use kiln_host::{
     cgroup::{Cgroup, Limits, PERIOD_US},
+    fs::write_atomically,
+    oom,
+};
+
+use crate::{
     config::Policy,
     error::{Error, Result},
     io::read_capped,
@@ -120,7 +124,11 @@ impl Spec {
 
     /// Replaces `config.json` of `bundle` in one step.
     pub fn save(&self, bundle: &Path) -> Result<()> {
-        write_atomically(&bundle.join("config.json"), self.0.to_string().as_bytes())
+        {
+            let path = bundle.join("config.json");
+            write_atomically(&path, self.0.to_string().as_bytes())
+                .map_err(Error::io("write", &path))
+        }
     }
 
     fn annotation(&self, key: &str) -> Option<&str> {
@@ -363,7 +371,7 @@ impl Spec {
             self.stop_propagation_to_the_host();
             self.keep_devices_of_the_host_out();
         }
-        if let Some(lowest) = lowest_oom_score_adj() {
+        if let Some(lowest) = oom::lowest_score_adj() {
             self.raise_oom_score_adj(lowest);
         }
     }
@@ -509,40 +517,6 @@ fn namespace_allowed(kind: &str, path: &str, sandbox_pid: Option<u32>) -> bool {
 fn is_mounted_netns(path: &Path) -> bool {
     let climbs = path.components().any(|part| part == Component::ParentDir);
     path.is_absolute() && !climbs && !path.starts_with("/proc")
-}
-
-/// The lowest `oom_score_adj` that a child may be given, or `None` where any is fine
-/// (proc_pid_oom_score_adj(5)).
-fn lowest_oom_score_adj() -> Option<i64> {
-    const CAP_SYS_RESOURCE: u64 = 1 << 24;
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))?;
-    if u64::from_str_radix(effective.trim(), 16).ok()? & CAP_SYS_RESOURCE != 0 {
-        return None;
-    }
-    fs::read_to_string("/proc/self/oom_score_adj")
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
-}
-
-/// Writes a file that a crash leaves either old or new.
-pub(crate) fn write_atomically(path: &Path, text: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("new");
-    let write = || {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(text)?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(Error::io("write", path))
 }
 
 #[cfg(test)]

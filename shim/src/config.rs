@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::protobuf::{CodedInputStream, well_known_types::any::Any};
-use runsc_wrapper::{Config, egress::LinkLocal};
+use kiln_host::egress::LinkLocal;
+use runsc_wrapper::Config;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -136,7 +137,7 @@ pub(crate) fn config_path(options: &Any) -> Result<Option<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
-    use runsc_wrapper::egress::Mode;
+    use kiln_host::egress::Mode;
 
     use super::*;
 

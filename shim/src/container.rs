@@ -14,9 +14,10 @@ use std::{
 use runsc_wrapper::ContainerId;
 use serde_json::Value;
 
+use kiln_host::cgroup::{Cgroup, Limits};
+
 use crate::{
     bundle::Role,
-    cgroup::{Cgroup, Limits},
     error::{Error, Result},
     process::Process,
 };

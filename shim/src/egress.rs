@@ -9,23 +9,24 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    io,
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
 use kiln_agent_api::{Agent, AgentError};
-use log::{debug, info, warn};
-use runsc_wrapper::{
-    ContainerId,
-    egress::{Guard, LinkLocal, Mode, check_flags},
+use kiln_host::{
+    blocking,
+    egress::{Guard, LinkLocal, Mode},
 };
+use log::{debug, info, warn};
+use runsc_wrapper::{ContainerId, check_no_xdp};
 
 use crate::{
     bundle::Network,
     config::NodeConfig,
     error::{Error, Result},
-    pod::blocking,
 };
 
 /// What of a Pod's packets is dropped, and how much of that the agent knows.
@@ -112,13 +113,13 @@ impl Egress {
 /// where they are not enough.
 fn set(netns: &Path, rules: &LinkLocal, flags: &BTreeMap<String, String>) -> Result<Guard> {
     let file = File::open(netns).map_err(Error::io("open", netns))?;
-    let guard = Guard::set(file.as_fd(), rules);
-    guard
-        .and_then(|guard| check_flags(flags).map(|()| guard))
-        .map_err(|e| Error::Io {
-            what: format!("guard {}", netns.display()),
-            source: std::io::Error::other(e),
-        })
+    let failed = |source| Error::Io {
+        what: format!("guard {}", netns.display()),
+        source,
+    };
+    let guard = Guard::set(file.as_fd(), rules).map_err(|e| failed(io::Error::other(e)))?;
+    check_no_xdp(flags).map_err(|e| failed(io::Error::other(e)))?;
+    Ok(guard)
 }
 
 async fn tell(agent: &Path, id: &ContainerId, dropped: u64, failure: &str) {

@@ -5,6 +5,7 @@
 use std::{io, path::Path};
 
 use containerd_shim_protos::ttrpc::{self, Code};
+use kiln_host::cgroup::CgroupError;
 use runsc_wrapper::{InvalidId, RuntimeError};
 
 /// Result of a shim operation.
@@ -51,6 +52,9 @@ pub enum Error {
     /// The OCI runtime failed.
     #[error("{0}")]
     Runtime(#[from] RuntimeError),
+    /// The cgroup of a sandbox failed.
+    #[error("{0}")]
+    Cgroup(#[from] CgroupError),
     /// A file, mount or socket failed.
     #[error("{what}: {source}")]
     Io {
@@ -73,7 +77,7 @@ impl Error {
 
     fn code(&self) -> Code {
         match self {
-            Self::InvalidArgument(_) => Code::INVALID_ARGUMENT,
+            Self::InvalidArgument(_) | Self::Cgroup(CgroupError::Path(_)) => Code::INVALID_ARGUMENT,
             Self::Denied(_) => Code::PERMISSION_DENIED,
             Self::NotFound { .. } | Self::Runtime(RuntimeError::NotFound { .. }) => Code::NOT_FOUND,
             Self::AlreadyExists { .. } | Self::Runtime(RuntimeError::AlreadyExists { .. }) => {
@@ -93,6 +97,7 @@ impl Error {
                 | RuntimeError::Io { .. },
             )
             | Self::Io { .. }
+            | Self::Cgroup(CgroupError::Io { .. })
             | Self::Mount(_) => Code::INTERNAL,
         }
     }

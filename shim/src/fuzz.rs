@@ -12,9 +12,10 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use runsc_wrapper::RuntimeKind;
 use serde_json::{Value, json};
 
+use kiln_host::cgroup::{Cgroup, Limits};
+
 use crate::{
     bundle::Spec,
-    cgroup::{Cgroup, Limits},
     cli::bootstrap_params,
     config::{Policy, config_path},
     paths,

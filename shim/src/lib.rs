@@ -10,7 +10,6 @@
 
 mod adopt;
 pub mod bundle;
-pub mod cgroup;
 pub mod cli;
 pub mod config;
 mod container;

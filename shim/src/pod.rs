@@ -31,8 +31,12 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
+use kiln_host::{
+    blocking,
     cgroup::{self, Cgroup, Limits},
+};
+
+use crate::{
     config::NodeConfig,
     container::{Container, Exec, Said},
     error::{Error, Result},
@@ -523,7 +527,10 @@ fn exec_of(container: &Container, exec_id: &str) -> Result<Option<Arc<Exec>>> {
 async fn clean_up(bundle: PathBuf, cgroup: Option<Cgroup>) -> Result<()> {
     blocking(move || {
         let unmounted = rootfs::unmount(&bundle.join("rootfs"));
-        cgroup.map_or(Ok(()), |c| c.remove()).and(unmounted)?;
+        cgroup
+            .map_or(Ok(()), |c| c.remove())
+            .map_err(Error::from)
+            .and(unmounted)?;
         // containerd runs `delete` also after a shim that ended well; without a record it knows
         // that nothing is left to do.
         Record::remove(&bundle)
@@ -537,17 +544,4 @@ async fn attach(process: &Process, console: &ConsoleSocket) -> Result<()> {
     io.attach_terminal(&process.io_spec, console.receive().await?)?;
     process.set_io(io.into());
     Ok(())
-}
-
-/// Runs what blocks on a thread that may.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| {
-        Err(Error::Io {
-            what: "run blocking work".to_owned(),
-            source: e.into(),
-        })
-    })
 }

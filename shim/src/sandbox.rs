@@ -14,21 +14,22 @@ use std::{
     time::Duration,
 };
 
+use kiln_host::{blocking, fs::write_atomically, timer_slack};
 use log::warn;
 use nix::fcntl::{Flock, FlockArg};
-use runsc_wrapper::{ContainerId, Runtime, RuntimeKind, Slots, slack};
+use runsc_wrapper::{ContainerId, Runtime, RuntimeKind, Slots};
 use serde::{Deserialize, Serialize};
+
+use kiln_host::cgroup::{Cgroup, Limits};
 
 use crate::{
     adopt::Adopter,
-    bundle::{Network, write_atomically},
-    cgroup::{Cgroup, Limits},
+    bundle::Network,
     config::Policy,
     egress::Egress,
     error::{Error, Result},
     hints::Shared,
     io::read_capped,
-    pod::blocking,
     turn::Turn,
 };
 
@@ -102,7 +103,7 @@ impl Sandbox {
             what: format!("slacken the timers of sentry {pid}"),
             source,
         };
-        if let Err(e) = blocking(move || slack::set(pid, by).map_err(failed)).await {
+        if let Err(e) = blocking(move || timer_slack::set(pid, by).map_err(failed)).await {
             warn!("sandbox {}: {e}", self.id);
         }
     }
@@ -337,7 +338,7 @@ impl Record {
     pub(crate) fn save(&self, bundle: &Path) -> Result<()> {
         let path = bundle.join(Self::FILE);
         let text = serde_json::to_vec(self).map_err(|e| Error::io("encode", &path)(e.into()))?;
-        write_atomically(&path, &text)
+        write_atomically(&path, &text).map_err(Error::io("write", &path))
     }
 
     pub(crate) fn remove(bundle: &Path) -> Result<()> {

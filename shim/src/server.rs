@@ -20,9 +20,10 @@ use containerd_shim_protos::{
     shim_async::{Task, create_task},
     ttrpc::r#async::{Server, Service, transport::Listener},
 };
+use kiln_host::reap;
 use log::{info, warn};
 use nix::unistd::dup2_stdin;
-use runsc_wrapper::{Runc, Runsc, Runtime, RuntimeKind, reap};
+use runsc_wrapper::{Runc, Runsc, Runtime, RuntimeKind};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{

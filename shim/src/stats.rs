@@ -15,12 +15,9 @@ use containerd_shim_protos::{
 };
 use runsc_wrapper::{NetworkInterface, Stats};
 
-use crate::{
-    cgroup::{UNLIMITED, Usage, Version},
-    error::Result,
-    events::pack,
-    pod::Figures,
-};
+use kiln_host::cgroup::{UNLIMITED, Usage, Version};
+
+use crate::{error::Result, events::pack, pod::Figures};
 
 /// The metrics of container `id`.
 pub(crate) fn metrics(id: &str, figures: &Figures) -> Result<Any> {
@@ -156,7 +153,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::cgroup::{Cgroup, Limits};
+    use kiln_host::cgroup::{Cgroup, Limits};
 
     /// Of containers `a` and `b`, or of `a` alone.
     fn figures(cpu: &[u64], memory: &[u64]) -> Figures {

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use runsc_wrapper::reap;
+use kiln_host::{cgroup::Scope, reap};
 use tokio::{
     io::AsyncReadExt,
     process::{Child, ChildStdin, Command},
@@ -35,9 +35,6 @@ use crate::error::{Error, Result};
 /// The action of the command line that makes one.
 pub(crate) const ACTION: &str = "scope";
 
-/// There where systemd runs the host (sd_booted(3)).
-const RUNS: &str = "/run/systemd/system";
-
 /// How long systemd may take: it starts a scope at once, but on a busy node behind others.
 const TIME: Duration = Duration::from_secs(10);
 
@@ -47,15 +44,6 @@ const WORDS: u64 = 4 << 10;
 /// What the process writes when the scope is there.
 const STARTED: u8 = b'\n';
 
-/// A scope that systemd is to make.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Scope {
-    /// The slice that it is in.
-    pub(crate) slice: String,
-    /// Its own name.
-    pub(crate) unit: String,
-}
-
 /// What keeps a scope from ending before there is another process in it. Dropping it lets go.
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -63,45 +51,38 @@ pub(crate) struct Held {
     _input: Option<ChildStdin>,
 }
 
-/// Whether systemd makes the cgroups of this host.
-pub(crate) fn runs_the_host() -> bool {
-    Path::new(RUNS).exists()
-}
-
-impl Scope {
-    /// Has systemd start it with these processes; without any, with one that is held.
-    ///
-    /// # Errors
-    /// What systemd, or the way to it, says.
-    pub(crate) async fn start(&self, pids: &[u32]) -> Result<Held> {
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .args([ACTION, &self.slice, &self.unit])
-            .args(pids.iter().map(u32::to_string))
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let failed = |source| Error::Io {
-            what: format!("start {} in {}", self.unit, self.slice),
-            source,
-        };
-        let (mut child, owned) = reap::spawn(&mut command).map_err(failed)?;
-        let input = child.stdin.take();
-        let answer = timeout(TIME, answer(&mut child)).await;
-        let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        if answer.is_err() {
-            // It may have ended by itself.
-            child.start_kill().ok();
-        }
-        tokio::spawn(async move {
-            // How it ends says no more than its answer.
-            child.wait().await.ok();
-            drop(owned);
-        });
-        answer.map_err(failed)?;
-        Ok(Held { _input: input })
+/// Has systemd start `scope` with these processes; without any, with one that is held.
+///
+/// # Errors
+/// What systemd, or the way to it, says.
+pub(crate) async fn start_scope(scope: &Scope, pids: &[u32]) -> Result<Held> {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .args([ACTION, &scope.slice, &scope.unit])
+        .args(pids.iter().map(u32::to_string))
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let failed = |source| Error::Io {
+        what: format!("start {} in {}", scope.unit, scope.slice),
+        source,
+    };
+    let (mut child, owned) = reap::spawn(&mut command).map_err(failed)?;
+    let input = child.stdin.take();
+    let answer = timeout(TIME, answer(&mut child)).await;
+    let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    if answer.is_err() {
+        // It may have ended by itself.
+        child.start_kill().ok();
     }
+    tokio::spawn(async move {
+        // How it ends says no more than its answer.
+        child.wait().await.ok();
+        drop(owned);
+    });
+    answer.map_err(failed)?;
+    Ok(Held { _input: input })
 }
 
 /// What the process says: that the scope is there, or why it is not.

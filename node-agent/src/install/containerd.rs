@@ -14,11 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kiln_host::reap::pidfd_open;
 use nix::sys::socket::{
     getsockopt,
     sockopt::{PeerCredentials, PeerPidfd},
 };
-use runsc_wrapper::reap::pidfd_open;
 use tokio::{process::Command, time::timeout};
 
 use super::{Error, config, wiring::Handler};

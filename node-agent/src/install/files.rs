@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::Error;
-use crate::fs::remove_file_if_there;
+use kiln_host::fs::remove_file_if_there;
 
 /// Ends the name of what somebody else had where a file of ours is now.
 const ORIGINAL: &str = ".before-kiln";

@@ -5,8 +5,8 @@
 
 use std::{path::Path, process::Stdio};
 
+use kiln_host::reap;
 use nix::sched::{CloneFlags, setns};
-use runsc_wrapper::reap;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 

@@ -17,7 +17,9 @@ use super::{
     installation, is_installed, lock,
     wire::{Own, dump_of, target},
 };
-use crate::{config::Config, exec_dir, fs::remove_dir_if_there};
+use kiln_host::fs::remove_dir_if_there;
+
+use crate::{config::Config, exec_dir};
 
 /// Where a runsc of the summer of 2026 or newer keeps the empty network namespace of its gofers
 /// (gVisor `runsc/specutils/namespace.go`, `NullNetNSFilename`).

@@ -41,11 +41,9 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{
-    Exit, Stdio,
-    reap::{self, Owned, kill_found},
-    stdio::null_device,
-};
+use kiln_host::reap::{self, Owned, kill_found};
+
+use crate::{Exit, Stdio, stdio::null_device};
 
 pub(crate) use cover::Cover;
 pub use words::Log;

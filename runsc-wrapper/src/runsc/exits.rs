@@ -15,11 +15,12 @@ use std::{
 use serde::Deserialize;
 
 use super::{Container, SANDBOX_END, no_answer};
+use kiln_host::reap::End;
+
 use crate::{
     Exit, Result, RuntimeError, Status,
     cli::{self, Cli},
     command::{Cause, Running},
-    reap::End,
     sandbox::Answer,
 };
 

@@ -28,6 +28,8 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use kiln_host::{blocking, reap};
+
 use crate::{
     CheckpointOpts, Config, ContainerId, CreateOpts, Exec, ExecOpts, ExitFuture, KillTarget,
     NetworkCall, Process, Result, Runtime, RuntimeError, StartWay, Stats, Status, Stdio,
@@ -35,7 +37,6 @@ use crate::{
     command::Cover,
     control::{ControlError, RuntimeState, Target},
     network::Network,
-    reap,
     sandbox::{Answer, Paused, Sandbox},
     slots::{PutInPlace, Slots, member::Member},
     state::{self, State},
@@ -715,13 +716,6 @@ impl Runsc {
             sandbox.ends_within(SANDBOX_END).await;
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(io::Error::other)?
 }
 
 async fn resume(cli: &Cli, container: &Container) -> Result<()> {

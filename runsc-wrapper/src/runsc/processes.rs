@@ -4,12 +4,14 @@
 
 use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
+use kiln_host::{fs::remove_file_if_there, reap};
+
 use super::{Container, NO_STATUS, Runsc, clone, exits, no_answer};
+
 use crate::{
     Exec, ExecOpts, Result, RuntimeError, cli,
     command::Running,
     exec::{self, Descriptors, RawSockets},
-    reap,
     sandbox::Answer,
 };
 
@@ -75,13 +77,13 @@ impl Runsc {
         let process_file = cli::write_process(&opts.scratch, &process)?;
         let pid_file = opts.scratch.join("internal-pid");
         // Left over from an earlier exec, it would be taken for the new one.
-        remove_if_there(&pid_file)?;
+        remove_file_if_there(&pid_file).map_err(removing(&pid_file))?;
         let started = self
             .start_exec(container, opts, &process_file, &pid_file)
             .await;
         for file in [&process_file, &pid_file] {
-            if let Err(e) = remove_if_there(file) {
-                log::warn!("{e}");
+            if let Err(e) = remove_file_if_there(file) {
+                log::warn!("{}", removing(file)(e));
             }
         }
         let (running, pid) = started?;
@@ -150,11 +152,6 @@ fn read_pid(file: &Path) -> Option<u32> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-fn remove_if_there(file: &Path) -> Result<()> {
-    match fs::remove_file(file) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(cli::io_error(&format!("remove {}", file.display()), e))
-        }
-        _ => Ok(()),
-    }
+fn removing(file: &Path) -> impl FnOnce(io::Error) -> RuntimeError {
+    move |e| cli::io_error(&format!("remove {}", file.display()), e)
 }

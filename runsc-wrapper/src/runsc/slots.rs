@@ -9,7 +9,9 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
-use super::{Container, Runsc, blocking, no_answer};
+use kiln_host::blocking;
+
+use super::{Container, Runsc, no_answer};
 use crate::{
     ContainerId, CreateOpts, Result, Slots, Stdio, cli,
     exec::Descriptors,
@@ -44,7 +46,7 @@ impl Runsc {
         let prepared = blocking(move || {
             let root_container = members::root_container(&config.root, &of)?;
             let member = Member::new(&config, &bundle, &of, slots)?;
-            Ok((member, root_container))
+            io::Result::Ok((member, root_container))
         });
         let (member, root_container) = match prepared.await {
             Ok(prepared) => prepared,

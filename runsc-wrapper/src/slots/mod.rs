@@ -34,7 +34,9 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use crate::{Config, ContainerId, reap::pidfd_open};
+use kiln_host::reap::pidfd_open;
+
+use crate::{Config, ContainerId};
 
 use member::Upper;
 pub use member::is_bind;

@@ -16,7 +16,7 @@ use nix::{
 };
 
 use super::Slots;
-use crate::interrupt::uninterrupted;
+use kiln_host::uninterrupted;
 
 impl Slots {
     /// Sends it over `to`, in one message. Blocks.

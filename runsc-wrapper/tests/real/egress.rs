@@ -11,6 +11,10 @@ use std::{
     process::{Command, Stdio},
 };
 
+use kiln_host::{
+    egress::{Guard, GuardError, LinkLocal},
+    in_netns,
+};
 use nix::{
     errno::Errno,
     sched::{CloneFlags, unshare},
@@ -21,10 +25,6 @@ use nix::{
         },
         time::TimeVal,
     },
-};
-use runsc_wrapper::{
-    egress::{Guard, GuardError, LinkLocal},
-    in_netns,
 };
 
 /// How often a frame that must arrive is sent: links that are just up drop everything until the

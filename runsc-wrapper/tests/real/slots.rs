@@ -30,7 +30,7 @@ async fn slots(world: &World) -> Slots {
 
 /// Reaps a gofer when it has ended.
 async fn expect_end(pid: u32) {
-    let watch = runsc_wrapper::reap::watch(pid).unwrap();
+    let watch = kiln_host::reap::watch(pid).unwrap();
     watch.end().await.unwrap();
     assert!(!is_alive(pid));
 }

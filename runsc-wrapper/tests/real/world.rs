@@ -13,10 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kiln_host::reap;
 use nix::mount::{MntFlags, umount2};
 use runsc_wrapper::{
     Config, ContainerId, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, Result, Runc, Runsc,
-    Runtime, RuntimeKind, Stdio, reap,
+    Runtime, RuntimeKind, Stdio,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -18,9 +18,10 @@ use containerd_shim_protos::{
 use runsc_wrapper::{ContainerId, Exit};
 
 use super::{address_in, socket_path};
+use kiln_host::cgroup::{self, Cgroup};
+
 use crate::{
     adopt::end_gofer,
-    cgroup::{self, Cgroup},
     config::NodeConfig,
     error::{Error, Result},
     events::timestamp,
@@ -40,7 +41,7 @@ pub(super) async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResp
         "" => env::current_dir().map_err(Error::io("find", Path::new(".")))?,
         bundle => PathBuf::from(bundle),
     };
-    runsc_wrapper::reap::become_subreaper().map_err(|source| Error::Io {
+    kiln_host::reap::become_subreaper().map_err(|source| Error::Io {
         what: "become a subreaper".to_owned(),
         source,
     })?;
@@ -132,7 +133,7 @@ async fn delete_recorded(
             }
             cgroup.remove()
         });
-        errors.extend(removed.err());
+        errors.extend(removed.err().map(Error::from));
     }
     if let Some(dir) = pod
         .scratch

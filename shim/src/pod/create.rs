@@ -16,11 +16,15 @@ use containerd_shim_protos::{
 use log::{info, warn};
 use runsc_wrapper::{ContainerId, CreateOpts, RuntimeError, RuntimeKind, Slots, Stdio};
 
-use super::{CreateRequest, Pod, attach, blocking, clean_up};
+use super::{CreateRequest, Pod, attach, clean_up};
+use kiln_host::{
+    blocking,
+    cgroup::{Cgroup, Limits},
+};
+
 use crate::{
     adopt::{Adopter, Adoption},
     bundle::{Network, Role, Spec},
-    cgroup::{Cgroup, Limits},
     config::NodeConfig,
     container::{Container, Said},
     egress::Egress,
@@ -31,7 +35,7 @@ use crate::{
     process::Process,
     rootfs,
     sandbox::{Record, Sandbox, Scratch},
-    systemd::Held,
+    systemd::{self, Held},
     turn::Turn,
 };
 
@@ -157,7 +161,7 @@ impl Pod {
                 RuntimeKind::Runsc => Shared::of(&first, &pods)?,
                 _ => Shared::default(),
             };
-            Ok((Scratch::new(&host.run, &owner, &host.socket)?, shared))
+            Ok::<_, Error>((Scratch::new(&host.run, &owner, &host.socket)?, shared))
         })
         .await?;
         Ok(Sandbox {
@@ -430,7 +434,7 @@ async fn hold_scope(sandbox: &Sandbox, role: &Role, own: Option<Limits>) -> Opti
     if *role != Role::Sandbox || !sandbox.is_shared() {
         return None;
     }
-    let held = match scope.start(&[]).await {
+    let held = match systemd::start_scope(&scope, &[]).await {
         Ok(held) => held,
         Err(e) => {
             warn!("systemd may take away what limits this sandbox: {e}");

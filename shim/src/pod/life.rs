@@ -9,9 +9,10 @@ use log::{info, warn};
 use runsc_wrapper::{ContainerId, ExecOpts, Exit, ExitFuture, KillTarget, RuntimeError, Stdio};
 
 use super::{Pod, attach, clean_up, exec_of};
+use kiln_host::cgroup::OomKills;
+
 use crate::{
     bundle::{Network, Role},
-    cgroup::OomKills,
     container::{Container, Exec},
     error::Result,
     events::{publish, timestamp},

@@ -23,7 +23,7 @@ use kiln_tests::{
     pod::Pod,
     wait::{self, SOON},
 };
-use runsc_wrapper::egress::Guard;
+use kiln_host::egress::Guard;
 
 use crate::{
     Neighbour, WARM,

@@ -16,12 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use runsc_wrapper::reap::kill_found;
+use crate::reap::kill_found;
 
-use crate::{
-    error::{Error, Result},
-    systemd::{self, Scope},
-};
+/// There if systemd runs the host (sd_booted(3)).
+const SYSTEMD_RUNS: &str = "/run/systemd/system";
 
 /// How often, and with which pause, a cgroup is tried to be removed whose processes are dying.
 const REMOVE_TRIES: u32 = 50;
@@ -46,7 +44,7 @@ pub const MOUNT: &str = "/sys/fs/cgroup";
 pub const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
 
 /// CPU period in microseconds that quotas are added up in, the kernel's default.
-pub(crate) const PERIOD_US: i64 = 100_000;
+pub const PERIOD_US: i64 = 100_000;
 
 /// Controllers of v1 that a sandbox may have a directory in.
 const V1_CONTROLLERS: [&str; 13] = [
@@ -64,6 +62,43 @@ const V1_CONTROLLERS: [&str; 13] = [
     "pids",
     "rdma",
 ];
+
+/// Failure of an operation on a cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The path names no cgroup, or leaves the hierarchy.
+    #[error("{0}")]
+    Path(String),
+    /// A file or directory of the hierarchy failed.
+    #[error("{op} {}: {source}", path.display())]
+    Io {
+        /// What was done.
+        op: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The kernel's error.
+        source: io::Error,
+    },
+}
+
+impl CgroupError {
+    fn io(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { op, path, source }
+    }
+}
+
+/// Result of an operation on a cgroup.
+pub type Result<T, E = CgroupError> = std::result::Result<T, E>;
+
+/// Transient unit of systemd that is the cgroup of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// Name of the slice that the scope is in, such as `kubepods-pod1.slice`.
+    pub slice: String,
+    /// Name of the scope, such as `cri-containerd-1.scope`.
+    pub unit: String,
+}
 
 /// Which cgroup interface the host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,7 +221,7 @@ impl Cgroup {
     /// systemd's `slice:prefix:name`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a path that leaves the hierarchy.
+    /// [`CgroupError::Path`] for a path that leaves the hierarchy.
     pub fn new(mount: &Path, cgroups_path: &str) -> Result<Self> {
         let path = cgroupfs_path(cgroups_path);
         let inside = Path::new(&path).components();
@@ -194,7 +229,7 @@ impl Cgroup {
             || path.contains('\0')
             || inside.clone().any(|c| c == Component::ParentDir)
         {
-            return Err(Error::InvalidArgument(format!(
+            return Err(CgroupError::Path(format!(
                 "cgroupsPath {cgroups_path:?} is not a path"
             )));
         }
@@ -203,7 +238,7 @@ impl Cgroup {
             .collect();
         if path.as_os_str().is_empty() {
             // The root of the hierarchy holds the whole host.
-            return Err(Error::InvalidArgument(format!(
+            return Err(CgroupError::Path(format!(
                 "cgroupsPath {cgroups_path:?} names no cgroup"
             )));
         }
@@ -234,10 +269,10 @@ impl Cgroup {
 
     /// The scope that systemd makes of this cgroup: where it runs the host, one of cgroup v2 in a
     /// slice. Others are for whoever uses them to make.
-    pub(crate) fn scope(&self) -> Option<Scope> {
+    pub fn scope(&self) -> Option<Scope> {
         let is_systemds = self.version == Version::V2 && self.mount == Path::new(MOUNT);
         let scope = self.as_scope().filter(|_| is_systemds)?;
-        systemd::runs_the_host().then_some(scope)
+        Path::new(SYSTEMD_RUNS).exists().then_some(scope)
     }
 
     /// What systemd calls it, if it is named as a scope in a slice.
@@ -252,7 +287,7 @@ impl Cgroup {
     }
 
     /// Its processes. Blocks.
-    pub(crate) fn pids(&self) -> BTreeSet<u32> {
+    pub fn pids(&self) -> BTreeSet<u32> {
         let lists = self.hierarchies().into_iter();
         // What is not there has no processes.
         let lists = lists.filter_map(|h| fs::read_to_string(self.procs(&h)).ok());
@@ -425,12 +460,12 @@ impl Cgroup {
                 dir.push(level);
                 match fs::create_dir(&dir) {
                     Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(Error::io("make cgroup", &dir)(e));
+                        return Err(CgroupError::io("make cgroup", &dir)(e));
                     }
                     _ => {}
                 }
                 if hierarchy.ends_with("cpuset") {
-                    inherit_cpuset(&dir).map_err(Error::io("set up cgroup", &dir))?;
+                    inherit_cpuset(&dir).map_err(CgroupError::io("set up cgroup", &dir))?;
                 }
             }
         }
@@ -450,20 +485,20 @@ impl Cgroup {
             loop {
                 let pids = match fs::read_to_string(&source) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => break,
-                    read => read.map_err(Error::io("read", &source))?,
+                    read => read.map_err(CgroupError::io("read", &source))?,
                 };
                 if pids.is_empty() {
                     break;
                 }
                 if Instant::now() > until {
                     let words = io::Error::other("ever more processes appear in it");
-                    return Err(Error::io("empty", &source)(words));
+                    return Err(CgroupError::io("empty", &source)(words));
                 }
                 rounds += 1;
                 if rounds > MOVE_ROUNDS {
                     thread::sleep(MOVE_PAUSE);
                 }
-                move_to(&target, &pids).map_err(Error::io("write", &target))?;
+                move_to(&target, &pids).map_err(CgroupError::io("write", &target))?;
             }
         }
         Ok(())
@@ -508,7 +543,7 @@ impl Cgroup {
         let mut result = Ok(());
         for dir in dirs {
             if let Err(e) = remove_when_empty(&dir) {
-                result = Err(Error::io("remove cgroup", &dir)(e));
+                result = Err(CgroupError::io("remove cgroup", &dir)(e));
             }
         }
         result
@@ -547,7 +582,7 @@ impl Cgroup {
         match written {
             // No such controller on this host: nothing can be limited with it.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done.map_err(Error::io("write", &path)),
+            done => done.map_err(CgroupError::io("write", &path)),
         }
     }
 }

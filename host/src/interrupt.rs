@@ -9,7 +9,7 @@ use std::io;
 /// A socket that has a timeout needs this: the kernel does not go on by itself there, not even
 /// under `SA_RESTART` (signal(7), "Interruption of system calls"), and the end of a child is a
 /// signal to any thread of a process that waits for its children.
-pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

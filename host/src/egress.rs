@@ -11,7 +11,7 @@
 //! made them ends, and go with the namespace.
 //!
 //! Frames that the rules cannot read are dropped too. Frames that the kernel does not show them
-//! pass: those of AF_XDP sockets, which a flag of runsc gives a sentry ([`check_flags`]).
+//! pass: those of AF_XDP sockets.
 
 mod nft;
 
@@ -33,10 +33,7 @@ use nix::{
 };
 use serde::Deserialize;
 
-use crate::{
-    interrupt::uninterrupted,
-    network::{self, in_netns},
-};
+use crate::{in_netns, uninterrupted};
 use nft::{Batch, Verdict};
 
 /// Why packets of a network namespace are not guarded, or not counted.
@@ -51,9 +48,6 @@ pub enum GuardError {
     /// These links have no Ethernet frames, which the rules are for. Others have their rules.
     #[error("no Ethernet frames on {}", .0.join(", "))]
     NotEthernet(Vec<String>),
-    /// This flag of runsc has the sandbox send past every rule.
-    #[error("runsc's flag `{0}` has sandboxes send by AF_XDP, which no rule sees")]
-    Xdp(&'static str),
     /// The counter cannot be read.
     #[error("read the counter: {0}")]
     Count(#[source] io::Error),
@@ -114,18 +108,6 @@ impl LinkLocal {
         ranges.extend(self.metadata.iter().map(|ip| (*ip, *ip)));
         ranges
     }
-}
-
-/// Looks for a flag among runsc's that has sandboxes send by AF_XDP. Frames of such a socket pass
-/// no egress hook.
-///
-/// # Errors
-/// [`GuardError::Xdp`] names the flag.
-pub fn check_flags(flags: &BTreeMap<String, String>) -> Result<(), GuardError> {
-    // Its value is `off` unless it is set (gVisor `runsc/config/config.go`, `XDP`).
-    let is_on = |flag: &&str| flags.get(*flag).is_some_and(|value| value != "off");
-    let on = network::XDP_FLAGS.into_iter().find(is_on);
-    on.map_or(Ok(()), |flag| Err(GuardError::Xdp(flag)))
 }
 
 /// The rules of one network namespace, and the way to their counter.
@@ -332,29 +314,6 @@ mod tests {
             "100.100.2.136",
         ] {
             assert!(!holds(ip), "{ip}");
-        }
-    }
-
-    #[test]
-    fn a_flag_that_sends_past_the_rules_is_named() {
-        let check = |flag: &str, value: &str| {
-            let flags = BTreeMap::from([(flag.to_owned(), value.to_owned())]);
-            check_flags(&flags).map_err(|e| e.to_string())
-        };
-        for (flag, value) in [
-            ("EXPERIMENTAL-xdp", "ns"),
-            ("EXPERIMENTAL-xdp", "redirect:eth0"),
-            ("xdp", "tunnel:eth0"),
-        ] {
-            let refused = check(flag, value).unwrap_err();
-            assert!(refused.contains(&format!("`{flag}`")), "{refused}");
-        }
-        for (flag, value) in [
-            ("EXPERIMENTAL-xdp", "off"),
-            ("EXPERIMENTAL-xdp-need-wakeup", "true"),
-            ("network", "sandbox"),
-        ] {
-            assert_eq!(check(flag, value), Ok(()), "{flag}");
         }
     }
 
