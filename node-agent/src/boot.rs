@@ -15,8 +15,8 @@ use kiln_agent_api::{Shape, naming_process};
 use kiln_host::{reap::Tracked, timer_slack};
 use rand::RngExt as _;
 use runsc_wrapper::{
-    ContainerId, CreateOpts, ExecOpts, Exit, InvalidId, Runtime, RuntimeError, Slots, StartWay,
-    Status, Stdio,
+    ContainerId, CreateOpts, ExecOpts, Exit, InvalidId, RuntimeError, Slots, StartWay, Status,
+    Stdio, WarmRuntime,
 };
 use tracing::warn;
 
@@ -124,7 +124,7 @@ impl Drop for Destruction {
 /// Makes and destroys warm sandboxes with one runtime.
 #[derive(Clone)]
 pub(crate) struct Booter {
-    runtime: Arc<dyn Runtime>,
+    runtime: Arc<dyn WarmRuntime>,
     store: Store,
     /// Parent of the sandboxes' cgroups.
     cgroup: String,
@@ -138,7 +138,7 @@ pub(crate) struct Booter {
 
 impl Booter {
     pub(crate) fn new(
-        runtime: Arc<dyn Runtime>,
+        runtime: Arc<dyn WarmRuntime>,
         store: Store,
         cgroup: String,
         gofers: Gofers,
@@ -238,7 +238,6 @@ impl Booter {
             bundle,
             stdio: Stdio::default(),
             console_socket: None,
-            user_log: None,
         };
         Ok(self.runtime.create(&opts).await?)
     }
@@ -342,7 +341,6 @@ impl Booter {
             bundle,
             stdio: Stdio::default(),
             console_socket: None,
-            user_log: None,
             log_dir: None,
         };
         let made = self.runtime.create_in_slots(&opts, slots).await?;
@@ -353,7 +351,7 @@ impl Booter {
             Ok(()) => exit.await,
             Err(e) => Err(e),
         };
-        self.runtime.delete(&id, true).await?;
+        self.runtime.delete(&id).await?;
         match ended?.code {
             0 => Ok(()),
             code => Err(unfit(&format!(
@@ -442,7 +440,7 @@ impl Booter {
         };
         drop(self.gofers.take(&id));
         if let Ok(known) = id.parse()
-            && let Err(e) = self.runtime.delete(&known, true).await
+            && let Err(e) = self.runtime.delete(&known).await
         {
             warn!("{id}: {e}");
             return;

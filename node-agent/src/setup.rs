@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, io, path::PathBuf};
 
 use kiln_agent_api::{Ineligible, RuntimeFile, Setup, Shape, shm};
 use kiln_host::egress::LinkLocal;
-use runsc_wrapper::{Config as RuntimeConfig, RuntimeKind, config::ConfigError};
+use runsc_wrapper::{Config as RuntimeConfig, config::ConfigError};
 
 use crate::{config::Class, pool::Wanted, spec};
 
@@ -25,9 +25,6 @@ pub(crate) enum SetupError {
         /// Why not.
         source: io::Error,
     },
-    /// It makes no sandboxes.
-    #[error("runtime {0:?} makes no sandboxes")]
-    Kind(RuntimeKind),
     /// A class cannot be made ahead.
     #[error("class {name}: {source}")]
     Class {
@@ -49,9 +46,6 @@ impl Runtime {
     /// Looks at the runtime that the file `config` describes. Blocks.
     pub(crate) fn look(config: &std::path::Path, namespace: &str) -> Result<Self, SetupError> {
         let config = RuntimeConfig::load(config)?.in_namespace(namespace)?;
-        if config.kind != RuntimeKind::Runsc {
-            return Err(SetupError::Kind(config.kind));
-        }
         let path = config.binary.clone();
         let file = RuntimeFile::of(&path).map_err(|source| SetupError::Program { path, source })?;
         Ok(Self { config, file })

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The command line of an OCI runtime, as far as runsc and runc agree on it.
+//! The command line of runsc.
 
 use std::{
     ffi::OsStr,
@@ -88,7 +88,7 @@ impl Cli {
         Ok(())
     }
 
-    /// Signals one process of a sandbox (runsc).
+    /// Signals one process of a sandbox.
     pub(crate) async fn kill_pid(&self, id: &ContainerId, pid: u32, signal: i32) -> Result<()> {
         let call = self
             .call("kill", id.as_str())?
@@ -98,12 +98,11 @@ impl Cli {
         Ok(())
     }
 
-    pub(crate) async fn delete(&self, id: &ContainerId, force: bool) -> Result<()> {
-        let force = force.then_some("--force");
+    pub(crate) async fn delete(&self, id: &ContainerId) -> Result<()> {
         let call = self
             .call("delete", id.as_str())?
             .deadline(self.config.deadlines.delete);
-        call.args(force).id().run().await?;
+        call.arg("--force").id().run().await?;
         Ok(())
     }
 
@@ -157,21 +156,6 @@ impl Cli {
         call.arg("--image-path")
             .arg(&opts.image)
             .args(leave_running)
-            .id()
-            .run()
-            .await?;
-        Ok(())
-    }
-
-    pub(crate) async fn update(
-        &self,
-        id: &ContainerId,
-        resources: &serde_json::Value,
-    ) -> Result<()> {
-        let input = resources.to_string().into_bytes();
-        self.call("update", id.as_str())?
-            .args(["--resources", "-"])
-            .input(input)
             .id()
             .run()
             .await?;
@@ -268,11 +252,6 @@ impl Call {
         self
     }
 
-    pub(crate) fn input(mut self, input: Vec<u8>) -> Self {
-        self.command = self.command.input(input);
-        self
-    }
-
     pub(crate) fn cover(mut self, cover: Cover) -> Self {
         self.command = self.command.cover(cover);
         self
@@ -325,10 +304,6 @@ impl Call {
 #[derive(Debug, Deserialize)]
 pub(crate) struct OciState {
     status: String,
-    #[serde(default)]
-    pub(crate) pid: i64,
-    #[serde(default)]
-    pub(crate) bundle: PathBuf,
 }
 
 impl OciState {

@@ -8,8 +8,6 @@
 //! ```toml
 //! binary_name = "/opt/kiln/bin/runsc"  # name or path; default `runsc`
 //! root = "/run/containerd/runsc"       # state of the runtime; the namespace is joined to it
-//! log_path = "/var/log/runsc/%ID%/shim.log"
-//! log_level = "info"
 //!
 //! [runsc_config]                       # any flag of runsc
 //! platform = "systrap"
@@ -18,7 +16,7 @@
 //! debug-log = "/run/kiln-agent/debug/%ID%/"   # %ID% is the container's id
 //!
 //! [kiln]
-//! runtime = "runsc"                    # or "runc", for tests only: no sandbox
+//! runtime = "runsc"                    # the only one, and the default
 //! control_socket = true                # false: command line only
 //!
 //! [kiln.deadlines]                     # seconds
@@ -46,8 +44,8 @@ const SIZE_LIMIT: u64 = 256 << 10;
 /// Where runsc keeps its state when the file does not say: the place of gVisor's own shim.
 const RUNSC_ROOT: &str = "/run/containerd/runsc";
 
-/// Where runc keeps its state when the file does not say.
-const RUNC_ROOT: &str = "/run/containerd/runc";
+/// The only runtime that `[kiln] runtime` may name.
+const RUNTIME: &str = "runsc";
 
 /// Flags that are ours to set on every command: what the file says of them is ignored.
 const OURS: &[&str] = &["log", "log-format"];
@@ -77,7 +75,15 @@ const PATH_FLAGS: &[&str] = &[
 const HARDENED: &[(&str, &str)] = &[("net-raw", "false"), ("host-uds", "none")];
 
 /// Top-level keys of gVisor's file that mean nothing here.
-const IGNORED: &[&str] = &["shim_cgroup", "grouping", "enable_hibernate_server"];
+const IGNORED: &[&str] = &[
+    "shim_cgroup",
+    "grouping",
+    "enable_hibernate_server",
+    "log_path",
+    "log_level",
+    "io_uid",
+    "io_gid",
+];
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -101,17 +107,6 @@ pub enum ConfigError {
         /// What is wrong.
         problem: String,
     },
-}
-
-/// Which program the configuration is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RuntimeKind {
-    /// gVisor's `runsc`.
-    #[default]
-    Runsc,
-    /// `runc`: the same life without a sandbox.
-    Runc,
 }
 
 /// How long each kind of operation may take.
@@ -150,8 +145,6 @@ impl Default for Deadlines {
 /// How a node drives its runtime.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// What kind of program it is.
-    pub kind: RuntimeKind,
     /// The program.
     pub binary: PathBuf,
     /// Directory in which it keeps its state.
@@ -162,14 +155,6 @@ pub struct Config {
     pub control_socket: bool,
     /// How long operations may take.
     pub deadlines: Deadlines,
-    /// Level of the shim's log.
-    pub log_level: Option<String>,
-    /// File of the shim's log; see [`Config::log_path_for`].
-    pub log_path: Option<String>,
-    /// Owner of the pipes that the shim makes for a container.
-    pub io_uid: u32,
-    /// Group of these pipes.
-    pub io_gid: u32,
     /// The keys of `[kiln]` that are not for this library.
     pub kiln: toml::Table,
 }
@@ -177,16 +162,11 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            kind: RuntimeKind::Runsc,
-            binary: find_program(Path::new("runsc")),
+            binary: find_program(Path::new(RUNTIME)),
             root: RUNSC_ROOT.into(),
             flags: hardened(),
             control_socket: true,
             deadlines: Deadlines::default(),
-            log_level: None,
-            log_path: None,
-            io_uid: 0,
-            io_gid: 0,
             kiln: toml::Table::new(),
         }
     }
@@ -218,24 +198,17 @@ impl Config {
         {
             log::warn!("configuration: unknown key {key}");
         }
-        let kind = file.kiln.runtime;
-        let (default_name, default_root) = match kind {
-            RuntimeKind::Runsc => ("runsc", RUNSC_ROOT),
-            RuntimeKind::Runc => ("runc", RUNC_ROOT),
-        };
+        if file.kiln.runtime.is_some_and(|name| name != RUNTIME) {
+            return Err(bad("kiln.runtime", "must be \"runsc\""));
+        }
         let name = file.binary_name.filter(|name| !name.is_empty());
         let root = file.root.filter(|root| !root.is_empty());
         let config = Self {
-            kind,
-            binary: find_program(Path::new(name.as_deref().unwrap_or(default_name))),
-            root: root.as_deref().unwrap_or(default_root).into(),
-            flags: flags(kind, file.runsc_config)?,
+            binary: find_program(Path::new(name.as_deref().unwrap_or(RUNTIME))),
+            root: root.as_deref().unwrap_or(RUNSC_ROOT).into(),
+            flags: flags(file.runsc_config)?,
             control_socket: file.kiln.control_socket,
             deadlines: file.kiln.deadlines.durations()?,
-            log_level: file.log_level,
-            log_path: file.log_path,
-            io_uid: file.io_uid,
-            io_gid: file.io_gid,
             kiln: file.kiln.other,
         };
         if !config.root.is_absolute() {
@@ -259,18 +232,6 @@ impl Config {
     /// Whether a boolean flag is on, as Go's `strconv.ParseBool` reads it.
     pub fn is_on(&self, flag: &str) -> bool {
         self.flags.get(flag).is_some_and(|value| is_true(value))
-    }
-
-    /// The file of the shim's log for container `id`: `%ID%` is replaced, and a path that ends
-    /// in a slash gets gVisor's default name.
-    pub fn log_path_for(&self, id: &ContainerId) -> Option<PathBuf> {
-        let path = self.log_path.as_ref().filter(|path| !path.is_empty())?;
-        let name = if path.ends_with('/') {
-            "runsc-shim-%ID%.log"
-        } else {
-            ""
-        };
-        Some(with_id(&format!("{path}{name}"), id.as_str()).into())
     }
 
     /// The flags as arguments for a command on container `id`, in a fixed order.
@@ -313,12 +274,6 @@ impl Config {
 struct File {
     binary_name: Option<String>,
     root: Option<String>,
-    log_path: Option<String>,
-    log_level: Option<String>,
-    #[serde(default)]
-    io_uid: u32,
-    #[serde(default)]
-    io_gid: u32,
     #[serde(default)]
     runsc_config: BTreeMap<String, toml::Value>,
     #[serde(default)]
@@ -330,7 +285,7 @@ struct File {
 #[derive(Deserialize)]
 #[serde(default)]
 struct Kiln {
-    runtime: RuntimeKind,
+    runtime: Option<String>,
     control_socket: bool,
     deadlines: Seconds,
     #[serde(flatten)]
@@ -340,7 +295,7 @@ struct Kiln {
 impl Default for Kiln {
     fn default() -> Self {
         Self {
-            runtime: RuntimeKind::default(),
+            runtime: None,
             control_socket: true,
             deadlines: Seconds::default(),
             other: toml::Table::new(),
@@ -390,14 +345,8 @@ fn hardened() -> BTreeMap<String, String> {
         .collect()
 }
 
-fn flags(
-    kind: RuntimeKind,
-    file: BTreeMap<String, toml::Value>,
-) -> Result<BTreeMap<String, String>, ConfigError> {
-    let mut flags = match kind {
-        RuntimeKind::Runsc => hardened(),
-        RuntimeKind::Runc => BTreeMap::new(),
-    };
+fn flags(file: BTreeMap<String, toml::Value>) -> Result<BTreeMap<String, String>, ConfigError> {
+    let mut flags = hardened();
     for (flag, value) in file {
         let key = format!("runsc_config.{flag}");
         let value = match value {
@@ -501,7 +450,6 @@ mod tests {
     fn an_empty_file_is_hardened_runsc() {
         let config = Config::parse("").unwrap();
         assert_eq!(config, Config::default());
-        assert_eq!(config.kind, RuntimeKind::Runsc);
         assert!(config.control_socket);
         assert_eq!(
             config.flag_args("x"),
@@ -535,13 +483,6 @@ mod tests {
         .unwrap();
         assert_eq!(config.binary, Path::new("/opt/bin/runsc"));
         assert_eq!(config.root, Path::new("/run/x"));
-        assert_eq!((config.io_uid, config.io_gid), (5, 6));
-        assert_eq!(config.log_level.as_deref(), Some("debug"));
-        let id = "c1".parse().unwrap();
-        assert_eq!(
-            config.log_path_for(&id).unwrap(),
-            Path::new("/var/log/c1/runsc-shim-c1.log")
-        );
         assert_eq!(
             config.flag_args("c1"),
             [
@@ -561,17 +502,19 @@ mod tests {
     #[test]
     fn our_table_keeps_the_keys_of_others() {
         let config = Config::parse(
-            "[kiln]\nruntime = 'runc'\ncontrol_socket = false\noom = 1\n[kiln.net]\na = 'b'\n[kiln.deadlines]\ncreate = 7\n",
+            "[kiln]\nruntime = 'runsc'\ncontrol_socket = false\noom = 1\n[kiln.net]\na = 'b'\n[kiln.deadlines]\ncreate = 7\n",
         )
         .unwrap();
-        assert_eq!(config.kind, RuntimeKind::Runc);
-        assert!(config.binary.ends_with("runc"));
-        assert_eq!(config.root, Path::new("/run/containerd/runc"));
         assert!(!config.control_socket);
-        assert!(config.flags.is_empty());
         assert_eq!(config.deadlines.create, Duration::from_secs(7));
         assert_eq!(config.deadlines.start, Deadlines::default().start);
         assert_eq!(config.kiln.keys().collect::<Vec<_>>(), ["net", "oom"]);
+    }
+
+    #[test]
+    fn a_runtime_without_sandboxes_is_refused() {
+        let refused = Config::parse("[kiln]\nruntime = 'runc'").unwrap_err();
+        assert_eq!(refused.to_string(), "kiln.runtime: must be \"runsc\"");
     }
 
     #[test]

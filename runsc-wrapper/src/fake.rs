@@ -23,7 +23,8 @@ use tokio::sync::{SetOnce, watch};
 
 use crate::{
     CheckpointOpts, ContainerId, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, KillTarget, Process,
-    Result, Runtime, RuntimeError, StartWay, Stats, Status, Stdio, exec::open_terminal,
+    PutInPlace, Result, Runtime, RuntimeError, Slots, StartWay, Stats, Status, Stdio, WarmRuntime,
+    exec::open_terminal,
 };
 
 /// First of the fake pids; Linux ends at 2^22.
@@ -33,13 +34,12 @@ const FIRST_PID: u32 = 1 << 30;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     /// The operation as the command line calls it: `create`, `start`, `restore`, `wait`, `exec`,
-    /// `kill`, `delete`, `state`, `ps`, `pause`, `resume`, `events`, `checkpoint`, `update`,
-    /// `port-forward` or `features`.
+    /// `kill`, `delete`, `state`, `ps`, `pause`, `resume`, `events`, `checkpoint`, `port-forward`
+    /// or `features`.
     pub op: &'static str,
     /// The container, empty for `features`.
     pub id: String,
-    /// What else was asked, such as `Init 15` for a kill, `force` for a delete or the process of
-    /// an exec as JSON.
+    /// What else was asked, such as `Init 15` for a kill or the process of an exec as JSON.
     pub detail: String,
 }
 
@@ -403,21 +403,6 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
-    async fn start_on_network(
-        &self,
-        id: &ContainerId,
-        _netns: BorrowedFd<'_>,
-        _way: StartWay,
-    ) -> Result<()> {
-        self.start(id, &Stdio::default()).await
-    }
-
-    async fn note_cgroup(&self, id: &ContainerId, path: &str) -> Result<()> {
-        self.begin("note_cgroup", id.as_str(), path.to_owned())
-            .await?;
-        self.lock().get("note_cgroup", id).map(drop)
-    }
-
     async fn restore(&self, id: &ContainerId, image: &Path, _stdio: &Stdio) -> Result<()> {
         self.begin("restore", id.as_str(), image.display().to_string())
             .await?;
@@ -470,17 +455,15 @@ impl Runtime for FakeRuntime {
         };
         let code = 128 + signal.cast_unsigned();
         match target {
-            KillTarget::Process(pid) | KillTarget::ForegroundGroup(pid) => {
-                match container.execs.get_mut(&pid) {
-                    Some(run) if !run.has_ended() => {
-                        if ends {
-                            run.end(code);
-                        }
-                        Ok(())
+            KillTarget::Process(pid) => match container.execs.get_mut(&pid) {
+                Some(run) if !run.has_ended() => {
+                    if ends {
+                        run.end(code);
                     }
-                    _ => gone(),
+                    Ok(())
                 }
-            }
+                _ => gone(),
+            },
             KillTarget::Init | KillTarget::All => {
                 if container.status == Status::Stopped {
                     return gone();
@@ -504,17 +487,13 @@ impl Runtime for FakeRuntime {
         }
     }
 
-    async fn delete(&self, id: &ContainerId, force: bool) -> Result<()> {
-        let detail = if force { "force" } else { "" };
-        self.begin("delete", id.as_str(), detail.to_owned()).await?;
+    async fn delete(&self, id: &ContainerId) -> Result<()> {
+        self.begin("delete", id.as_str(), String::new()).await?;
         let mut inner = self.lock();
         let Some(container) = inner.containers.get(id) else {
             return Ok(());
         };
-        let (status, sandbox) = (container.status, container.sandbox.clone());
-        if !force && matches!(status, Status::Running | Status::Paused) {
-            return Err(in_state("delete", id, status));
-        }
+        let sandbox = container.sandbox.clone();
         if sandbox == *id {
             inner.end_sandbox(&sandbox);
         }
@@ -593,13 +572,6 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
-    async fn update(&self, id: &ContainerId, resources: &serde_json::Value) -> Result<()> {
-        self.begin("update", id.as_str(), resources.to_string())
-            .await?;
-        self.lock().get("update", id)?;
-        Ok(())
-    }
-
     async fn port_forward(&self, id: &ContainerId, port: u16, stream: OwnedFd) -> Result<()> {
         self.begin("port-forward", id.as_str(), port.to_string())
             .await?;
@@ -613,6 +585,42 @@ impl Runtime for FakeRuntime {
         self.begin("features", "", String::new()).await?;
         Ok(serde_json::json!({ "ociVersionMin": "1.0.0", "ociVersionMax": "1.2.0" }))
     }
+}
+
+/// A gofer is a process, of which this runtime has none.
+fn no_gofer(op: &'static str, id: &ContainerId) -> RuntimeError {
+    RuntimeError::Unsupported {
+        op,
+        id: id.to_string(),
+    }
+}
+
+#[async_trait]
+impl WarmRuntime for FakeRuntime {
+    async fn new_slots(&self, _: &Path, sandbox: &ContainerId, _: PutInPlace) -> Result<Slots> {
+        Err(no_gofer("start a gofer for", sandbox))
+    }
+
+    async fn create_in_slots(&self, opts: &CreateOpts, _: Slots) -> Result<Option<u32>> {
+        Err(no_gofer("create", &opts.id))
+    }
+
+    async fn start_on_network(
+        &self,
+        id: &ContainerId,
+        _netns: BorrowedFd<'_>,
+        _way: StartWay,
+    ) -> Result<()> {
+        self.start(id, &Stdio::default()).await
+    }
+
+    async fn note_cgroup(&self, id: &ContainerId, path: &str) -> Result<()> {
+        self.begin("note_cgroup", id.as_str(), path.to_owned())
+            .await?;
+        self.lock().get("note_cgroup", id).map(drop)
+    }
+
+    fn forget(&self, _id: &ContainerId) {}
 }
 
 #[cfg(test)]
@@ -632,7 +640,6 @@ mod tests {
             bundle: "/b".into(),
             stdio,
             console_socket: None,
-            user_log: None,
             log_dir: None,
         }
     }
@@ -677,7 +684,7 @@ mod tests {
         let mut text = String::new();
         out.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
-        fake.delete(&id("c"), false).await.unwrap();
+        fake.delete(&id("c")).await.unwrap();
         assert_eq!(
             fake.ops("c"),
             ["create", "wait", "start", "exec", "kill", "delete"]

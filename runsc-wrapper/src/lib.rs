@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Drives an OCI sandbox runtime on behalf of a containerd shim or a node agent.
+//! Drives `runsc` on behalf of a containerd shim or a node agent.
 //!
-//! [`Runtime`] is the seam: [`Runsc`] is the product, [`Runc`] stands in where tests need
-//! the same life without a sentry, and `FakeRuntime` (feature `fake`) runs nothing at all.
+//! [`Runtime`] is the seam: [`Runsc`] is the product, and `FakeRuntime` (feature `fake`) runs
+//! nothing at all. [`WarmRuntime`] adds what turns a sandbox that was booted ahead into a Pod's.
 //! Callers name containers by [`ContainerId`], give stdio as file descriptors and get
 //! [`RuntimeError`]s that carry the runtime's own message. Nothing here knows containerd or
 //! Kubernetes.
@@ -24,7 +24,6 @@ pub mod fake;
 mod id;
 mod network;
 mod releases;
-mod runc;
 mod runsc;
 mod sandbox;
 mod slots;
@@ -39,13 +38,12 @@ use std::{
 
 use async_trait::async_trait;
 
-pub use config::{Config, RuntimeKind};
+pub use config::Config;
 pub use error::{Result, RuntimeError};
 pub use id::{ContainerId, InvalidId};
 pub use kiln_host::Exit;
 pub use network::{XdpFlag, check_no_xdp};
 pub use releases::{Forms, NetworkCall, Release, StartWay};
-pub use runc::Runc;
 pub use runsc::Runsc;
 pub use slots::{PutInPlace, Slots, is_bind};
 pub use types::{
@@ -53,7 +51,7 @@ pub use types::{
     Stats, Status, Stdio,
 };
 
-/// An OCI runtime whose containers may share one sandbox.
+/// An OCI runtime whose containers share one sandbox.
 ///
 /// Methods are cancel-unsafe unless they say otherwise: a caller that may go away runs them in
 /// a task of their own. Every method ends within the deadline of its kind in
@@ -61,71 +59,16 @@ pub use types::{
 #[async_trait]
 pub trait Runtime: Send + Sync {
     /// Makes a container from `opts.bundle` without starting its process, and returns the host
-    /// pid that stands for it: the sentry for a sandbox, the init process for runc.
+    /// pid that stands for it: the sentry's.
     ///
     /// A failed call leaves nothing behind.
     async fn create(&self, opts: &CreateOpts) -> Result<u32>;
-
-    /// Starts a gofer with [`Slots`] for a container of `sandbox`, from what [`Slots::prepare`] has written into `dir`. It is
-    /// a child of this process, which must wait for it; `place` puts it into its cgroup.
-    ///
-    /// # Errors
-    /// [`RuntimeError::Unsupported`] from runtimes that have no gofers.
-    async fn new_slots(
-        &self,
-        _dir: &Path,
-        sandbox: &ContainerId,
-        _place: PutInPlace,
-    ) -> Result<Slots> {
-        Err(RuntimeError::Unsupported {
-            op: "start a gofer for",
-            id: sandbox.to_string(),
-        })
-    }
-
-    /// As [`create`](Runtime::create) of a container that is not the first of its sandbox, with
-    /// its files in `slots`. The cgroup that its specification names is the caller's to make.
-    /// `None` when it is one for [`create`](Runtime::create): nothing of it is left then.
-    async fn create_in_slots(&self, _opts: &CreateOpts, _slots: Slots) -> Result<Option<u32>> {
-        Ok(None)
-    }
 
     /// Starts the process of a created container. `stdio` must be what [`create`] was given:
     /// runsc connects a sandbox's root container at create and the others at start.
     ///
     /// [`create`]: Runtime::create
     async fn start(&self, id: &ContainerId, stdio: &Stdio) -> Result<()>;
-
-    /// Starts the created root container of a sandbox on the network of `netns`, which its host
-    /// processes do not join: the way of a sandbox that was booted before that network was there.
-    /// A network that [`StartWay::Control`] cannot give is given by the command.
-    ///
-    /// # Errors
-    /// [`RuntimeError::Unsupported`] from runtimes that make no sandboxes.
-    async fn start_on_network(
-        &self,
-        id: &ContainerId,
-        _netns: BorrowedFd<'_>,
-        _way: StartWay,
-    ) -> Result<()> {
-        Err(RuntimeError::Unsupported {
-            op: "start",
-            id: id.to_string(),
-        })
-    }
-
-    /// Notes that the host processes of the sandbox `id` were moved to the cgroup `path` (as in
-    /// `cgroupsPath`, cgroupfs notation), where later containers of it are to join them. The
-    /// caller then owns that cgroup: [`delete`](Runtime::delete) leaves it.
-    ///
-    /// # Errors
-    /// [`RuntimeError::Unsupported`] from runtimes that make no sandboxes.
-    async fn note_cgroup(&self, id: &ContainerId, _path: &str) -> Result<()> {
-        Err(RuntimeError::Unsupported {
-            op: "note the cgroup of",
-            id: id.to_string(),
-        })
-    }
 
     /// Starts a created container from the checkpoint in `image` instead of its own command.
     async fn restore(&self, id: &ContainerId, image: &Path, stdio: &Stdio) -> Result<()>;
@@ -148,13 +91,9 @@ pub trait Runtime: Send + Sync {
     /// [`RuntimeError::NotFound`] when the target is gone, which callers often take for success.
     async fn kill(&self, id: &ContainerId, target: KillTarget, signal: i32) -> Result<()>;
 
-    /// Removes a container and what the runtime keeps of it; with `force` also a running one.
-    /// A container that is not there is success.
-    async fn delete(&self, id: &ContainerId, force: bool) -> Result<()>;
-
-    /// Lets go of what is remembered of a container that somebody else will delete: a descriptor,
-    /// and some memory.
-    fn forget(&self, _id: &ContainerId) {}
+    /// Removes a container, also a running one, and what the runtime keeps of it. A container
+    /// that is not there is success.
+    async fn delete(&self, id: &ContainerId) -> Result<()>;
 
     /// What the runtime says the container is doing.
     async fn status(&self, id: &ContainerId) -> Result<Status>;
@@ -174,9 +113,6 @@ pub trait Runtime: Send + Sync {
     /// Writes the state of the container's sandbox to `opts.image`.
     async fn checkpoint(&self, id: &ContainerId, opts: &CheckpointOpts) -> Result<()>;
 
-    /// Changes resource limits; `resources` is an OCI `LinuxResources` object.
-    async fn update(&self, id: &ContainerId, resources: &serde_json::Value) -> Result<()>;
-
     /// Connects `stream`, one end of a UNIX stream socket pair, to TCP `port` on the loopback of
     /// the container's network stack.
     ///
@@ -187,4 +123,43 @@ pub trait Runtime: Send + Sync {
     /// The OCI features document of the runtime
     /// (<https://github.com/opencontainers/runtime-spec/blob/main/features.md>).
     async fn features(&self) -> Result<serde_json::Value>;
+}
+
+/// A runtime whose sandboxes are booted before their Pods exist.
+#[async_trait]
+pub trait WarmRuntime: Runtime {
+    /// Starts a gofer with [`Slots`] for a container of `sandbox`, from what [`Slots::prepare`]
+    /// has written into `dir`. The gofer is a child of this process, which must wait for it;
+    /// `place` puts it into its cgroup.
+    async fn new_slots(
+        &self,
+        dir: &Path,
+        sandbox: &ContainerId,
+        place: PutInPlace,
+    ) -> Result<Slots>;
+
+    /// Makes a container as [`create`](Runtime::create) does, with its files in `slots`. The
+    /// container is not the first of its sandbox, and the caller makes the cgroup that its
+    /// specification names. `None` when only [`create`](Runtime::create) can make it: nothing of
+    /// it is left then.
+    async fn create_in_slots(&self, opts: &CreateOpts, slots: Slots) -> Result<Option<u32>>;
+
+    /// Starts the created root container of a sandbox on the network of `netns`, which its host
+    /// processes do not join: the sandbox was booted before that network was there. A network
+    /// that [`StartWay::Control`] cannot give is given by the command.
+    async fn start_on_network(
+        &self,
+        id: &ContainerId,
+        netns: BorrowedFd<'_>,
+        way: StartWay,
+    ) -> Result<()>;
+
+    /// Notes that the host processes of the sandbox `id` were moved to the cgroup `path` (as in
+    /// `cgroupsPath`, cgroupfs notation), which later containers of the sandbox are to join. The
+    /// caller then owns that cgroup: [`delete`](Runtime::delete) leaves it.
+    async fn note_cgroup(&self, id: &ContainerId, path: &str) -> Result<()>;
+
+    /// Lets go of what is remembered of a container that another process will delete: a
+    /// descriptor, and some memory.
+    fn forget(&self, id: &ContainerId);
 }

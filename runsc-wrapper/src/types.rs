@@ -21,8 +21,6 @@ pub struct CreateOpts {
     pub stdio: Stdio,
     /// UNIX socket that gets the pty master when the process has a terminal.
     pub console_socket: Option<PathBuf>,
-    /// File that gets the messages runsc means for the user (`--user-log`).
-    pub user_log: Option<PathBuf>,
     /// Directory that the log flags' `%ID%` files lie in, for the panic log of a sandbox.
     pub log_dir: Option<PathBuf>,
 }
@@ -88,8 +86,6 @@ pub enum KillTarget {
     All,
     /// One process, by the pid that [`Exec::pid`] gave.
     Process(u32),
-    /// The foreground process group of the terminal of one process.
-    ForegroundGroup(u32),
 }
 
 /// What a container is doing.
@@ -108,7 +104,7 @@ pub enum Status {
 /// One process of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Pid in the container's pid namespace (runsc) or on the host (runc).
+    /// Pid in the container's pid namespace.
     pub pid: u32,
     /// Command name.
     pub command: String,

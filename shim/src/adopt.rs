@@ -26,14 +26,13 @@ use std::{
 use kiln_agent_api::{
     Agent, AgentError, RuntimeFile, Setup, Shape, api::Warm, naming_process, slots_socket,
 };
+use kiln_host::{blocking, cgroup::Cgroup, in_netns};
 use log::{debug, info, warn};
 use nix::{
     ifaddrs::getifaddrs,
     sys::socket::{getsockopt, sockopt::PeerCredentials},
 };
-use runsc_wrapper::{ContainerId, ExecOpts, RuntimeKind, Slots, StartWay, Stdio};
-
-use kiln_host::{blocking, cgroup::Cgroup, in_netns};
+use runsc_wrapper::{ContainerId, ExecOpts, Slots, StartWay, Stdio};
 
 use crate::{
     bundle::{Network, Spec},
@@ -108,10 +107,10 @@ struct Handed {
 }
 
 impl Adopter {
-    /// Where `config` has an agent and a runtime that makes sandboxes.
+    /// What asks the agent that `config` names, if it names one.
     pub(crate) fn new(config: &NodeConfig, namespace: &str) -> Option<Self> {
         let socket = &config.policy.agent;
-        if config.runtime.kind != RuntimeKind::Runsc || socket.as_os_str().is_empty() {
+        if socket.as_os_str().is_empty() {
             return None;
         }
         Some(Self {
@@ -337,7 +336,7 @@ impl Handed {
         }
         // A gofer that nobody will use would keep the cgroups.
         drop(self.slots().await);
-        sandbox.runtime.delete(&self.id, true).await?;
+        sandbox.runtime.delete(&self.id).await?;
         let (old, new) = (self.cgroup.clone(), sandbox.cgroup.clone());
         blocking(move || {
             fs::remove_file(&taken).map_err(Error::io("remove", &taken))?;

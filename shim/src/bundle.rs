@@ -12,7 +12,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use runsc_wrapper::{ContainerId, RuntimeKind, is_bind};
+use runsc_wrapper::{ContainerId, is_bind};
 use serde_json::{Value, json};
 
 use kiln_host::{
@@ -360,17 +360,15 @@ impl Spec {
     }
 
     /// Changes what the runtime must see differently.
-    pub fn rewrite(&mut self, kind: RuntimeKind, cgroup: &Cgroup, sandbox_limits: Option<&Limits>) {
+    pub fn rewrite(&mut self, cgroup: &Cgroup, sandbox_limits: Option<&Limits>) {
         self.drop_runtime_annotations();
         paths::clean_spec(&mut self.0);
         self.0["linux"]["cgroupsPath"] = cgroup.spec_path().into();
         if let Some(limits) = sandbox_limits {
             self.set_limits(limits);
         }
-        if kind == RuntimeKind::Runsc {
-            self.stop_propagation_to_the_host();
-            self.keep_devices_of_the_host_out();
-        }
+        self.stop_propagation_to_the_host();
+        self.keep_devices_of_the_host_out();
         if let Some(lowest) = oom::lowest_score_adj() {
             self.raise_oom_score_adj(lowest);
         }
@@ -654,7 +652,7 @@ mod tests {
             memory: Some(1 << 20),
             ..Limits::default()
         };
-        spec.rewrite(RuntimeKind::Runsc, &cgroup, Some(&limits));
+        spec.rewrite(&cgroup, Some(&limits));
         assert_eq!(spec.0["annotations"], json!({"mine": "kept"}));
         let process = json!({"cwd": "/made", "future": [1, 2]});
         assert_eq!(spec.0["process"], process);

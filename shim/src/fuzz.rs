@@ -9,7 +9,6 @@ use std::path::Path;
 use bolero::check;
 use containerd_shim::Flags;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use runsc_wrapper::RuntimeKind;
 use serde_json::{Value, json};
 
 use kiln_host::cgroup::{Cgroup, Limits};
@@ -50,7 +49,7 @@ fn drive(text: &[u8]) {
         return;
     };
     assert!(!cgroup.spec_path().contains(".."));
-    spec.rewrite(RuntimeKind::Runsc, &cgroup, Some(&limits));
+    spec.rewrite(&cgroup, Some(&limits));
     assert!(!paths::tests::has_unclean(spec.value()));
 }
 

@@ -26,7 +26,7 @@ use containerd_shim_protos::{
     shim::oci::CheckpointOptions,
 };
 use log::warn;
-use runsc_wrapper::{CheckpointOpts, ContainerId, Exit, KillTarget, Runtime, RuntimeError};
+use runsc_wrapper::{CheckpointOpts, ContainerId, Exit, KillTarget, RuntimeError, WarmRuntime};
 use serde_json::Value;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -54,7 +54,8 @@ use crate::{
 const PIDS: Duration = Duration::from_secs(2);
 
 /// Makes the runtime that a node's configuration describes.
-pub type RuntimeFactory = Box<dyn Fn(&NodeConfig, &str) -> Result<Arc<dyn Runtime>> + Send + Sync>;
+pub type RuntimeFactory =
+    Box<dyn Fn(&NodeConfig, &str) -> Result<Arc<dyn WarmRuntime>> + Send + Sync>;
 
 /// A request to make a container.
 #[derive(Debug, Default)]
@@ -243,7 +244,7 @@ impl Pod {
         let container = self.container(id)?;
         container.init.require("pause", |s| s == State::Running)?;
         self.sandbox()?.runtime.pause(&container.runtime_id).await?;
-        self.shift_all(&container, Event::Paused);
+        self.shift_all(Event::Paused);
         let container_id = container.id.to_string();
         publish(
             &*self.events,
@@ -263,7 +264,7 @@ impl Pod {
             .runtime
             .resume(&container.runtime_id)
             .await?;
-        self.shift_all(&container, Event::Resumed);
+        self.shift_all(Event::Resumed);
         let container_id = container.id.to_string();
         publish(
             &*self.events,
@@ -276,14 +277,8 @@ impl Pod {
     }
 
     /// Pausing stops a whole sandbox, so that its other containers follow.
-    fn shift_all(&self, asked: &Arc<Container>, event: Event) {
-        let shared = self.sandbox().is_ok_and(|s| s.is_shared());
-        let affected = if shared {
-            self.all()
-        } else {
-            vec![Arc::clone(asked)]
-        };
-        for container in affected {
+    fn shift_all(&self, event: Event) {
+        for container in self.all() {
             // Those that have not started or have ended stay what they are.
             container.init.apply("pause", event).ok();
         }
@@ -326,15 +321,8 @@ impl Pod {
     /// Changes a container's limits; `resources` is an OCI `LinuxResources` object.
     pub async fn update(&self, id: &str, resources: &[u8]) -> Result<()> {
         let container = self.container(id)?;
-        let sandbox = self.sandbox()?;
         let resources: Value = serde_json::from_slice(resources)
             .map_err(|e| Error::InvalidArgument(format!("update {id}: resources: {e}")))?;
-        if !sandbox.is_shared() {
-            sandbox
-                .runtime
-                .update(&container.runtime_id, &resources)
-                .await?;
-        }
         container.update_limits(Limits::of(&resources));
         self.limit_sandbox();
         Ok(())
@@ -429,15 +417,10 @@ impl Pod {
         let container = self.container(id)?;
         container.init.require("stat", |s| s.exit().is_none())?;
         let sandbox = self.sandbox()?;
-        let is_shared = sandbox.is_shared();
         let said = sandbox.runtime.stats(&container.runtime_id).await?;
         // From time to time is enough, and whoever asks for figures does that.
         tokio::spawn(async move { sandbox.egress.tell(&sandbox.id).await });
-        let members: Vec<_> = if is_shared {
-            self.map().values().flatten().cloned().collect()
-        } else {
-            vec![Arc::clone(&container)]
-        };
+        let members = self.all();
         container.said.note(said.cpu_ns, said.memory_bytes);
         // Only of containers that there are: a sentry could hide what these use behind others.
         for member in &members {

@@ -17,7 +17,7 @@ use std::{
 use kiln_host::{blocking, fs::write_atomically, timer_slack};
 use log::warn;
 use nix::fcntl::{Flock, FlockArg};
-use runsc_wrapper::{ContainerId, Runtime, RuntimeKind, Slots};
+use runsc_wrapper::{ContainerId, Slots, WarmRuntime};
 use serde::{Deserialize, Serialize};
 
 use kiln_host::cgroup::{Cgroup, Limits};
@@ -53,8 +53,7 @@ const UNSTARTED: Duration = Duration::from_secs(10);
 /// One sandbox.
 pub(crate) struct Sandbox {
     pub(crate) id: ContainerId,
-    pub(crate) kind: RuntimeKind,
-    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) runtime: Arc<dyn WarmRuntime>,
     pub(crate) policy: Policy,
     /// The file that runtime and policy came from.
     pub(crate) config_file: Option<PathBuf>,
@@ -95,8 +94,7 @@ impl Sandbox {
     /// in time costs more CPU, and is as good.
     pub(crate) async fn slacken(&self) {
         let by = Duration::from_micros(self.policy.timer_slack_us);
-        let sentry = self.pid().filter(|_| self.is_shared());
-        let Some(pid) = sentry.filter(|_| !by.is_zero()) else {
+        let Some(pid) = self.pid().filter(|_| !by.is_zero()) else {
             return;
         };
         let failed = move |source| Error::Io {
@@ -146,11 +144,6 @@ impl Sandbox {
         self.adopted.get().unwrap_or(&self.id)
     }
 
-    /// Whether all containers run in one process of the host, the sentry.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.kind == RuntimeKind::Runsc
-    }
-
     /// The limits that the sandbox is made with, and by which its sentry says how much memory
     /// and how many CPUs there are; `own` are those of its first container.
     pub(crate) fn boot_limits(&self, own: Option<Limits>) -> Limits {
@@ -167,7 +160,7 @@ impl Sandbox {
     /// Brings the limits of the sandbox's cgroup up to date with those of its containers, or
     /// with those that a kubelet gave the Pod around it.
     pub(crate) fn limit(&self, containers: &[Limits]) {
-        if !self.is_shared() || containers.is_empty() {
+        if containers.is_empty() {
             return;
         }
         let limits = if self.cgroup.in_kubepods() {

@@ -23,7 +23,7 @@ use containerd_shim_protos::{
 use kiln_host::reap;
 use log::{info, warn};
 use nix::unistd::dup2_stdin;
-use runsc_wrapper::{Runc, Runsc, Runtime, RuntimeKind};
+use runsc_wrapper::{Runsc, WarmRuntime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -116,13 +116,10 @@ fn services(pod: &Arc<Pod>) -> HashMap<String, Service> {
 }
 
 /// The runtime that the node's configuration describes, with its state apart per namespace.
-pub(crate) fn runtime(config: &NodeConfig, namespace: &str) -> Result<Arc<dyn Runtime>> {
+pub(crate) fn runtime(config: &NodeConfig, namespace: &str) -> Result<Arc<dyn WarmRuntime>> {
     let runtime = config.runtime.clone().in_namespace(namespace);
     let runtime = runtime.map_err(|e| Error::InvalidArgument(e.to_string()))?;
-    Ok(match runtime.kind {
-        RuntimeKind::Runsc => Arc::new(Runsc::new(runtime)),
-        RuntimeKind::Runc => Arc::new(Runc::new(runtime)),
-    })
+    Ok(Arc::new(Runsc::new(runtime)))
 }
 
 /// Takes the socket from standard input and leaves `/dev/null` there.

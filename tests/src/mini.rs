@@ -55,35 +55,18 @@ pub enum Runtime {
     Runsc,
     /// runsc by command line only.
     RunscCli,
-    /// runc.
-    Runc,
 }
 
 impl Runtime {
     /// All of them, with the names that tests show.
-    pub const ALL: [(&'static str, Self); 3] = [
-        ("runsc", Self::Runsc),
-        ("runsc-cli", Self::RunscCli),
-        ("runc", Self::Runc),
-    ];
-
-    /// Its program.
-    ///
-    /// # Errors
-    /// When it is not there, with how to get it.
-    pub fn program(self) -> Result<PathBuf> {
-        match self {
-            Self::Runsc | Self::RunscCli => tools::runsc(),
-            Self::Runc => tools::program("runc"),
-        }
-    }
+    pub const ALL: [(&'static str, Self); 2] =
+        [("runsc", Self::Runsc), ("runsc-cli", Self::RunscCli)];
 
     /// Keys of the `[kiln]` table that choose it.
     fn keys(self) -> &'static str {
         match self {
             Self::Runsc => "",
             Self::RunscCli => "control_socket = false\n",
-            Self::Runc => "runtime = \"runc\"\n",
         }
     }
 
@@ -92,7 +75,6 @@ impl Runtime {
         match self {
             Self::Runsc => "rs",
             Self::RunscCli => "rc",
-            Self::Runc => "rr",
         }
     }
 }
@@ -190,17 +172,9 @@ impl Mini {
     /// # Errors
     /// When it cannot be written, or the runtime's program is missing.
     pub fn config(&self, runtime: Runtime, config: &Config) -> Result<PathBuf> {
-        let binary = config
-            .binary
-            .clone()
-            .map_or_else(|| runtime.program(), Ok)?;
-        let flags = if runtime == Runtime::Runc {
-            ""
-        } else {
-            "[runsc_config]\nplatform = \"systrap\"\n"
-        };
+        let binary = config.binary.clone().map_or_else(tools::runsc, Ok)?;
         let text = format!(
-            "binary_name = \"{}\"\nroot = \"{}\"\n{flags}[kiln]\n{}{}",
+            "binary_name = \"{}\"\nroot = \"{}\"\n[runsc_config]\nplatform = \"systrap\"\n[kiln]\n{}{}",
             binary.display(),
             self.dir().join(runtime.root()).display(),
             runtime.keys(),

@@ -5,8 +5,8 @@
 //! All of it is in one [`Place`], which takes it away however the test ends.
 //!
 //! Handlers (see `node/config.rs`): `gvisor`, our shim with runsc; `gvisor-cli`, the same without
-//! the sentry's control socket; `gvisor-warm`, the same with the node's agent, where it has one; `kiln-runc`, our shim with runc; `runsc-go`, gVisor's own shim;
-//! `runc`, containerd's.
+//! the sentry's control socket; `gvisor-warm`, the same with the node's agent, where it has one;
+//! `runsc-go`, gVisor's own shim; `runc`, containerd's.
 
 mod config;
 
@@ -350,7 +350,6 @@ impl Node {
             "gvisor" => "rs",
             "gvisor-cli" => "rc",
             WARM => "rw",
-            "kiln-runc" => "rr",
             _ => "rg",
         };
         self.dir().join(name).join("k8s.io")

@@ -23,7 +23,7 @@ use tokio::sync::Barrier;
 /// How long a Pod may take to go whose processes were killed.
 const REMOVAL: Duration = Duration::from_secs(60);
 
-const HANDLERS: [&str; 4] = ["gvisor", "gvisor-cli", WARM, "kiln-runc"];
+const HANDLERS: [&str; 3] = ["gvisor", "gvisor-cli", WARM];
 
 /// What is killed.
 #[derive(Debug, Clone, Copy)]
@@ -65,13 +65,7 @@ fn main() -> ExitCode {
         Victim::Gofer,
     ];
     for handler in HANDLERS {
-        // runc has neither of the others.
-        let victims = if handler == "kiln-runc" {
-            &all[..1]
-        } else {
-            &all
-        };
-        for victim in victims {
+        for victim in all {
             for step in STEPS {
                 if matches!(
                     (victim, step),
@@ -80,7 +74,6 @@ fn main() -> ExitCode {
                     continue; // it is made by the start
                 }
                 let name = format!("{handler}::{victim:?}_is_killed_when_{step:?}");
-                let (victim, step) = (*victim, step);
                 cases.add(name, async move |node: &Node| {
                     kill(node, handler, victim, step).await
                 });

@@ -23,12 +23,9 @@ const SLACK: u64 = 20_000;
 
 fn main() -> ExitCode {
     let mut cases = Cases::<Node>::new();
-    for handler in ["gvisor", "kiln-runc"] {
-        cases.add_alone(
-            format!("{handler}::fifty_pods_up_and_down"),
-            async move |node: &Node| up_and_down(node, handler, 50).await.map(|_| ()),
-        );
-    }
+    cases.add_alone("gvisor::fifty_pods_up_and_down", async |node: &Node| {
+        up_and_down(node, "gvisor", 50).await.map(|_| ())
+    });
     cases.add_alone(
         "a_hundred_pods_where_ten_sandboxes_are_warm",
         a_hundred_pods_where_ten_sandboxes_are_warm,
@@ -83,13 +80,8 @@ async fn up_and_down(node: &Node, handler: &str, count: usize) -> Result<usize> 
     ensure!(shims == count, "{shims} shims");
     let mut rss = 0;
     for pod in &pods {
-        let sentry = pod.sentry_among(&processes);
-        if handler == "kiln-runc" {
-            ensure!(sentry.is_err(), "{sentry:?}");
-        } else {
-            let slacks = sentry?.timer_slacks()?;
-            ensure!(slacks == [SLACK * 1000].into(), "{slacks:?}");
-        }
+        let slacks = pod.sentry_among(&processes)?.timer_slacks()?;
+        ensure!(slacks == [SLACK * 1000].into(), "{slacks:?}");
         let shim = pod.shim_among(&processes)?;
         rss += shim.status("VmRSS").unwrap_or_default();
     }

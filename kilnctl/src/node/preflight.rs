@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use kiln_node_agent::install::{
     CRI, RUNTIME_TYPE, SHIM, containerd_version as containerd_version_of,
 };
-use runsc_wrapper::{Config as RuntimeConfig, RuntimeKind};
+use runsc_wrapper::Config as RuntimeConfig;
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
@@ -504,15 +504,6 @@ async fn runtime(args: &Preflight, named: Option<PathBuf>) -> Result<Vec<Check>>
         Err(check) => return Ok(vec![check]),
     };
     let mut checks = vec![Check::ok("runtime's config", found)];
-    if config.kind != RuntimeKind::Runsc {
-        let advice = "set runtime = \"runsc\" in [kiln]: runc makes no sandboxes";
-        checks.push(Check::missing(
-            "runtime",
-            format!("{:?}", config.kind),
-            advice,
-        ));
-        return Ok(checks);
-    }
     let binary = config.binary.clone();
     let place = spawn_blocking(move || program("runtime", &binary, facts::is_noexec(&binary)));
     checks.push(match place.await? {

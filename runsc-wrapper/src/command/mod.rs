@@ -23,7 +23,6 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio as ChildStdio},
-    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -62,13 +61,6 @@ const DRAIN: Duration = Duration::from_millis(200);
 
 /// How long a killed command may take to die.
 const KILL_GRACE: Duration = Duration::from_secs(5);
-
-static RUNS: AtomicU64 = AtomicU64::new(0);
-
-/// How many commands with a runtime's log ([`Command::log`]) this process has started.
-pub fn runs() -> u64 {
-    RUNS.load(Ordering::Relaxed)
-}
 
 /// Why a command gave no [`Output`].
 #[derive(Debug, thiserror::Error)]
@@ -337,9 +329,6 @@ impl Command {
 
         log::debug!("run {} {:?}", self.program.display(), self.args);
         let (child, owned) = reap::spawn(&mut command)?;
-        if self.log.is_some() {
-            RUNS.fetch_add(1, Ordering::Relaxed);
-        }
         let pid = child
             .id()
             .ok_or_else(|| io::Error::other("child has no pid"))?;

@@ -74,11 +74,9 @@ pub(super) async fn wait_for_process(
 /// Waits for the end of a `runsc exec` and the process that it stands for.
 pub(super) async fn wait_for_companion(
     container: Arc<Container>,
-    pid: u32,
     mut running: Running,
 ) -> Result<Exit> {
     let output = running.output().await;
-    container.companions().remove(&pid);
     let output = output.map_err(|e| cli::command_error("exec", container.id.as_str(), e))?;
     if output.status.success() || output.message().is_empty() {
         return Ok(output.exit());

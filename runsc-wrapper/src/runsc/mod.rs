@@ -28,11 +28,12 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use kiln_host::{blocking, reap};
+use kiln_host::blocking;
 
 use crate::{
     CheckpointOpts, Config, ContainerId, CreateOpts, Exec, ExecOpts, ExitFuture, KillTarget,
     NetworkCall, Process, Result, Runtime, RuntimeError, StartWay, Stats, Status, Stdio,
+    WarmRuntime,
     cli::{self, Cli},
     command::Cover,
     control::{ControlError, RuntimeState, Target},
@@ -69,8 +70,6 @@ struct Container {
     started: watch::Sender<bool>,
     /// Whether its first process is known to have ended.
     exited: AtomicBool,
-    /// The `runsc exec` commands that stand for processes, by these processes' pids.
-    companions: Mutex<HashMap<u32, Arc<reap::Watch>>>,
     /// What it is started with, if it was made in slots.
     member: Mutex<Option<Member>>,
 }
@@ -78,12 +77,6 @@ struct Container {
 impl Container {
     fn is_root(&self) -> bool {
         self.id.as_str() == self.sandbox.id()
-    }
-
-    fn companions(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Arc<reap::Watch>>> {
-        self.companions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -158,7 +151,6 @@ impl Runsc {
             rootfs: state.rootfs().to_owned(),
             started: watch::Sender::new(state.status != "created"),
             exited: AtomicBool::new(false),
-            companions: Mutex::default(),
             member: Mutex::default(),
         });
         // Two may learn at the same time; all must use the same.
@@ -221,7 +213,7 @@ impl Runsc {
     /// Removes what a `create` that failed with `error` may have left.
     async fn undo_create(&self, opts: &CreateOpts, error: &RuntimeError) {
         let id = &opts.id;
-        if let Err(e) = self.delete(id, true).await {
+        if let Err(e) = self.delete(id).await {
             log::warn!("delete {id}, which could not be made: {e}");
         }
         if let Err(e) = state::remove_remains(self.root(), id) {
@@ -302,10 +294,6 @@ impl Runtime for Runsc {
             .arg("--bundle")
             .arg(&opts.bundle)
             .option("--console-socket", opts.console_socket.as_ref())
-            .option(
-                "--user-log",
-                opts.user_log.as_ref().filter(|_| root_container),
-            )
             .id()
             .stdio(stdio)
             .kill_tree()
@@ -328,26 +316,6 @@ impl Runtime for Runsc {
         }
     }
 
-    async fn new_slots(
-        &self,
-        dir: &Path,
-        sandbox: &ContainerId,
-        place: PutInPlace,
-    ) -> Result<Slots> {
-        self.start_gofer(dir, sandbox, place).await
-    }
-
-    async fn create_in_slots(&self, opts: &CreateOpts, slots: Slots) -> Result<Option<u32>> {
-        if opts.id == opts.sandbox || self.exists(&opts.id)? {
-            return Ok(None);
-        }
-        if !self.make_in_slots(opts, slots).await? {
-            return Ok(None);
-        }
-        let container = self.container("create", &opts.id)?;
-        Ok(Some(container.sandbox.pid()))
-    }
-
     async fn start(&self, id: &ContainerId, stdio: &Stdio) -> Result<()> {
         let container = self.container("start", id)?;
         if self.start_in_slots(&container, stdio).await? {
@@ -362,30 +330,6 @@ impl Runtime for Runsc {
         self.cli.start(id, stdio).await?;
         container.started.send_replace(true);
         Ok(())
-    }
-
-    async fn start_on_network(
-        &self,
-        id: &ContainerId,
-        netns: BorrowedFd<'_>,
-        way: StartWay,
-    ) -> Result<()> {
-        let container = self.container("start", id)?;
-        let is_started = match way {
-            StartWay::Command => false,
-            StartWay::Control(call) => self.start_by_socket(&container, netns, call).await?,
-        };
-        if !is_started {
-            self.start_covered(&container, netns).await?;
-        }
-        container.started.send_replace(true);
-        Ok(())
-    }
-
-    async fn note_cgroup(&self, id: &ContainerId, path: &str) -> Result<()> {
-        self.container("note the cgroup of", id)?;
-        state::set_cgroup(self.root(), id, path)
-            .map_err(|e| cli::io_error(&format!("note the cgroup of {id}"), e))
     }
 
     async fn restore(&self, id: &ContainerId, image: &Path, stdio: &Stdio) -> Result<()> {
@@ -442,7 +386,6 @@ impl Runtime for Runsc {
             KillTarget::Init => Target::Process(0),
             KillTarget::All => Target::All,
             KillTarget::Process(pid) => Target::Process(pid),
-            KillTarget::ForegroundGroup(pid) => Target::ForegroundGroup(pid),
         };
         let answer = container
             .sandbox
@@ -466,7 +409,7 @@ impl Runtime for Runsc {
         }
     }
 
-    async fn delete(&self, id: &ContainerId, force: bool) -> Result<()> {
+    async fn delete(&self, id: &ContainerId) -> Result<()> {
         let deadline = self.cli.config.deadlines.delete;
         // A create that another process has begun would else finish behind our back.
         if !state::settled(self.root(), id, deadline)
@@ -491,14 +434,14 @@ impl Runtime for Runsc {
                 state::remove(self.root(), id).map_err(unreadable_root)
             }
             Some(container) => {
-                self.prepare_delete(container, force).await;
-                self.cli.delete(id, force).await
+                self.prepare_delete(container).await;
+                self.cli.delete(id).await
             }
             // A command that was killed while it wrote the state has left one that none can read.
-            None if force && State::load(self.root(), id).is_err() => {
+            None if State::load(self.root(), id).is_err() => {
                 state::remove(self.root(), id).map_err(unreadable_root)
             }
-            None => self.cli.delete(id, force).await,
+            None => self.cli.delete(id).await,
         };
         let gone = !self.exists(id)?;
         match deleted {
@@ -506,7 +449,7 @@ impl Runtime for Runsc {
             // runsc goes on after errors, and has forgotten the container all the same.
             Err(e) if gone => log::warn!("{e}"),
             // Nothing of it lives without its sentry; files are all that is left.
-            Err(e) if force && container.as_ref().is_some_and(|c| c.sandbox.has_ended()) => {
+            Err(e) if container.as_ref().is_some_and(|c| c.sandbox.has_ended()) => {
                 log::warn!("{e}");
                 state::remove(self.root(), id).map_err(unreadable_root)?;
             }
@@ -522,10 +465,6 @@ impl Runtime for Runsc {
             }
         }
         Ok(())
-    }
-
-    fn forget(&self, id: &ContainerId) {
-        self.known().remove(id);
     }
 
     async fn status(&self, id: &ContainerId) -> Result<Status> {
@@ -634,11 +573,6 @@ impl Runtime for Runsc {
         self.cli.checkpoint(id, opts).await
     }
 
-    async fn update(&self, id: &ContainerId, resources: &serde_json::Value) -> Result<()> {
-        self.container("update", id)?;
-        self.cli.update(id, resources).await
-    }
-
     async fn port_forward(
         &self,
         id: &ContainerId,
@@ -677,6 +611,57 @@ impl Runtime for Runsc {
     }
 }
 
+#[async_trait]
+impl WarmRuntime for Runsc {
+    async fn new_slots(
+        &self,
+        dir: &Path,
+        sandbox: &ContainerId,
+        place: PutInPlace,
+    ) -> Result<Slots> {
+        self.start_gofer(dir, sandbox, place).await
+    }
+
+    async fn create_in_slots(&self, opts: &CreateOpts, slots: Slots) -> Result<Option<u32>> {
+        if opts.id == opts.sandbox || self.exists(&opts.id)? {
+            return Ok(None);
+        }
+        if !self.make_in_slots(opts, slots).await? {
+            return Ok(None);
+        }
+        let container = self.container("create", &opts.id)?;
+        Ok(Some(container.sandbox.pid()))
+    }
+
+    async fn start_on_network(
+        &self,
+        id: &ContainerId,
+        netns: BorrowedFd<'_>,
+        way: StartWay,
+    ) -> Result<()> {
+        let container = self.container("start", id)?;
+        let is_started = match way {
+            StartWay::Command => false,
+            StartWay::Control(call) => self.start_by_socket(&container, netns, call).await?,
+        };
+        if !is_started {
+            self.start_covered(&container, netns).await?;
+        }
+        container.started.send_replace(true);
+        Ok(())
+    }
+
+    async fn note_cgroup(&self, id: &ContainerId, path: &str) -> Result<()> {
+        self.container("note the cgroup of", id)?;
+        state::set_cgroup(self.root(), id, path)
+            .map_err(|e| cli::io_error(&format!("note the cgroup of {id}"), e))
+    }
+
+    fn forget(&self, id: &ContainerId) {
+        self.known().remove(id);
+    }
+}
+
 impl Runsc {
     /// Deletes what is left of the containers of a sandbox that is gone: their own delete did not
     /// come to its end, say, on a node that was too busy for the command. Everything is tried, and
@@ -685,14 +670,14 @@ impl Runsc {
         let mut result = Ok(());
         for member in state::members_of(self.root(), sandbox).map_err(unreadable_root)? {
             log::info!("{member} goes with its sandbox {sandbox}");
-            result = result.and(self.delete(&member, true).await);
+            result = result.and(self.delete(&member).await);
         }
         let left = state::remove_leftovers(self.root(), sandbox).map_err(unreadable_root);
         result.and(left)
     }
 
     /// Brings a container into a state that `runsc delete` gets through without waiting.
-    async fn prepare_delete(&self, container: &Container, force: bool) {
+    async fn prepare_delete(&self, container: &Container) {
         let sandbox = &container.sandbox;
         if !container.is_root() {
             // The sentry waits for the processes of the container, and paused ones never end.
@@ -705,16 +690,11 @@ impl Runsc {
             return;
         }
         // The end of the root container is the end of the sandbox. runsc would kill the sentry
-        // and look every 100 ms whether it is gone; and would not delete one on its way out.
-        if force || container.exited.load(Ordering::Relaxed) {
-            if !force && sandbox.ends_within(SANDBOX_END).await {
-                return;
-            }
-            if let Err(e) = sandbox.kill() {
-                log::warn!("kill sandbox {}: {e}", sandbox.id());
-            }
-            sandbox.ends_within(SANDBOX_END).await;
+        // and look every 100 ms whether it is gone.
+        if let Err(e) = sandbox.kill() {
+            log::warn!("kill sandbox {}: {e}", sandbox.id());
         }
+        sandbox.ends_within(SANDBOX_END).await;
     }
 }
 
@@ -754,20 +734,6 @@ async fn kill_by_command(
         KillTarget::Init => cli.kill(id, false, signal).await,
         KillTarget::All => cli.kill(id, true, signal).await,
         KillTarget::Process(pid) => cli.kill_pid(id, pid, signal).await,
-        KillTarget::ForegroundGroup(pid) => {
-            // The command that stands for the process passes on what it can catch.
-            let companion = container.companions().get(&pid).cloned();
-            let catchable = signal != libc::SIGKILL && signal != libc::SIGSTOP;
-            match companion {
-                Some(companion) if catchable => companion
-                    .signal(signal)
-                    .map_err(|e| cli::io_error(&format!("signal runsc exec in {id}"), e)),
-                _ => Err(RuntimeError::Unsupported {
-                    op: "kill",
-                    id: id.to_string(),
-                }),
-            }
-        }
     }
 }
 

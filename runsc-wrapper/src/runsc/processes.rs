@@ -4,7 +4,7 @@
 
 use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
-use kiln_host::{fs::remove_file_if_there, reap};
+use kiln_host::fs::remove_file_if_there;
 
 use super::{Container, NO_STATUS, Runsc, clone, exits, no_answer};
 
@@ -87,14 +87,9 @@ impl Runsc {
             }
         }
         let (running, pid) = started?;
-        let companion = reap::watch(running.pid()).map(Arc::new);
-        match companion {
-            Ok(watch) => drop(container.companions().insert(pid, watch)),
-            Err(e) => log::warn!("watch runsc exec: {e}"),
-        }
         Ok(Exec {
             pid,
-            exit: Box::pin(exits::wait_for_companion(container.clone(), pid, running)),
+            exit: Box::pin(exits::wait_for_companion(container.clone(), running)),
         })
     }
 

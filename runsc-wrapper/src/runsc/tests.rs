@@ -10,6 +10,7 @@ use std::{
     sync::atomic::AtomicUsize,
 };
 
+use kiln_host::reap;
 use serde_json::json;
 
 use super::*;
@@ -145,7 +146,6 @@ fn create_opts(stage: &Stage, name: &str) -> CreateOpts {
         bundle: stage.path().join("bundle"),
         stdio: Stdio::default(),
         console_socket: Some("/console".into()),
-        user_log: Some("/user.log".into()),
         log_dir: Some("/logs".into()),
     }
 }
@@ -192,10 +192,9 @@ async fn command_lines_are_what_runsc_expects() {
         )
         .await
         .unwrap();
-    runsc.update(&c, &json!({})).await.unwrap();
     runsc.features().await.unwrap();
     fs::remove_file(stage.path().join("root/c_sandbox:s.state")).unwrap();
-    runsc.delete(&c, true).await.unwrap();
+    runsc.delete(&c).await.unwrap();
     assert_eq!(
         stage.argv(),
         [
@@ -210,15 +209,8 @@ async fn command_lines_are_what_runsc_expects() {
             "pause c",
             "resume c",
             "checkpoint --image-path /i --leave-running c",
-            "update --resources - c",
             "features",
         ]
-    );
-    assert!(
-        runsc
-            .kill(&c, KillTarget::ForegroundGroup(7), 2)
-            .await
-            .is_err()
     );
 }
 
@@ -246,7 +238,7 @@ async fn create_says_what_a_sandbox_needs_and_containers_do_not() {
     assert_eq!(
         stage.argv(),
         [
-            "--panic-log=/logs/gvisor_panic.log create --bundle DIR/bundle --console-socket /console --user-log /user.log pod",
+            "--panic-log=/logs/gvisor_panic.log create --bundle DIR/bundle --console-socket /console pod",
             "create --bundle DIR/bundle --console-socket /console new",
         ]
     );
@@ -456,13 +448,13 @@ async fn a_delete_that_fails_after_its_work_is_done_is_one() {
     let stage = Stage::new("rm root/c_sandbox:s.state; fail 'failed to delete filestore file'");
     stage
         .runsc_with("control_socket = false")
-        .delete(&id("c"), true)
+        .delete(&id("c"))
         .await
         .unwrap();
     let stage = Stage::new("fail 'failed to delete filestore file'");
     let error = stage
         .runsc_with("control_socket = false")
-        .delete(&id("c"), true)
+        .delete(&id("c"))
         .await
         .unwrap_err();
     assert!(matches!(error, RuntimeError::Failed { .. }), "{error:?}");
@@ -491,7 +483,7 @@ async fn a_process_that_has_got_a_dead_sandboxs_pid_is_left_alone() {
     assert_eq!(runsc.status(&pod).await.unwrap(), Status::Stopped);
     assert_eq!(runsc.watch(&pod).await.unwrap().await.unwrap().code, 137);
     assert!(runsc.kill(&pod, KillTarget::All, 9).await.is_err());
-    runsc.delete(&pod, true).await.unwrap();
+    runsc.delete(&pod).await.unwrap();
     assert!(files.iter().all(|file| !stage.path().join(file).exists()));
     assert_eq!(stage.argv(), [""; 0]);
     assert!(stranger.try_wait().unwrap().is_none(), "it was killed");

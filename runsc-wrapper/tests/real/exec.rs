@@ -12,7 +12,7 @@ use std::{
 };
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
-use runsc_wrapper::{KillTarget, RuntimeError, Stdio};
+use runsc_wrapper::{KillTarget, Runtime, RuntimeError, Stdio};
 use serde_json::json;
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     world::{Flavor, World, end_of, piped, until},
 };
 
-for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024 Runc]:
+for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024]:
     codes_and_output_come_back
     a_process_is_what_its_spec_says
     input_is_read_and_ends
@@ -129,9 +129,7 @@ async fn a_program_that_is_not_there_is_said_to_be_missing(world: World) {
         );
     }
     // The way that was used stays open.
-    if let Some(runsc) = &world.runsc {
-        assert_eq!(runsc.control_fallbacks(), 0);
-    }
+    assert_eq!(world.runtime.control_fallbacks(), 0);
     assert_eq!(world.exec_to_end(app.id.as_str(), &["true"]).await.0, 0);
     world.delete_all().await;
 }

@@ -26,9 +26,6 @@ for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024]:
     a_sandbox_inherits_nothing
     a_stopped_sentry_is_not_waited_for_for_ever
     a_wrong_flag_is_named
-}
-
-for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024 Runc]:
     a_container_that_cannot_be_made_leaves_nothing
     a_program_that_is_not_there_is_said_at_create_or_start
     a_container_that_was_never_started_can_be_deleted
@@ -86,7 +83,7 @@ async fn a_killed_sandbox_takes_everything_with_it(world: World) {
         end_of(runtime.watch(&app.id).await.unwrap()).await.code,
         137
     );
-    assert_eq!(world.runsc.as_ref().unwrap().control_fallbacks(), 0);
+    assert_eq!(world.runtime.control_fallbacks(), 0);
     let deleting = Instant::now();
     world.delete_all().await;
     let took = deleting.elapsed();
@@ -117,8 +114,8 @@ async fn the_end_of_the_root_container_is_the_end_of_all(world: World) {
     assert_eq!(end_of(root.exit).await.code, 3);
     assert_eq!(end_of(app.exit).await.code, 137);
     until("the sentry is gone", async || !is_alive(root.pid)).await;
-    world.runtime.delete(&app.id, false).await.unwrap();
-    world.runtime.delete(&root.id, false).await.unwrap();
+    world.runtime.delete(&app.id).await.unwrap();
+    world.runtime.delete(&root.id).await.unwrap();
     world.assert_nothing_left().await;
 }
 
@@ -132,7 +129,7 @@ async fn a_create_that_takes_too_long_leaves_nothing(world: World) {
         let opts = world.create_opts("pod", "pod", bundle, Stdio::default());
         match runtime.create(&opts).await {
             Err(RuntimeError::Timeout { .. }) => {}
-            Ok(_) => runtime.delete(&opts.id, true).await.unwrap(),
+            Ok(_) => runtime.delete(&opts.id).await.unwrap(),
             Err(e) => panic!("{e}"),
         }
         assert!(world.files().is_empty(), "after {deadline:?}");
@@ -146,16 +143,16 @@ async fn a_create_that_takes_too_long_leaves_nothing(world: World) {
 async fn a_delete_that_takes_too_long_is_finished_with_the_sandbox(world: World) {
     let mut config = world.config.clone();
     config.deadlines.delete = Duration::from_millis(1);
-    let hasty: Arc<dyn Runtime> = Arc::new(Runsc::new(config));
+    let hasty = Arc::new(Runsc::new(config));
     // The second time, the commands get to their ends again.
     for last in [&hasty, &world.runtime] {
         let pod = world.run("pod", "pod", &["/bin/sleep", "1000"]).await;
         let app = world.run("app", "pod", &["/bin/sleep", "1000"]).await;
-        let error = hasty.delete(&app.id, true).await.unwrap_err();
+        let error = hasty.delete(&app.id).await.unwrap_err();
         assert!(matches!(error, RuntimeError::Timeout { .. }), "{error:?}");
-        last.delete(&pod.id, true).await.unwrap();
+        last.delete(&pod.id).await.unwrap();
         world.assert_nothing_left().await;
-        last.delete(&app.id, true).await.unwrap();
+        last.delete(&app.id).await.unwrap();
     }
     // Or by the next delete, where the sandbox's own was cut short after it.
     let pod = world.run("pod", "pod", &["/bin/sleep", "1000"]).await;
@@ -163,9 +160,9 @@ async fn a_delete_that_takes_too_long_is_finished_with_the_sandbox(world: World)
     let state = world.config.root.join("app_sandbox:pod.state");
     let aside = world.dir.path().join("state");
     fs::rename(&state, &aside).unwrap();
-    world.runtime.delete(&pod.id, true).await.unwrap();
+    world.runtime.delete(&pod.id).await.unwrap();
     fs::rename(aside, state).unwrap();
-    world.another().delete(&pod.id, true).await.unwrap();
+    world.another().delete(&pod.id).await.unwrap();
     world.assert_nothing_left().await;
 }
 
@@ -174,7 +171,7 @@ async fn a_prefix_of_an_id_is_nobody(world: World) {
         .run("podlong", "podlong", &["/bin/sleep", "1000"])
         .await;
     let short = id("pod");
-    world.runtime.delete(&short, true).await.unwrap();
+    world.runtime.delete(&short).await.unwrap();
     let error = world
         .runtime
         .kill(&short, KillTarget::Init, 9)
@@ -242,7 +239,7 @@ async fn a_stopped_sentry_is_not_waited_for_for_ever(world: World) {
     assert!(matches!(error, RuntimeError::Timeout { .. }), "{error:?}");
     assert!(start.elapsed() < PATIENCE);
     // It can be removed all the same.
-    world.runtime.delete(&root.id, true).await.unwrap();
+    world.runtime.delete(&root.id).await.unwrap();
     assert_eq!(end_of(app.exit).await.code, 137);
     world.delete_all().await;
 }
@@ -256,13 +253,11 @@ async fn a_container_that_cannot_be_made_leaves_nothing(world: World) {
     assert!(error.to_string().contains("invalid character"), "{error}");
     world.assert_nothing_left().await;
     // A container of a sandbox that is not there.
-    if world.flavor.is_runsc() {
-        let bundle = world.bundle("app", "nowhere", &["/bin/sleep", "1000"]);
-        let opts = world.create_opts("app", "nowhere", bundle, Stdio::default());
-        let error = world.create(&opts).await.unwrap_err();
-        assert!(matches!(error, RuntimeError::NotFound { .. }), "{error:?}");
-        world.assert_nothing_left().await;
-    }
+    let bundle = world.bundle("app", "nowhere", &["/bin/sleep", "1000"]);
+    let opts = world.create_opts("app", "nowhere", bundle, Stdio::default());
+    let error = world.create(&opts).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::NotFound { .. }), "{error:?}");
+    world.assert_nothing_left().await;
 }
 
 async fn a_program_that_is_not_there_is_said_at_create_or_start(world: World) {
@@ -287,15 +282,13 @@ async fn a_container_that_was_never_started_can_be_deleted(world: World) {
     let opts = world.create_opts("pod", "pod", bundle, Stdio::default());
     world.create(&opts).await.unwrap();
     let exit = world.runtime.watch(&opts.id).await.unwrap();
-    if world.flavor.is_runsc() {
-        // The command of a runsc of the summer of 2026 ends the sandbox.
-        match world.runtime.kill(&opts.id, KillTarget::Init, 9).await {
-            Err(RuntimeError::NotRunning { .. }) => {}
-            Ok(()) if world.flavor == Flavor::RunscCli => {}
-            other => panic!("{other:?}"),
-        }
+    // The command of a runsc of the summer of 2026 ends the sandbox.
+    match world.runtime.kill(&opts.id, KillTarget::Init, 9).await {
+        Err(RuntimeError::NotRunning { .. }) => {}
+        Ok(()) if world.flavor == Flavor::RunscCli => {}
+        other => panic!("{other:?}"),
     }
-    world.runtime.delete(&opts.id, true).await.unwrap();
+    world.runtime.delete(&opts.id).await.unwrap();
     assert_eq!(end_of(exit).await.code, 137);
     world.assert_nothing_left().await;
 }

@@ -4,14 +4,14 @@
 
 use std::time::Duration;
 
-use runsc_wrapper::{KillTarget, RuntimeError, Status, Stdio};
+use runsc_wrapper::{KillTarget, Runtime, RuntimeError, Status, Stdio};
 
 use crate::{
     for_flavors,
     world::{World, end_of, id, is_alive, piped, until},
 };
 
-for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024 Runc]:
+for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024]:
     a_container_lives_in_a_sandbox
     exit_codes_come_through
     processes_that_end_at_once_are_not_missed
@@ -27,13 +27,11 @@ async fn a_container_lives_in_a_sandbox(world: World) {
     let (root, app) = world
         .run_in_sandbox(&["/bin/sh", "-c", "echo hello; echo oops >&2"])
         .await;
-    if world.flavor.is_runsc() {
-        assert_eq!(root.pid, app.pid, "one sandbox");
-    }
+    assert_eq!(root.pid, app.pid, "one sandbox");
     assert!(is_alive(root.pid));
     assert_eq!(end_of(app.exit).await.code, 0);
     assert_eq!(app.output.all().await, "hello\noops\n");
-    world.runtime.delete(&app.id, false).await.unwrap();
+    world.runtime.delete(&app.id).await.unwrap();
     assert_eq!(
         world.runtime.status(&root.id).await.unwrap(),
         Status::Running
@@ -44,8 +42,7 @@ async fn a_container_lives_in_a_sandbox(world: World) {
         .await
         .unwrap();
     assert_eq!(end_of(root.exit).await.code, 137);
-    // Not by force: a sandbox whose root container has ended can be removed.
-    world.runtime.delete(&root.id, false).await.unwrap();
+    world.runtime.delete(&root.id).await.unwrap();
     world.assert_nothing_left().await;
 }
 
@@ -74,7 +71,7 @@ async fn processes_that_end_at_once_are_not_missed(world: World) {
             7,
             "root container, round {round}"
         );
-        world.runtime.delete(&root.id, true).await.unwrap();
+        world.runtime.delete(&root.id).await.unwrap();
     }
     let _root = world.run("pod", "pod", &["/bin/sleep", "1000"]).await;
     for round in 0..4 {
@@ -136,11 +133,6 @@ async fn states_follow_the_life(world: World) {
         .await
         .unwrap_err();
     assert!(matches!(again, RuntimeError::NotRunning { .. }), "{again}");
-    let unforced = world.runtime.delete(&opts.id, false).await.unwrap_err();
-    assert!(
-        matches!(unforced, RuntimeError::NotRunning { .. }),
-        "{unforced}"
-    );
     world
         .runtime
         .kill(&opts.id, KillTarget::Init, libc::SIGKILL)
@@ -163,16 +155,15 @@ async fn a_new_process_can_take_over(world: World) {
         .unwrap();
     assert_eq!(end_of(exit).await.code, 137);
     assert_eq!(end_of(app.exit).await.code, 137);
-    other.delete(&app.id, true).await.unwrap();
-    other.delete(&root.id, true).await.unwrap();
+    other.delete(&app.id).await.unwrap();
+    other.delete(&root.id).await.unwrap();
     world.assert_nothing_left().await;
 }
 
 async fn unknown_containers_are_not_found(world: World) {
     let nobody = id("nobody");
     let runtime = &world.runtime;
-    runtime.delete(&nobody, true).await.unwrap();
-    runtime.delete(&nobody, false).await.unwrap();
+    runtime.delete(&nobody).await.unwrap();
     for error in [
         runtime.start(&nobody, &Stdio::default()).await.unwrap_err(),
         runtime

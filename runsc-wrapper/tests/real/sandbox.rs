@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use runsc_wrapper::{CheckpointOpts, KillTarget, RuntimeError, Status, Stdio, command};
+use runsc_wrapper::{CheckpointOpts, KillTarget, Runtime, RuntimeError, Status, Stdio};
 use serde_json::json;
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     world::{Flavor, PATIENCE, World, end_of, piped, until},
 };
 
-for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024 Runc]:
+for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024]:
     pause_stops_and_resume_goes_on
     statistics_count
     features_are_told
@@ -107,8 +107,6 @@ async fn features_are_told(world: World) {
 
 for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024]:
     a_sandbox_is_saved_and_restored
-    limits_can_be_changed
-    a_life_takes_few_commands
 }
 
 async fn a_sandbox_is_saved_and_restored(world: World) {
@@ -165,63 +163,6 @@ async fn a_sandbox_is_saved_and_restored(world: World) {
         .unwrap();
     assert_eq!(end_of(exit).await.code, 137);
     world.delete_all().await;
-}
-
-async fn limits_can_be_changed(world: World) {
-    let flavor = world.flavor;
-    drop(world);
-    let Some(world) = World::with(flavor, "ignore-cgroups = false", "") else {
-        return;
-    };
-    let bundle = world.bundle_with("pod", "pod", &["/bin/sleep", "1000"], |spec| {
-        spec["linux"]["resources"] = json!({"memory": {"limit": 500 << 20}});
-    });
-    let root = world.run_bundle("pod", "pod", bundle).await;
-    let result = world
-        .runtime
-        .update(&root.id, &json!({"memory": {"limit": 400 << 20}}))
-        .await;
-    match result {
-        Ok(()) => assert_ne!(flavor, Flavor::Runsc2024),
-        Err(RuntimeError::Unsupported { .. }) => assert_eq!(flavor, Flavor::Runsc2024),
-        Err(e) => panic!("{e}"),
-    }
-    world.delete_all().await;
-}
-
-async fn a_life_takes_few_commands(world: World) {
-    if world.flavor == Flavor::RunscCli {
-        return;
-    }
-    // Other tests run commands too: count those of this world by their log.
-    let before = command::runs();
-    let (root, app) = world.run_in_sandbox(&["/bin/sleep", "1000"]).await;
-    assert_eq!(world.exec_to_end(app.id.as_str(), &["true"]).await.0, 0);
-    world.runtime.stats(&app.id).await.unwrap();
-    world.runtime.processes(&app.id).await.unwrap();
-    world.runtime.status(&app.id).await.unwrap();
-    world
-        .runtime
-        .kill(&app.id, KillTarget::Init, libc::SIGKILL)
-        .await
-        .unwrap();
-    assert_eq!(end_of(app.exit).await.code, 137);
-    world.runtime.delete(&app.id, false).await.unwrap();
-    world
-        .runtime
-        .kill(&root.id, KillTarget::Init, libc::SIGKILL)
-        .await
-        .unwrap();
-    assert_eq!(end_of(root.exit).await.code, 137);
-    let deleting = Instant::now();
-    world.runtime.delete(&root.id, false).await.unwrap();
-    println!("delete of a sandbox: {:?}", deleting.elapsed());
-    let runs = command::runs() - before;
-    println!("commands: {runs}");
-    if std::env::var_os("ONE_TEST_AT_A_TIME").is_some() {
-        assert!(runs <= 6, "{runs} commands");
-    }
-    world.assert_nothing_left().await;
 }
 
 for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024]:
@@ -287,7 +228,7 @@ async fn ports_inside_can_be_reached(world: World) {
         String::from_utf8(text.to_vec()).unwrap()
     });
     assert_eq!(back.await.unwrap(), "there and back");
-    assert_eq!(world.runsc.as_ref().unwrap().control_fallbacks(), 0);
+    assert_eq!(world.runtime.control_fallbacks(), 0);
     world.delete_all().await;
 }
 

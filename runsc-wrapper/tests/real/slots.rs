@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path, time::Instant};
 
-use runsc_wrapper::{KillTarget, Slots, Status};
+use runsc_wrapper::{KillTarget, Runtime, Slots, Status, WarmRuntime};
 use serde_json::json;
 
 use crate::{
@@ -107,7 +107,7 @@ async fn a_container_in_slots_is_like_any_other(world: World) {
         .unwrap();
     assert_eq!(end_of(exit).await.code, 137);
     let reaped = tokio::spawn(expect_end(gofer));
-    world.runtime.delete(&app, true).await.unwrap();
+    world.runtime.delete(&app).await.unwrap();
     reaped.await.unwrap();
     world.delete_all().await;
 }

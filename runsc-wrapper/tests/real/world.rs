@@ -16,8 +16,8 @@ use std::{
 use kiln_host::reap;
 use nix::mount::{MntFlags, umount2};
 use runsc_wrapper::{
-    Config, ContainerId, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, Result, Runc, Runsc,
-    Runtime, RuntimeKind, Stdio,
+    Config, ContainerId, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, Result, Runsc, Runtime,
+    Stdio,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -36,13 +36,6 @@ pub(crate) enum Flavor {
     Runsc202602,
     /// A release of 2024.
     Runsc2024,
-    Runc,
-}
-
-impl Flavor {
-    pub(crate) fn is_runsc(self) -> bool {
-        self != Self::Runc
-    }
 }
 
 /// Makes a test of `$body` for each flavor.
@@ -69,9 +62,7 @@ macro_rules! for_flavors {
 
 pub(crate) struct World {
     pub(crate) flavor: Flavor,
-    pub(crate) runtime: Arc<dyn Runtime>,
-    /// The same runtime, where it is runsc.
-    pub(crate) runsc: Option<Arc<Runsc>>,
+    pub(crate) runtime: Arc<Runsc>,
     pub(crate) config: Config,
     pub(crate) dir: TempDir,
     made: Mutex<Vec<ContainerId>>,
@@ -185,7 +176,6 @@ impl World {
             Flavor::Runsc | Flavor::RunscCli => "runsc",
             Flavor::Runsc202602 => "runsc-2026-02",
             Flavor::Runsc2024 => "runsc-2024",
-            Flavor::Runc => "runc",
         };
         let cache = std::env::var("KILN_CACHE")
             .unwrap_or_else(|_| format!("{}/.cache/kiln", std::env::var("HOME").unwrap()));
@@ -197,38 +187,23 @@ impl World {
         reap::become_subreaper().unwrap();
         let dir = tempfile::Builder::new().prefix("kw").tempdir().unwrap();
         let root = dir.path().join("root").display().to_string();
-        let defaults = match flavor {
-            Flavor::Runc => String::new(),
-            // Cgroups of the host are the shim's business.
-            _ => [("ignore-cgroups", "true"), ("network", "'none'")]
-                .into_iter()
-                .filter(|(flag, _)| !flags.contains(flag))
-                .map(|(flag, value)| format!("{flag} = {value}\n"))
-                .collect(),
-        };
+        // Cgroups of the host are the shim's business.
+        let defaults: String = [("ignore-cgroups", "true"), ("network", "'none'")]
+            .into_iter()
+            .filter(|(flag, _)| !flags.contains(flag))
+            .map(|(flag, value)| format!("{flag} = {value}\n"))
+            .collect();
         let text = format!(
-            "binary_name = '{}'\nroot = '{root}'\n[runsc_config]\n{defaults}{flags}\n[kiln]\nruntime = '{}'\ncontrol_socket = {}\n{kiln}\n",
+            "binary_name = '{}'\nroot = '{root}'\n[runsc_config]\n{defaults}{flags}\n[kiln]\ncontrol_socket = {}\n{kiln}\n",
             binary.display(),
-            if flavor == Flavor::Runc {
-                "runc"
-            } else {
-                "runsc"
-            },
             flavor != Flavor::RunscCli,
         );
         let config = Config::parse(&text).unwrap();
-        let (runtime, runsc): (Arc<dyn Runtime>, _) = match config.kind {
-            RuntimeKind::Runc => (Arc::new(Runc::new(config.clone())), None),
-            RuntimeKind::Runsc => {
-                let runsc = Arc::new(Runsc::new(config.clone()));
-                (runsc.clone(), Some(runsc))
-            }
-        };
+        let runtime = Arc::new(Runsc::new(config.clone()));
         fs::copy(busybox(&cache), dir.path().join("busybox")).unwrap();
         Some(Self {
             flavor,
             runtime,
-            runsc,
             config,
             dir,
             made: Mutex::default(),
@@ -236,11 +211,8 @@ impl World {
     }
 
     /// Another object for the same root, as a new process would have it.
-    pub(crate) fn another(&self) -> Arc<dyn Runtime> {
-        match self.config.kind {
-            RuntimeKind::Runc => Arc::new(Runc::new(self.config.clone())),
-            RuntimeKind::Runsc => Arc::new(Runsc::new(self.config.clone())),
-        }
+    pub(crate) fn another(&self) -> Arc<Runsc> {
+        Arc::new(Runsc::new(self.config.clone()))
     }
 
     /// Writes a bundle. `sandbox` is the container's own name for a sandbox.
@@ -315,7 +287,6 @@ impl World {
             bundle,
             stdio,
             console_socket: None,
-            user_log: None,
             log_dir: None,
         }
     }
@@ -346,8 +317,7 @@ impl World {
         }
     }
 
-    /// A sandbox whose root container does nothing, and a container with `args` in it. runc has
-    /// no sandboxes: there, both are containers.
+    /// A sandbox whose root container does nothing, and a container with `args` in it.
     pub(crate) async fn run_in_sandbox(&self, args: &[&str]) -> (Started, Started) {
         let root = self.run("pod", "pod", &["/bin/sleep", "1000"]).await;
         let container = self.run("app", "pod", args).await;
@@ -389,7 +359,7 @@ impl World {
     pub(crate) async fn delete_all(&self) {
         let made = std::mem::take(&mut *self.made.lock().unwrap());
         for id in made.iter().rev() {
-            self.runtime.delete(id, true).await.unwrap();
+            self.runtime.delete(id).await.unwrap();
         }
         self.assert_nothing_left().await;
     }

@@ -119,7 +119,7 @@ async fn delete_recorded(
             let sandbox = record.runtime_id().parse().unwrap_or_else(|_| id.clone());
             let member = (record.sandbox != id.as_str()).then_some(id);
             for doomed in [is_lost.then_some(&sandbox), member].into_iter().flatten() {
-                errors.extend(runtime.delete(doomed, true).await.err().map(Error::from));
+                errors.extend(runtime.delete(doomed).await.err().map(Error::from));
             }
         }
         Err(e) => errors.push(e),

@@ -14,7 +14,7 @@ use containerd_shim_protos::{
     protobuf::{MessageField, well_known_types::any::Any},
 };
 use log::{info, warn};
-use runsc_wrapper::{ContainerId, CreateOpts, RuntimeError, RuntimeKind, Slots, Stdio};
+use runsc_wrapper::{ContainerId, CreateOpts, RuntimeError, Slots, Stdio};
 
 use super::{CreateRequest, Pod, attach, clean_up};
 use kiln_host::{
@@ -59,7 +59,7 @@ impl Pod {
             .sandbox_for(&id, &role, &spec, request.options.as_ref())
             .await?;
         let first = role == Role::Sandbox;
-        if first && sandbox.is_shared() {
+        if first {
             let places = sandbox.policy.parallel_starts;
             let turn = Turn::wait(&self.host.run, places, &id).await;
             sandbox.begin_turn(turn);
@@ -141,7 +141,7 @@ impl Pod {
         })
         .await?;
         spec.check(&config.policy, None)?;
-        if network == Network::Host && config.runtime.kind == RuntimeKind::Runsc {
+        if network == Network::Host {
             config
                 .runtime
                 .flags
@@ -155,18 +155,13 @@ impl Pod {
         let runtime = (self.runtime)(&config, &self.namespace)?;
         let (host, owner) = (self.host.clone(), id.clone());
         let (first, pods) = (spec.clone(), config.policy.shared_empty_dirs.clone());
-        let kind = config.runtime.kind;
         let (scratch, shared) = blocking(move || {
-            let shared = match kind {
-                RuntimeKind::Runsc => Shared::of(&first, &pods)?,
-                _ => Shared::default(),
-            };
+            let shared = Shared::of(&first, &pods)?;
             Ok::<_, Error>((Scratch::new(&host.run, &owner, &host.socket)?, shared))
         })
         .await?;
         Ok(Sandbox {
             id: id.clone(),
-            kind: config.runtime.kind,
             runtime,
             policy: config.policy,
             config_file: config.file,
@@ -211,7 +206,6 @@ impl Pod {
             bundle: bundle.clone(),
             stdio: Stdio::default(),
             console_socket: None,
-            user_log: None,
             log_dir,
         };
         let spec = rewritten(sandbox, &role, spec, &cgroup);
@@ -238,11 +232,6 @@ impl Pod {
             undo_create(sandbox, id, own_cgroup, &bundle, &e).await;
             return Err(e);
         }
-        let charged = if sandbox.is_shared() {
-            sandbox.cgroup.clone()
-        } else {
-            cgroup
-        };
         if role == Role::Sandbox {
             sandbox.set_pid(init.pid());
         }
@@ -256,7 +245,7 @@ impl Pod {
             role,
             bundle,
             init,
-            cgroup: charged,
+            cgroup: sandbox.cgroup.clone(),
             own_cgroup,
             shares_pids,
             restore,
@@ -362,15 +351,13 @@ fn restore_image(allowed: &[PathBuf], spec: &Spec, checkpoint: &str) -> Result<O
 
 /// The spec as the runtime must see it.
 fn rewritten(sandbox: &Sandbox, role: &Role, mut spec: Spec, cgroup: &Cgroup) -> Spec {
-    let boots = *role == Role::Sandbox && sandbox.is_shared();
+    let boots = *role == Role::Sandbox;
     let limits = boots.then(|| sandbox.boot_limits(spec.limits()));
-    spec.rewrite(sandbox.kind, cgroup, limits.as_ref());
-    if *role != Role::Sandbox {
+    spec.rewrite(cgroup, limits.as_ref());
+    if !boots {
         spec.set_sandbox(sandbox.runtime_id());
     }
-    if sandbox.is_shared() {
-        sandbox.shared.write_into(&mut spec, *role == Role::Sandbox);
-    }
+    sandbox.shared.write_into(&mut spec, boots);
     spec
 }
 
@@ -407,16 +394,14 @@ async fn prepare(
     let own_cgroup = own_cgroup.map(Cgroup::spec_path).unwrap_or_default();
     let record = Record::new(&sandbox.id, sandbox.config_file.clone(), own_cgroup)
         .known_as(sandbox.runtime_id());
-    let (bundle, mounts, shared) = (bundle.to_owned(), mounts.to_vec(), sandbox.is_shared());
+    let (bundle, mounts) = (bundle.to_owned(), mounts.to_vec());
     blocking(move || {
         let rootfs = bundle.join("rootfs");
         record.save(&bundle)?;
         rootfs::mount(&mounts, &rootfs)?;
-        if shared {
-            spec.mount_masks(&rootfs)?;
-        }
+        spec.mount_masks(&rootfs)?;
         // Without mounts it is not ours to write to.
-        if shared && !mounts.is_empty() {
+        if !mounts.is_empty() {
             // What is wrong with it is the runtime's to say.
             if let Err(e) = spec.make_working_dir(&rootfs) {
                 info!("the working directory is left to the runtime: {e}");
@@ -431,7 +416,7 @@ async fn prepare(
 /// runtime does not touch one that is there. `None` where it is the runtime's to make.
 async fn hold_scope(sandbox: &Sandbox, role: &Role, own: Option<Limits>) -> Option<Held> {
     let scope = sandbox.cgroup.scope()?;
-    if *role != Role::Sandbox || !sandbox.is_shared() {
+    if *role != Role::Sandbox {
         return None;
     }
     let held = match systemd::start_scope(&scope, &[]).await {
@@ -513,7 +498,7 @@ async fn undo_create(
 ) {
     // A container of this name that was there before is not ours to delete.
     let theirs = matches!(error, Error::Runtime(RuntimeError::AlreadyExists { .. }));
-    if !theirs && let Err(e) = sandbox.runtime.delete(id, true).await {
+    if !theirs && let Err(e) = sandbox.runtime.delete(id).await {
         warn!("undo create {id}: {e}");
     }
     let cgroup = own_cgroup.filter(|_| !theirs);

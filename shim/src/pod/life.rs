@@ -85,7 +85,7 @@ impl Pod {
         let Network::Netns(netns) = &sandbox.network else {
             return;
         };
-        if !sandbox.policy.port_forward || !sandbox.is_shared() {
+        if !sandbox.policy.port_forward {
             return;
         }
         let (runtime, id) = (Arc::clone(&sandbox.runtime), sandbox.runtime_id().clone());
@@ -146,7 +146,7 @@ impl Pod {
     ) {
         let exit = outcome(&container.id, exit).await;
         let Ok(sandbox) = self.sandbox() else { return };
-        if container.shares_pids && container.role != Role::Sandbox && sandbox.is_shared() {
+        if container.shares_pids && container.role != Role::Sandbox {
             // Processes that the first one left behind have lost their container.
             match sandbox
                 .runtime
@@ -255,7 +255,7 @@ impl Pod {
                 drop(sandbox.take_slots());
             }
             for id in doomed {
-                if let Err(e) = sandbox.runtime.delete(&id, true).await {
+                if let Err(e) = sandbox.runtime.delete(&id).await {
                     warn!("delete {id}: {e}");
                 }
             }

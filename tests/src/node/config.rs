@@ -66,7 +66,6 @@ fn handlers(dir: &Path, name: &str, opts: &NodeOpts) -> Result<Vec<Handler>> {
         Some(path) => path.clone(),
         None => tools::runsc()?,
     };
-    let runc = tools::program("runc")?;
     let ours = |name: &'static str, file: String| -> Result<Handler> {
         let config = Some((dir.join(format!("{name}.toml")), file));
         Ok(Handler {
@@ -84,16 +83,11 @@ fn handlers(dir: &Path, name: &str, opts: &NodeOpts) -> Result<Vec<Handler>> {
             let _ = writeln!(text, "{flag} = \"{value}\"");
             text
         });
-    let file = |binary: &Path, root: &str, kiln: &str| {
+    let file = |root: &str, kiln: &str| {
         format!(
-            "binary_name = \"{}\"\nroot = \"{}\"\n{}\n[kiln]\n{kiln}{}\n",
-            binary.display(),
+            "binary_name = \"{}\"\nroot = \"{}\"\n[runsc_config]\nplatform = \"systrap\"\n{flags}\n[kiln]\n{kiln}{}\n",
+            runsc.display(),
             dir.join(root).display(),
-            if root == "rr" {
-                String::new()
-            } else {
-                format!("[runsc_config]\nplatform = \"systrap\"\n{flags}")
-            },
             opts.kiln,
         )
     };
@@ -108,12 +102,10 @@ fn handlers(dir: &Path, name: &str, opts: &NodeOpts) -> Result<Vec<Handler>> {
         None => NO_AGENT.to_owned(),
     };
     let by_command = format!("control_socket = false\n{NO_AGENT}");
-    let by_runc = format!("runtime = \"runc\"\n{NO_AGENT}");
     let mut handlers = vec![
-        ours("gvisor", file(&runsc, "rs", NO_AGENT))?,
-        ours(WARM, file(&runsc, "rw", &agent))?,
-        ours("gvisor-cli", file(&runsc, "rc", &by_command))?,
-        ours("kiln-runc", file(&runc, "rr", &by_runc))?,
+        ours("gvisor", file("rs", NO_AGENT))?,
+        ours(WARM, file("rw", &agent))?,
+        ours("gvisor-cli", file("rc", &by_command))?,
         Handler {
             name: "runsc-go",
             runtime_type: "io.containerd.runsc.v1",
@@ -129,7 +121,7 @@ fn handlers(dir: &Path, name: &str, opts: &NodeOpts) -> Result<Vec<Handler>> {
     ];
     if let Some(kata) = opts.kata {
         let (shim, config) = match kata {
-            Kata::Standin => (standin(dir, opts)?, file(&runc, "rr", &by_runc)),
+            Kata::Standin => (standin(dir, opts)?, file("rk", NO_AGENT)),
             Kata::Installed => (named_katas(dir, opts)?, String::new()),
         };
         handlers.push(Handler {

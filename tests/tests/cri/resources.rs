@@ -164,7 +164,7 @@ pub(crate) async fn limits_can_be_changed(node: &Node, handler: &str) -> Result<
     let pod = node.pod(handler).run().await?;
     let container = pod.idle().memory(200 * MIB).cpu(500).start().await?;
     // A sandbox is limited as one, and has some memory for itself.
-    let (group, own) = if handler == "kiln-runc" {
+    let (group, own) = if handler == "runc" {
         (container.id(), 0)
     } else {
         (pod.id(), OWN)

@@ -18,12 +18,12 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use kiln_host::egress::Guard;
 use kiln_tests::{
     node::{Node, NodeOpts},
     pod::Pod,
     wait::{self, SOON},
 };
-use kiln_host::egress::Guard;
 
 use crate::{
     Neighbour, WARM,

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use kiln_tests::{
     leaks::bears,
     mini::{Config, Mini, Runtime},
-    wait,
+    tools, wait,
 };
 
 use crate::{end, gone, sandbox};
@@ -46,7 +46,6 @@ pub(crate) async fn one_process_and_one_thread(mini: &Mini, runtime: Runtime) ->
         Runtime::Runsc => ensure!(names().len() == 3 && of_the_runtime == 2, "{:#?}", names()),
         // Without the control socket something must wait for the end.
         Runtime::RunscCli => ensure!(names().len() <= 4 && of_the_runtime == 2, "{:#?}", names()),
-        Runtime::Runc => ensure!(names().len() == 1, "{:#?}", names()),
     }
     end(mini, &shim, bundle).await
 }
@@ -84,9 +83,9 @@ pub(crate) async fn nothing_grows_with_execs(mini: &Mini, runtime: Runtime) -> R
 }
 
 /// A runtime that writes down what it is asked.
-fn recorded(mini: &Mini, runtime: Runtime, log: &Path) -> Result<PathBuf> {
-    let program = runtime.program()?;
-    let path = mini.dir().join(format!("recorded-{runtime:?}"));
+fn recorded(mini: &Mini, log: &Path) -> Result<PathBuf> {
+    let program = tools::runsc()?;
+    let path = mini.dir().join("recorded");
     // One write, so that two at a time do not mix.
     let script = format!(
         "#!/bin/sh\nprintf '%s\\n' \"$*\" >> {}\nexec {} \"$@\"\n",
@@ -98,49 +97,44 @@ fn recorded(mini: &Mini, runtime: Runtime, log: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-pub(crate) async fn a_pod_takes_few_commands(
-    mini: &Mini,
-    runtime: Runtime,
-    most: usize,
-) -> Result<()> {
-    let id = format!("few-{runtime:?}").to_lowercase();
+pub(crate) async fn a_pod_takes_few_commands(mini: &Mini) -> Result<()> {
+    const MOST: usize = 6;
+    let id = "few";
     let log = mini.dir().join(format!("{id}.log"));
-    let binary = Some(recorded(mini, runtime, &log)?);
+    let binary = Some(recorded(mini, &log)?);
     let config = mini.config(
-        runtime,
+        Runtime::Runsc,
         &Config {
             binary,
             ..Config::default()
         },
     )?;
-    let bundle = mini.bundle(&id).sandbox().script("sleep 3600").write()?;
+    let bundle = mini.bundle(id).sandbox().script("sleep 3600").write()?;
     let shim = mini.shim(&bundle, &config).await?;
     shim.run(&bundle).await?;
     let member = mini
         .bundle(&format!("{id}-c"))
-        .member_of(&id)
+        .member_of(id)
         .script("sleep 3600")
         .write()?;
     let output = shim.run(&member).await?;
     let up = fs::read_to_string(&log)?.lines().count();
-    if runtime == Runtime::Runsc {
-        // An exec, and looking at it, takes none.
-        let ran = shim.exec(&member, "free", &["true"]).await?;
-        shim.start(member.id(), "free").await?;
-        ensure!(shim.wait(member.id(), "free").await? == 0);
-        ran.read_to_end().await?;
-        shim.state(member.id(), "").await?;
-        let commands = fs::read_to_string(&log)?;
-        ensure!(commands.lines().count() == up, "{commands}");
-    }
+    // An exec, and looking at it, takes none.
+    let ran = shim.exec(&member, "free", &["true"]).await?;
+    shim.start(member.id(), "free").await?;
+    ensure!(shim.wait(member.id(), "free").await? == 0);
+    ran.read_to_end().await?;
+    shim.state(member.id(), "").await?;
+    let commands = fs::read_to_string(&log)?;
+    ensure!(commands.lines().count() == up, "{commands}");
     shim.end(member.id()).await?;
     output.read_to_end().await?;
     gone(mini, member).await?;
     end(mini, &shim, bundle).await?;
     let commands = fs::read_to_string(&log)?;
     ensure!(
-        commands.lines().count() <= most,
-        "{} commands of {most}:\n{commands}",
+        commands.lines().count() <= MOST,
+        "{} commands of {MOST}:\n{commands}",
         commands.lines().count()
     );
     Ok(())

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! Lives of shims, seen from where containerd is: every reply, every event, every process. The
-//! same cases for runsc by its control socket, runsc by command line, and runc.
+//! same cases for runsc by its control socket and by command line.
 
 mod frugal;
 mod hangup;
@@ -44,26 +44,11 @@ fn main() -> ExitCode {
         a_client_that_leaves_delete_leaves_it_deleted,
     );
     for_each_runtime!(cases, frugal: one_process_and_one_thread, nothing_grows_with_execs, a_container_of_its_own_has_its_limits);
-    for (name, runtime) in [("runsc", Runtime::Runsc), ("runsc-cli", Runtime::RunscCli)] {
-        cases.add(
-            format!("{name}::a_container_goes_on_from_its_checkpoint"),
-            async move |mini: &Mini| {
-                restore::a_container_goes_on_from_its_checkpoint(mini, runtime).await
-            },
-        );
-        cases.add(
-            format!("{name}::a_pod_goes_on_from_its_checkpoint"),
-            async move |mini: &Mini| {
-                restore::a_pod_goes_on_from_its_checkpoint(mini, runtime).await
-            },
-        );
-    }
-    for (name, runtime, most) in [("runsc", Runtime::Runsc, 6), ("runc", Runtime::Runc, 12)] {
-        cases.add(
-            format!("{name}::a_pod_takes_few_commands"),
-            async move |mini: &Mini| frugal::a_pod_takes_few_commands(mini, runtime, most).await,
-        );
-    }
+    for_each_runtime!(cases, restore: a_container_goes_on_from_its_checkpoint, a_pod_goes_on_from_its_checkpoint);
+    cases.add(
+        "runsc::a_pod_takes_few_commands",
+        frugal::a_pod_takes_few_commands,
+    );
     cases.add(
         "old::containerd_1_7_gets_an_address",
         old::containerd_1_7_gets_an_address,

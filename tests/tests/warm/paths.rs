@@ -30,7 +30,7 @@ pub(crate) async fn paths_need_not_be_clean(node: &Node) -> Result<()> {
         ("/data/./dots/.", "/data/dots"),
     ];
     node.pull(VOLUME).await?;
-    for handler in ["gvisor", HANDLER, "kiln-runc"] {
+    for handler in ["gvisor", HANDLER, "runc"] {
         let (volume, temporary) = (node.volume()?, node.volume()?);
         let mut sources = Vec::new();
         for (target, _) in TARGETS {
@@ -110,7 +110,7 @@ pub(crate) async fn what_a_sentry_cannot_place_is_left_to_a_gofer(node: &Node) -
 
 /// A working directory that the image lacks is made, also where the container can write nothing.
 pub(crate) async fn a_working_directory_is_made(node: &Node) -> Result<()> {
-    for handler in ["gvisor", HANDLER, "kiln-runc"] {
+    for handler in ["gvisor", HANDLER, "runc"] {
         let pod = node.pod(handler).run().await?;
         let container = pod
             .idle()

@@ -40,7 +40,7 @@ const LIMIT: Duration = Duration::from_secs(50 * 60);
 /// Runs critest against a containerd of its own.
 #[derive(Debug, Parser)]
 struct Options {
-    /// The handler to test: gvisor, gvisor-cli, gvisor-warm, kiln-runc, runsc-go or runc
+    /// The handler to test: gvisor, gvisor-cli, gvisor-warm, runsc-go or runc
     #[arg(long, default_value = "gvisor")]
     handler: String,
     /// The list of specs that are known to fail [default: tests/critest-expected.txt for gvisor,
