@@ -31,15 +31,14 @@ pub mod api {
     pub use agent_ttrpc::*;
 }
 mod client;
+pub mod gofer;
 mod shape;
 pub mod shm;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
 
 pub use client::{Agent, AgentError};
+pub use gofer::slots_socket;
 pub use shape::{Ineligible, RuntimeFile, Setup, Shape};
 
 impl api::ReportResponse {
@@ -61,13 +60,6 @@ impl api::ReportResponse {
 
 /// Where the agent listens unless a node's configuration names another socket.
 pub const SOCKET: &str = "/run/kiln-agent/agent.sock";
-
-/// Where an agent that listens at `socket` hands out the gofers of the sandboxes that it has handed
-/// out.
-#[must_use]
-pub fn slots_socket(socket: &Path) -> PathBuf {
-    socket.with_extension("slots")
-}
 
 /// The OCI process that, run in the root container of a warm sandbox, gives it the host name
 /// `name`.

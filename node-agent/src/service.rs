@@ -23,10 +23,10 @@ use kiln_agent_api::{
         GuardedRequest, GuardedResponse, ReleaseRequest, ReleaseResponse, ReportRequest,
         ReportResponse, RuntimeReport, Warm, create_agent,
     },
+    gofer,
 };
 use runsc_wrapper::ContainerId;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     net::{UnixListener, UnixStream},
     sync::Semaphore,
     time::timeout,
@@ -50,9 +50,6 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// How long a shim may take to say which gofer it wants.
 const ASK: Duration = Duration::from_secs(1);
-
-/// Longest id that is read, in bytes.
-const MAX_ID: u64 = 128;
 
 /// Longest reason that is logged, in bytes.
 const MAX_REASON: usize = 1024;
@@ -92,7 +89,7 @@ pub fn serve_slots(keeper: Arc<Keeper>, socket: &Path) -> io::Result<()> {
             };
             let keeper = Arc::clone(&keeper);
             tokio::spawn(async move {
-                if let Err(e) = hand_out_slots(&keeper, stream).await {
+                if let Err(e) = hand_out_slots(keeper, stream).await {
                     warn!("hand out a gofer: {e}");
                 }
                 drop(turn);
@@ -102,18 +99,14 @@ pub fn serve_slots(keeper: Arc<Keeper>, socket: &Path) -> io::Result<()> {
     Ok(())
 }
 
-async fn hand_out_slots(keeper: &Keeper, stream: UnixStream) -> io::Result<()> {
-    let mut id = String::new();
-    let mut reader = BufReader::new(stream).take(MAX_ID);
-    timeout(ASK, reader.read_line(&mut id)).await??;
-    let Some(slots) = keeper.gofers.take(id.trim_end()) else {
-        return Ok(()); // the end of the stream says so
-    };
-    let stream = reader.into_inner().into_inner().into_std()?;
+async fn hand_out_slots(keeper: Arc<Keeper>, stream: UnixStream) -> io::Result<()> {
+    let stream = stream.into_std()?;
     let sent = tokio::task::spawn_blocking(move || {
-        stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(ASK))?;
-        slots.send(&stream)
+        let id = gofer::read_request(&stream, ASK)?;
+        match keeper.gofers.take(&id) {
+            Some(slots) => slots.send(&stream),
+            None => Ok(()), // the end of the stream says so
+        }
     });
     sent.await.map_err(io::Error::other)?
 }

@@ -12,26 +12,19 @@ use std::{
     collections::BTreeMap,
     fmt,
     fs::{self, File},
-    io::{self, Write as _},
     net::IpAddr,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::PoisonError,
     time::{Duration, Instant},
 };
 
 use kiln_agent_api::{
-    Agent, AgentError, RuntimeFile, Setup, Shape, api::Warm, naming_process, slots_socket,
+    Agent, AgentError, RuntimeFile, Setup, Shape, api::Warm, gofer, naming_process, slots_socket,
 };
 use kiln_host::{blocking, cgroup::Cgroup, in_netns};
 use log::{debug, info, warn};
-use nix::{
-    ifaddrs::getifaddrs,
-    sys::socket::{getsockopt, sockopt::PeerCredentials},
-};
+use nix::ifaddrs::getifaddrs;
 use runsc_wrapper::{ContainerId, ExecOpts, Slots, StartWay, Stdio};
 
 use crate::{
@@ -370,19 +363,8 @@ impl Handed {
 
 /// Gets the gofer of the sandbox `id` at `socket`. Blocks.
 fn receive_slots(socket: &Path, id: &str) -> Result<Slots> {
-    let ask = || {
-        let stream = UnixStream::connect(socket)?;
-        let peer = getsockopt(&stream, PeerCredentials)?;
-        if peer.uid() != 0 {
-            let words = format!("its peer is uid {}, not root", peer.uid());
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, words));
-        }
-        stream.set_read_timeout(Some(SLOTS))?;
-        stream.set_write_timeout(Some(SLOTS))?;
-        (&stream).write_all(format!("{id}\n").as_bytes())?;
-        Slots::receive(&stream)
-    };
-    ask().map_err(Error::io("get a gofer at", socket))
+    let received = gofer::request(socket, id, SLOTS).and_then(|stream| Slots::receive(&stream));
+    received.map_err(Error::io("get a gofer at", socket))
 }
 
 /// Ends the gofer of the sandbox `id` that the agent at `socket` may still have: it would keep the
