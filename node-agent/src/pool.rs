@@ -26,6 +26,8 @@ pub enum Miss {
     Empty,
     /// Nobody has said that its shape will be needed.
     Unknown,
+    /// The agent answers as many shims at once as it may.
+    Busy,
     /// The runtime or its configuration has changed between the shim's look and the agent's.
     Stale,
     /// Warm sandboxes do not work on this node.
@@ -36,9 +38,10 @@ pub enum Miss {
 
 impl Miss {
     /// Every reason there is.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Empty,
         Self::Unknown,
+        Self::Busy,
         Self::Stale,
         Self::Broken,
         Self::Invalid,
@@ -49,6 +52,7 @@ impl Miss {
         match self {
             Self::Empty => "empty",
             Self::Unknown => "unknown",
+            Self::Busy => "busy",
             Self::Stale => "stale",
             Self::Broken => "broken",
             Self::Invalid => "invalid",

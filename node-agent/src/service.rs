@@ -208,18 +208,17 @@ struct Service {
 
 impl Service {
     async fn find(&self, request: &AcquireRequest) -> Result<(String, u32), Miss> {
-        let invalid = |miss| {
-            self.keeper.metrics.missed(Miss::Invalid, 1);
+        let missed = |miss| {
+            self.keeper.metrics.missed(miss, 1);
             miss
         };
         let Ok(_turn) = self.turns.try_acquire() else {
-            self.keeper.metrics.missed(Miss::Empty, 1);
-            return Err(Miss::Empty);
+            return Err(missed(Miss::Busy));
         };
         if request.sandbox_id.parse::<ContainerId>().is_err() {
-            return Err(invalid(Miss::Invalid));
+            return Err(missed(Miss::Invalid));
         }
-        let shape = Shape::from_json(&request.shape).map_err(|_| invalid(Miss::Invalid))?;
+        let shape = Shape::from_json(&request.shape).map_err(|_| missed(Miss::Invalid))?;
         // A handler is dropped half-way when its client hangs up, and half a hand-out is a leak.
         let keeper = Arc::clone(&self.keeper);
         let wanted = shape.clone();
@@ -369,6 +368,24 @@ fn milliseconds(time: Option<Duration>) -> u64 {
 mod tests {
     use super::*;
     use crate::config::Config;
+
+    #[tokio::test]
+    async fn one_request_too_many_is_no_lack_of_sandboxes() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            state: dir.path().join("state"),
+            ..Config::default()
+        };
+        let service = Service {
+            keeper: Keeper::new(config).unwrap(),
+            handed: Mutex::default(),
+            turns: Semaphore::new(0),
+        };
+        let found = service.find(&AcquireRequest::new()).await;
+        assert_eq!(found, Err(Miss::Busy));
+        let missed = [Miss::Busy, Miss::Empty].map(|miss| service.keeper.metrics.missed_by(miss));
+        assert_eq!(missed, [1, 0]);
+    }
 
     #[tokio::test]
     async fn a_socket_whose_file_is_gone_is_made_anew_unless_another_is_there() {
