@@ -11,13 +11,12 @@ use clap::{Parser, Subcommand};
 use kiln_agent_api::{Agent, SOCKET, slots_socket};
 use kiln_host::reap;
 use kiln_node_agent::{
+    cluster::Reporter,
     config::Config,
-    http,
     install::{self, Outcome, Payload},
-    keeper::Keeper,
-    kube::Reporter,
     presence::Presence,
-    service,
+    serve::{self, http},
+    warm::Keeper,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -148,11 +147,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     // collects keeps `runsc delete`, and so the end of a Pod, waiting: not every init is quick.
     reap::become_subreaper().context("become the parent of orphans")?;
     keeper.outlive_container();
-    let mut server = service::serve(keeper.clone(), &socket)
+    let mut server = serve::serve(keeper.clone(), &socket)
         .await
         .with_context(|| format!("listen at {}", socket.display()))?;
     let slots = slots_socket(&socket);
-    service::serve_slots(keeper.clone(), &slots)
+    serve::serve_slots(keeper.clone(), &slots)
         .with_context(|| format!("listen at {}", slots.display()))?;
     if let Some(address) = metrics {
         http::serve(keeper.clone(), address).with_context(|| format!("listen at {address}"))?;

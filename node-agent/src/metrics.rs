@@ -13,10 +13,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{
-    pool::{Miss, Pool, Recent},
-    ways::Ways,
-};
+use crate::warm::{Miss, Pool, Recent, Ways};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Class {

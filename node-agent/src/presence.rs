@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::{
     install::{Check, Health, Outcome, run_on_node},
-    keeper::Keeper,
+    warm::Keeper,
 };
 
 /// How long a node is left alone after something was put on it, at first and at most.

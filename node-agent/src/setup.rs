@@ -9,7 +9,10 @@ use kiln_agent_api::{Ineligible, RuntimeFile, Setup, Shape, shm};
 use kiln_host::egress::LinkLocal;
 use runsc_wrapper::{Config as RuntimeConfig, config::ConfigError};
 
-use crate::{config::Class, pool::Wanted, spec};
+use crate::{
+    config::Class,
+    warm::{Wanted, bundle},
+};
 
 /// Why no warm sandboxes can be made with the node's runtime.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +79,7 @@ impl Runtime {
 
     /// The shape of a class.
     pub(crate) fn shape(&self, class: &Class) -> Result<Shape, SetupError> {
-        let mut spec = spec::blank();
+        let mut spec = bundle::blank();
         shm::hint(&mut spec);
         if let Some(memory) = class.memory {
             spec["linux"]["resources"]["memory"]["limit"] = memory.into();

@@ -36,7 +36,7 @@ pub(crate) fn warm_sentries(node: &Node) -> Vec<Proc> {
 /// The same when no sandbox is on its way from one state to another.
 pub(crate) async fn settled(node: &Node) -> Result<Vec<Proc>> {
     let agent = node.agent()?;
-    // Each has a file in one of these (`node-agent/src/store.rs`).
+    // Each has a file in one of these (`node-agent/src/warm/store.rs`).
     let is_empty = |place: &str| {
         let files = fs::read_dir(agent.state().join(place));
         files.into_iter().flatten().next().is_none()

@@ -20,8 +20,8 @@ use runsc_wrapper::{
 };
 use tracing::warn;
 
-use crate::{
-    netns, spec,
+use super::{
+    bundle, cgroup, netns,
     store::{Note, Place, Store},
 };
 
@@ -199,11 +199,11 @@ impl Booter {
     async fn make(&self, id: &ContainerId, shape: &Shape) -> Result<Warm> {
         let (store, rootfs, name) = (self.store.clone(), self.store.rootfs(), id.clone());
         let image = self.from_image.then(|| self.store.image());
-        let (wanted, cgroup) = (shape.clone(), spec::cgroup_of(&self.cgroup, id.as_str()));
+        let (wanted, cgroup) = (shape.clone(), cgroup::cgroup_of(&self.cgroup, id.as_str()));
         let bundle = blocking("make the bundle of a warm sandbox", move || {
             let bundle = store.make(name.as_str())?;
             let root = (rootfs.as_path(), image.as_deref());
-            spec::write(&bundle, &name, &wanted, root, &cgroup)?;
+            bundle::write(&bundle, &name, &wanted, root, &cgroup)?;
             Ok(bundle)
         })
         .await?;
@@ -223,7 +223,7 @@ impl Booter {
         // runsc has made it.
         let cgroup = self.cgroup.clone();
         blocking("let Pods go before warm sandboxes", move || {
-            spec::yield_cpu(&cgroup)
+            cgroup::yield_cpu(&cgroup)
         })
         .await?;
         let id = id.to_string();
@@ -244,8 +244,8 @@ impl Booter {
 
     /// Starts the gofer for the first container of the sandbox `id`, in the sandbox's cgroup.
     async fn start_gofer(&self, id: &ContainerId) -> Result<()> {
-        let cgroup = spec::cgroup_of(&self.cgroup, id.as_str());
-        let place = Box::new(move |pid| spec::join_cgroup(&cgroup, pid));
+        let cgroup = cgroup::cgroup_of(&self.cgroup, id.as_str());
+        let place = Box::new(move |pid| cgroup::join_cgroup(&cgroup, pid));
         let slots = self
             .runtime
             .new_slots(&self.store.slots(), id, place)
@@ -332,7 +332,7 @@ impl Booter {
         let bundle = self.store.bundle(sandbox.as_str()).join("slots");
         let (dir, rootfs, of) = (bundle.clone(), self.store.rootfs(), sandbox.clone());
         blocking("make the bundle of a container", move || {
-            spec::write_trial(&dir, &rootfs, &of)
+            bundle::write_trial(&dir, &rootfs, &of)
         })
         .await?;
         let opts = CreateOpts {
@@ -409,9 +409,9 @@ impl Booter {
 
     /// Removes the cgroup in which the sandbox `id` was booted, if it is still there and empty.
     pub(crate) async fn remove_cgroup(&self, id: &str) {
-        let cgroup = spec::cgroup_of(&self.cgroup, id);
+        let cgroup = cgroup::cgroup_of(&self.cgroup, id);
         let removed = blocking("remove a cgroup", move || {
-            spec::remove_cgroup(&cgroup, spec::END_TIME);
+            cgroup::remove_cgroup(&cgroup, cgroup::END_TIME);
             Ok(())
         });
         if let Err(e) = removed.await {

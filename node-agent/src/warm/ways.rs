@@ -6,7 +6,7 @@ use kiln_agent_api::Shape;
 use runsc_wrapper::{Forms, Release, StartWay};
 use tracing::warn;
 
-use crate::boot::{BootError, Booter};
+use super::boot::{BootError, Booter};
 
 /// How sandboxes are made and started, by what has passed its trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

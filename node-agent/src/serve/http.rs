@@ -8,7 +8,7 @@ use http_body_util::Full;
 use hyper::{Response, StatusCode, body::Bytes};
 use kiln_http::serve_probes;
 
-use crate::keeper::Keeper;
+use crate::warm::Keeper;
 
 /// Serves on `address` until the process ends.
 ///

@@ -27,19 +27,20 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::{
+use super::{
     boot::{BootError, Booter, Ending, Gofers, Warm, blocking},
+    cgroup, memory, netns,
+    pool::{Miss, Pool},
+    rlimits, rootfs,
+    store::{Place, Store},
+    ways::{self, Ways},
+};
+use crate::{
     config::{Class, Config},
     exec_dir::{self, ExecDirError},
     install::{Health, listener},
     metrics::Metrics,
-    netns,
-    pool::{Miss, Pool},
-    rlimits,
     setup::{Runtime, SetupError},
-    spec,
-    store::{Place, Store},
-    ways::{self, Ways},
 };
 
 /// How long a shim may take from the answer to taking what it got.
@@ -184,7 +185,7 @@ impl Keeper {
 
     /// Has sandboxes outlive the container that this process may be in. Blocks.
     pub fn outlive_container(&self) {
-        if let Err(e) = spec::leave_own_cgroup(&self.config.cgroup) {
+        if let Err(e) = cgroup::leave_own_cgroup(&self.config.cgroup) {
             warn!("sandboxes, also those of Pods, may end with this agent: leave its cgroup: {e}");
         }
     }
@@ -201,7 +202,7 @@ impl Keeper {
 
     /// `cgroupsPath` of sandbox `id`.
     pub(crate) fn cgroup_of(&self, id: &str) -> String {
-        spec::cgroup_of(&self.config.cgroup, id)
+        cgroup::cgroup_of(&self.config.cgroup, id)
     }
 
     /// Looks at the pool.
@@ -373,7 +374,7 @@ impl Keeper {
     async fn next_step(&self) -> Step {
         let (store, cgroup) = (self.store.clone(), self.config.cgroup.clone());
         let memory = blocking("look at the node's memory", move || {
-            Ok((spec::available_memory(), held_memory(&store, &cgroup)))
+            Ok((memory::available_memory(), held_memory(&store, &cgroup)))
         });
         let (available, held) = memory.await.unwrap_or_default();
         self.metrics
@@ -566,7 +567,7 @@ impl Keeper {
         let (rootfs, image) = (self.store.rootfs(), self.store.image());
         let pause = self.config.pause.clone();
         let what = format!("install {}", pause.display());
-        blocking(&what, move || spec::write_rootfs(&rootfs, &image, &pause)).await?;
+        blocking(&what, move || rootfs::write_rootfs(&rootfs, &image, &pause)).await?;
         let booter = self.booter(&runtime);
         let blank = Class {
             name: "trial".to_owned(),
@@ -639,8 +640,8 @@ impl Keeper {
         let (state, cgroup) = (self.config.state.clone(), self.config.cgroup.clone());
         blocking("remove the agent's directories", move || {
             use std::io::ErrorKind::{ReadOnlyFilesystem, ResourceBusy};
-            spec::remove_cgroups_below(&cgroup, spec::END_TIME);
-            spec::remove_cgroup(&cgroup, spec::END_TIME);
+            cgroup::remove_cgroups_below(&cgroup, cgroup::END_TIME);
+            cgroup::remove_cgroup(&cgroup, cgroup::END_TIME);
             match std::fs::remove_dir_all(state) {
                 // It is empty, and the node has given it to this container.
                 Err(e) if matches!(e.kind(), ResourceBusy | ReadOnlyFilesystem) => Ok(()),
@@ -706,7 +707,7 @@ impl Keeper {
         // Of shims that died while they took a sandbox, and nobody was there to see it.
         let cgroup = self.config.cgroup.clone();
         let swept = blocking("remove cgroups", move || {
-            spec::remove_cgroups_below(&cgroup, Duration::ZERO);
+            cgroup::remove_cgroups_below(&cgroup, Duration::ZERO);
             Ok(())
         });
         if let Err(e) = swept.await {
@@ -730,7 +731,7 @@ impl State {
 fn held_memory(store: &Store, cgroup: &str) -> u64 {
     // What cannot be looked at counts as nothing: booting goes on without that number.
     let held = [Place::Booting, Place::Ready].map(|place| store.ids(place).unwrap_or_default());
-    let of = |id: &String| spec::held_memory(&spec::cgroup_of(cgroup, id));
+    let of = |id: &String| cgroup::held_memory(&cgroup::cgroup_of(cgroup, id));
     held.iter().flatten().map(of).sum()
 }
 

@@ -4,12 +4,8 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
-    os::unix::{
-        self,
-        fs::{DirBuilderExt, MetadataExt, PermissionsExt},
-    },
-    path::{Path, PathBuf},
+    io,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -23,33 +19,23 @@ use kiln_agent_api::{
         GuardedRequest, GuardedResponse, ReleaseRequest, ReleaseResponse, ReportRequest,
         ReportResponse, RuntimeReport, Warm, create_agent,
     },
-    gofer,
 };
 use runsc_wrapper::ContainerId;
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::Semaphore,
-    time::timeout,
-};
+use tokio::sync::Semaphore;
 use tracing::{info, warn};
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
 
-use kiln_host::fs::remove_file_if_there;
-
-use crate::{boot::blocking, install::Health, keeper::Keeper, pool::Miss, ways::Ways};
-
-/// Calls that are worked on at a time; more are answered with a miss at once, so that a flood
-/// delays nobody.
-const AT_ONCE: usize = 64;
+use super::{
+    AT_ONCE,
+    listener::{Door, accept},
+};
+use crate::{
+    install::Health,
+    warm::{Keeper, Miss, Ways},
+};
 
 /// Sandboxes handed out whose adoption nobody has told of, of which the shape is remembered.
 const REMEMBERED: usize = 1024;
-
-/// How often a socket to which nobody connects is looked for.
-const LOOK: Duration = Duration::from_secs(5);
-
-/// How long a shim may take to say which gofer it wants.
-const ASK: Duration = Duration::from_secs(1);
 
 /// Longest reason that is logged, in bytes.
 const MAX_REASON: usize = 1024;
@@ -71,133 +57,6 @@ pub async fn serve(keeper: Arc<Keeper>, socket: &Path) -> io::Result<Server> {
     server.start().await.map_err(io::Error::other)?;
     info!("listening at {}", socket.display());
     Ok(server)
-}
-
-/// Hands out the gofers of sandboxes that were handed out, at `socket`, for ever.
-///
-/// # Errors
-/// When it cannot be listened there.
-pub fn serve_slots(keeper: Arc<Keeper>, socket: &Path) -> io::Result<()> {
-    let mut listener = Door::open(Arc::clone(&keeper), socket)?;
-    let turns = Arc::new(Semaphore::new(AT_ONCE));
-    tokio::spawn(async move {
-        while let Some((Ok(stream), again)) = accept(listener).await {
-            listener = again;
-            // One too many is closed, and makes its container by command.
-            let Ok(turn) = Arc::clone(&turns).try_acquire_owned() else {
-                continue;
-            };
-            let keeper = Arc::clone(&keeper);
-            tokio::spawn(async move {
-                if let Err(e) = hand_out_slots(keeper, stream).await {
-                    warn!("hand out a gofer: {e}");
-                }
-                drop(turn);
-            });
-        }
-    });
-    Ok(())
-}
-
-async fn hand_out_slots(keeper: Arc<Keeper>, stream: UnixStream) -> io::Result<()> {
-    let stream = stream.into_std()?;
-    let sent = tokio::task::spawn_blocking(move || {
-        let id = gofer::read_request(&stream, ASK)?;
-        match keeper.gofers.take(&id) {
-            Some(slots) => slots.send(&stream),
-            None => Ok(()), // the end of the stream says so
-        }
-    });
-    sent.await.map_err(io::Error::other)?
-}
-
-/// Where shims connect.
-struct Door {
-    keeper: Arc<Keeper>,
-    path: PathBuf,
-    listener: UnixListener,
-    /// Device and inode of its file.
-    file: (u64, u64),
-}
-
-impl Door {
-    /// Listens at `path`. Blocks.
-    fn open(keeper: Arc<Keeper>, path: &Path) -> io::Result<Self> {
-        let listener = bind(path)?;
-        Ok(Self {
-            keeper,
-            path: path.to_owned(),
-            listener,
-            file: file_at(path)?,
-        })
-    }
-
-    /// Listens anew where the file is gone, without which no shim comes. What another agent listens
-    /// at is left to it.
-    async fn keep(&mut self) {
-        // It went with all that the agent had here.
-        if self.keeper.is_drained() {
-            return;
-        }
-        let (keeper, path, file) = (Arc::clone(&self.keeper), self.path.clone(), self.file);
-        let opened = blocking("listen anew", move || {
-            let is_there = file_at(&path).is_ok_and(|found| found == file);
-            if is_there || unix::net::UnixStream::connect(&path).is_ok() {
-                return Ok(None);
-            }
-            Self::open(keeper, &path).map(Some)
-        });
-        match opened.await {
-            Ok(None) => {}
-            Ok(Some(door)) => {
-                warn!("{} was gone, listening anew", self.path.display());
-                *self = door;
-            }
-            Err(e) => warn!("{} is gone: {e}", self.path.display()),
-        }
-    }
-}
-
-fn file_at(path: &Path) -> io::Result<(u64, u64)> {
-    let found = fs::symlink_metadata(path)?;
-    Ok((found.dev(), found.ino()))
-}
-
-fn bind(socket: &Path) -> io::Result<UnixListener> {
-    if let Some(dir) = socket.parent() {
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .recursive(true)
-            .create(dir)?;
-    }
-    remove_file_if_there(socket)?;
-    let listener = UnixListener::bind(socket)?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-/// The next connection of root's.
-async fn accept(mut listener: Door) -> Option<(io::Result<UnixStream>, Door)> {
-    loop {
-        let stream = match timeout(LOOK, listener.listener.accept()).await {
-            Ok(Ok((stream, _))) => stream,
-            Err(_) => {
-                listener.keep().await;
-                continue;
-            }
-            Ok(Err(e)) => {
-                // Out of descriptors, most likely: some will be free again.
-                warn!("accept: {e}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        match stream.peer_cred() {
-            Ok(peer) if peer.uid() == 0 => return Some((Ok(stream), listener)),
-            Ok(peer) => warn!("user {} has no business here", peer.uid()),
-            Err(e) => warn!("who connects is unknown: {e}"),
-        }
-    }
 }
 
 struct Service {
@@ -385,31 +244,5 @@ mod tests {
         assert_eq!(found, Err(Miss::Busy));
         let missed = [Miss::Busy, Miss::Empty].map(|miss| service.keeper.metrics.missed_by(miss));
         assert_eq!(missed, [1, 0]);
-    }
-
-    #[tokio::test]
-    async fn a_socket_whose_file_is_gone_is_made_anew_unless_another_is_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config {
-            state: dir.path().join("state"),
-            ..Config::default()
-        };
-        let keeper = Keeper::new(config).unwrap();
-        let path = dir.path().join("a.sock");
-        let mut door = Door::open(keeper.clone(), &path).unwrap();
-        door.keep().await;
-        assert_eq!(file_at(&path).unwrap(), door.file);
-        fs::remove_file(&path).unwrap();
-        door.keep().await;
-        assert_eq!(file_at(&path).unwrap(), door.file);
-        let (shim, found) = tokio::join!(UnixStream::connect(&path), door.listener.accept());
-        shim.unwrap();
-        found.unwrap();
-        let other = Door::open(keeper, &path).unwrap();
-        door.keep().await;
-        assert_eq!(file_at(&path).unwrap(), other.file);
-        drop(other);
-        door.keep().await;
-        assert_eq!(file_at(&path).unwrap(), door.file);
     }
 }

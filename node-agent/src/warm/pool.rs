@@ -21,7 +21,7 @@ const RECENT: usize = 32;
 
 /// Why a Pod got no warm sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Miss {
+pub(crate) enum Miss {
     /// Those of its shape are all taken or booting.
     Empty,
     /// Nobody has said that its shape will be needed.
@@ -38,7 +38,7 @@ pub enum Miss {
 
 impl Miss {
     /// Every reason there is.
-    pub const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Empty,
         Self::Unknown,
         Self::Busy,
@@ -48,7 +48,7 @@ impl Miss {
     ];
 
     /// Its name in metrics and answers.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Empty => "empty",
             Self::Unknown => "unknown",
@@ -62,30 +62,30 @@ impl Miss {
 
 /// How many sandboxes of a shape should be ready, and who says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// Name of the class; empty for a shape that was learned.
-    pub class: String,
+    pub(crate) class: String,
     /// How many.
-    pub count: u32,
+    pub(crate) count: u32,
 }
 
 /// What became of the sandboxes of one shape.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// How many can be handed out.
-    pub ready: u32,
+    pub(crate) ready: u32,
     /// How many boot.
-    pub warming: u32,
+    pub(crate) warming: u32,
     /// How many were handed out and became Pods.
-    pub adopted: u64,
+    pub(crate) adopted: u64,
     /// How many Pods got none.
-    pub missed: u64,
+    pub(crate) missed: u64,
     boots: Recent,
 }
 
 impl Counts {
     /// Median of the last boots.
-    pub fn boot_time(&self) -> Option<Duration> {
+    pub(crate) fn boot_time(&self) -> Option<Duration> {
         self.boots.median()
     }
 }
@@ -111,7 +111,7 @@ impl Recent {
 
 /// The warm sandboxes of a node.
 #[derive(Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     limits: Limits,
     wanted: BTreeMap<Shape, Wanted>,
     /// Shapes that Pods have missed, and when.
@@ -124,7 +124,7 @@ pub struct Pool {
 
 impl Pool {
     /// An empty one.
-    pub fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             wanted: BTreeMap::new(),
@@ -136,14 +136,14 @@ impl Pool {
     }
 
     /// Replaces what should be there.
-    pub fn want(&mut self, wanted: BTreeMap<Shape, Wanted>) {
+    pub(crate) fn want(&mut self, wanted: BTreeMap<Shape, Wanted>) {
         self.learned.retain(|shape, _| !wanted.contains_key(shape));
         self.wanted = wanted;
         self.prune();
     }
 
     /// Forgets shapes that were learned long ago, or that `made` says are not made any more.
-    pub fn forget(&mut self, now: Instant, made: impl Fn(&Shape) -> bool) {
+    pub(crate) fn forget(&mut self, now: Instant, made: impl Fn(&Shape) -> bool) {
         self.learned
             .retain(|shape, at| now.duration_since(*at) < FORGET && made(shape));
         self.prune();
@@ -185,7 +185,7 @@ impl Pool {
     }
 
     /// The shape to boot next: the one that lacks most.
-    pub fn next_boot(&self) -> Option<Shape> {
+    pub(crate) fn next_boot(&self) -> Option<Shape> {
         let all: u32 = self.counts.values().map(|c| c.ready + c.warming).sum();
         let warming: u32 = self.counts.values().map(|c| c.warming).sum();
         if all >= self.limits.total || warming >= self.limits.boots.max(1) {
@@ -205,7 +205,7 @@ impl Pool {
     }
 
     /// Ready sandboxes that are more than there should be, oldest first.
-    pub fn surplus(&self) -> Vec<String> {
+    pub(crate) fn surplus(&self) -> Vec<String> {
         let mut room: BTreeMap<&Shape, u32> = BTreeMap::new();
         for (shape, target) in self.targets() {
             *room.entry(shape).or_default() += target;
@@ -233,12 +233,12 @@ impl Pool {
     }
 
     /// Notes that a sandbox of `shape` begins to boot.
-    pub fn booting(&mut self, shape: &Shape) {
+    pub(crate) fn booting(&mut self, shape: &Shape) {
         self.counts.entry(shape.clone()).or_default().warming += 1;
     }
 
     /// Notes that a boot has ended; `id` is `None` where it failed.
-    pub fn booted(&mut self, shape: &Shape, id: Option<&str>, took: Duration) {
+    pub(crate) fn booted(&mut self, shape: &Shape, id: Option<&str>, took: Duration) {
         let counts = self.counts.entry(shape.clone()).or_default();
         counts.warming = counts.warming.saturating_sub(1);
         if let Some(id) = id {
@@ -248,14 +248,14 @@ impl Pool {
     }
 
     /// Notes a ready sandbox.
-    pub fn recovered(&mut self, shape: &Shape, id: &str) {
+    pub(crate) fn recovered(&mut self, shape: &Shape, id: &str) {
         self.counts.entry(shape.clone()).or_default().ready += 1;
         self.ready.insert(id.to_owned(), shape.clone());
         self.order.push_back(id.to_owned());
     }
 
     /// Forgets a ready sandbox, and says whether it was one.
-    pub fn lost(&mut self, id: &str) -> bool {
+    pub(crate) fn lost(&mut self, id: &str) -> bool {
         let Some(shape) = self.ready.remove(id) else {
             return false;
         };
@@ -270,7 +270,7 @@ impl Pool {
     ///
     /// # Errors
     /// The reason why there is none.
-    pub fn acquire(&mut self, shape: &Shape, now: Instant) -> Result<String, Miss> {
+    pub(crate) fn acquire(&mut self, shape: &Shape, now: Instant) -> Result<String, Miss> {
         let fitting = |id: &&String| self.ready.get(*id) == Some(shape);
         if let Some(id) = self.order.iter().find(fitting).cloned() {
             self.lost(&id);
@@ -288,7 +288,7 @@ impl Pool {
     }
 
     /// Notes that a sandbox of `shape` has become a Pod.
-    pub fn adopted(&mut self, shape: &Shape) {
+    pub(crate) fn adopted(&mut self, shape: &Shape) {
         self.counts.entry(shape.clone()).or_default().adopted += 1;
     }
 
@@ -307,7 +307,7 @@ impl Pool {
     }
 
     /// Every shape with what is wanted of it and what became of it.
-    pub fn shapes(&self) -> Vec<(&Shape, Option<&Wanted>, Counts)> {
+    pub(crate) fn shapes(&self) -> Vec<(&Shape, Option<&Wanted>, Counts)> {
         let mut all: Vec<&Shape> = self.wanted.keys().chain(self.counts.keys()).collect();
         all.extend(self.learned.keys());
         all.sort_unstable();
@@ -321,17 +321,12 @@ impl Pool {
     }
 
     /// Those that can be handed out, the oldest first.
-    pub fn ids(&self) -> Vec<String> {
+    pub(crate) fn ids(&self) -> Vec<String> {
         self.order.iter().cloned().collect()
     }
 
-    /// How many sandboxes can be handed out.
-    pub fn ready(&self) -> usize {
-        self.ready.len()
-    }
-
     /// How many more there is room for.
-    pub fn room(&self) -> u32 {
+    pub(crate) fn room(&self) -> u32 {
         let all: u32 = self.counts.values().map(|c| c.ready + c.warming).sum();
         self.limits.total.saturating_sub(all)
     }
@@ -394,7 +389,7 @@ mod tests {
     fn what_is_wanted_is_booted_within_the_bounds() {
         let mut small = pool(16, 0, &[(1, 2), (2, 3)]);
         assert_eq!(fill(&mut small).len(), 5);
-        assert_eq!((small.ready(), small.room()), (5, 11));
+        assert_eq!((small.ids().len(), small.room()), (5, 11));
         let mut bounded = pool(4, 0, &[(1, 2), (2, 3)]);
         assert_eq!(fill(&mut bounded).len(), 4);
         let mut two_at_a_time = pool(16, 0, &[(1, 5)]);

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! Conditions of a `SandboxNode`.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kiln_crds::{SandboxNodeStatus, keys};
+
+use crate::{install::Health, presence::State, warm::Guarding};
+
+/// Whether the node boots sandboxes ahead.
+pub(super) fn ready(problem: &str, last: Option<&SandboxNodeStatus>) -> Condition {
+    match problem {
+        "" => condition("Ready", "True", "SandboxesCanBeAdopted", problem, last),
+        _ => condition("Ready", "False", "NoWarmSandboxes", problem, last),
+    }
+}
+
+/// Whether what Pods of the class need is on the node, where that is the agent's to say.
+pub(super) fn installed(
+    state: &State,
+    health: &Health,
+    last: Option<&SandboxNodeStatus>,
+) -> Option<Condition> {
+    let (status, reason, message) = match (state, health) {
+        (State::Installed(_), Health::Bad(why)) => ("False", "Damaged", why.as_str()),
+        (State::Installed(words), _) => ("True", "Installed", words.as_str()),
+        (State::InstallFailed { why, is_installed }, _) => match (is_installed, health) {
+            (true, Health::Bad(_)) => ("False", "RepairFailed", why.as_str()),
+            (true, _) => ("False", "UpgradeFailed", why.as_str()),
+            (false, _) => ("False", "InstallFailed", why.as_str()),
+        },
+        (state, _) => state_of_others(state)?,
+    };
+    Some(condition(keys::INSTALLED, status, reason, message, last))
+}
+
+/// What is said of a state in which it does not count what is on the node.
+fn state_of_others(state: &State) -> Option<(&'static str, &'static str, &str)> {
+    Some(match state {
+        State::Others | State::Installed(_) | State::InstallFailed { .. } => return None,
+        State::Installing => ("Unknown", "Installing", ""),
+        State::Removing => ("False", "Removing", ""),
+        State::InUse(words) => ("False", keys::IN_USE, words.as_str()),
+        State::Removed(words) => ("False", keys::REMOVED, words.as_str()),
+        State::RemoveFailed(why) => ("False", keys::REMOVE_FAILED, why.as_str()),
+    })
+}
+
+/// Whether Pods of the class can start.
+pub(super) fn served(health: &Health, last: Option<&SandboxNodeStatus>) -> Condition {
+    let (status, reason, message) = match health {
+        Health::Unknown(why) => ("Unknown", "NotSeen", why.as_str()),
+        Health::Good => ("True", "PodsCanStart", ""),
+        Health::Bad(why) => ("False", "PodsCannotStart", why.as_str()),
+    };
+    condition(keys::HANDLER_SERVED, status, reason, message, last)
+}
+
+/// Whether Pods of the node can send to link-local and metadata addresses.
+pub(super) fn guarded(guarding: &Guarding, last: Option<&SandboxNodeStatus>) -> Condition {
+    let (status, reason, message) = match guarding {
+        Guarding::Unknown => ("Unknown", "NotTriedYet", ""),
+        Guarding::Works => ("True", "PacketsAreDropped", ""),
+        Guarding::Off => ("False", "AllowedByConfiguration", ""),
+        Guarding::Fails(why) => ("False", "CannotDropPackets", why.as_str()),
+    };
+    condition("LinkLocalDropped", status, reason, message, last)
+}
+
+/// A condition; the time is that of the last change of its status.
+fn condition(
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    last: Option<&SandboxNodeStatus>,
+) -> Condition {
+    let before = last.and_then(|l| l.conditions.iter().find(|c| c.type_ == kind));
+    let since = before
+        .filter(|c| c.status == status)
+        .map(|c| c.last_transition_time.clone());
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message: message.chars().take(1024).collect(),
+        last_transition_time: since.unwrap_or_else(|| Time(Timestamp::now())),
+        observed_generation: None,
+    }
+}
