@@ -31,6 +31,7 @@ pub mod api {
     pub use agent_ttrpc::*;
 }
 mod client;
+pub mod config;
 pub mod gofer;
 mod shape;
 pub mod shm;
@@ -38,6 +39,7 @@ pub mod shm;
 use std::collections::BTreeMap;
 
 pub use client::{Agent, AgentError};
+pub use config::{NodeConfig, NodeConfigError, Policy};
 pub use gofer::slots_socket;
 pub use shape::{Ineligible, RuntimeFile, Setup, Shape};
 

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, io, path::PathBuf};
 
-use kiln_agent_api::{Ineligible, RuntimeFile, Setup, Shape, shm};
+use kiln_agent_api::{Ineligible, NodeConfig, NodeConfigError, RuntimeFile, Setup, Shape, shm};
 use kiln_host::egress::LinkLocal;
 use runsc_wrapper::{Config as RuntimeConfig, config::ConfigError};
 
@@ -18,8 +18,11 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SetupError {
     /// Its configuration cannot be used.
-    #[error("runtime configuration: {0}")]
-    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Config(#[from] NodeConfigError),
+    /// The namespace cannot be part of a path.
+    #[error(transparent)]
+    Namespace(#[from] ConfigError),
     /// Its program cannot be found.
     #[error("runtime {}: {source}", path.display())]
     Program {
@@ -42,26 +45,25 @@ pub(crate) enum SetupError {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Runtime {
     pub(crate) config: RuntimeConfig,
+    /// Which packets Pods must not send.
+    pub(crate) link_local: LinkLocal,
     file: RuntimeFile,
 }
 
 impl Runtime {
     /// Looks at the runtime that the file `config` describes. Blocks.
     pub(crate) fn look(config: &std::path::Path, namespace: &str) -> Result<Self, SetupError> {
-        let config = RuntimeConfig::load(config)?.in_namespace(namespace)?;
+        let NodeConfig {
+            runtime, policy, ..
+        } = NodeConfig::load(Some(config))?;
+        let config = runtime.in_namespace(namespace)?;
         let path = config.binary.clone();
         let file = RuntimeFile::of(&path).map_err(|source| SetupError::Program { path, source })?;
-        Ok(Self { config, file })
-    }
-
-    /// What Pods must not send, by the table `[kiln.link_local]` of its configuration.
-    ///
-    /// # Errors
-    /// What is wrong with it; shims refuse every Pod then.
-    pub(crate) fn link_local(&self) -> Result<LinkLocal, toml::de::Error> {
-        let table = self.config.kiln.get("link_local");
-        let table = table.cloned().map(toml::Value::try_into);
-        table.unwrap_or_else(|| Ok(LinkLocal::default()))
+        Ok(Self {
+            config,
+            link_local: policy.link_local,
+            file,
+        })
     }
 
     fn setup(&self) -> Setup<'_> {
@@ -106,5 +108,24 @@ impl Runtime {
             entry.count = entry.count.saturating_add(class.warm);
         }
         Ok(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_shims_refuse_is_no_runtime() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("runsc.toml");
+        let read = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            Runtime::look(&file, "k8s.io")
+        };
+        let text = "binary_name = '/proc/self/exe'\n[kiln]\n";
+        assert!(read(text).is_ok());
+        let refused = read(&format!("{text}parallel_start = 4\n")).unwrap_err();
+        assert!(refused.to_string().contains("parallel_start"), "{refused}");
     }
 }

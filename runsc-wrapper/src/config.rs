@@ -2,8 +2,7 @@
 
 //! How a node drives its runtime: one TOML file, owned by root, read once.
 //!
-//! The file is the one that gVisor's own shim reads (`pkg/shim/v1/runsc/options.go`), with a
-//! table of ours:
+//! The file is the one that gVisor's own shim reads (`pkg/shim/v1/runsc/options.go`):
 //!
 //! ```toml
 //! binary_name = "/opt/kiln/bin/runsc"  # name or path; default `runsc`
@@ -14,26 +13,19 @@
 //! overlay2 = "root:memory,size=1g"
 //! debug = true
 //! debug-log = "/run/kiln-agent/debug/%ID%/"   # %ID% is the container's id
-//!
-//! [kiln]
-//! runtime = "runsc"                    # the only one, and the default
-//! control_socket = true                # false: command line only
-//!
-//! [kiln.deadlines]                     # seconds
-//! create = 100
 //! ```
 //!
-//! Further keys of `[kiln]` belong to whoever uses this library: [`Config::kiln`].
+//! Table `[kiln]` of the file belongs to whoever uses this library, who also sets
+//! [`Config::control_socket`] and [`Config::deadlines`].
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use kiln_host::fs::read_regular;
 use serde::Deserialize;
 
 use crate::ContainerId;
@@ -43,9 +35,6 @@ const SIZE_LIMIT: u64 = 256 << 10;
 
 /// Where runsc keeps its state when the file does not say: the place of gVisor's own shim.
 const RUNSC_ROOT: &str = "/run/containerd/runsc";
-
-/// The only runtime that `[kiln] runtime` may name.
-const RUNTIME: &str = "runsc";
 
 /// Flags that are ours to set on every command: what the file says of them is ignored.
 const OURS: &[&str] = &["log", "log-format"];
@@ -74,7 +63,7 @@ const PATH_FLAGS: &[&str] = &[
 /// no raw sockets, and no UNIX sockets of the host.
 const HARDENED: &[(&str, &str)] = &[("net-raw", "false"), ("host-uds", "none")];
 
-/// Top-level keys of gVisor's file that mean nothing here.
+/// Top-level keys that mean nothing here.
 const IGNORED: &[&str] = &[
     "shim_cgroup",
     "grouping",
@@ -110,7 +99,8 @@ pub enum ConfigError {
 }
 
 /// How long each kind of operation may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Seconds")]
 pub struct Deadlines {
     /// Making a container. Many at a time on a small node can take half a minute each.
     pub create: Duration,
@@ -155,36 +145,32 @@ pub struct Config {
     pub control_socket: bool,
     /// How long operations may take.
     pub deadlines: Deadlines,
-    /// The keys of `[kiln]` that are not for this library.
-    pub kiln: toml::Table,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
-            binary: find_program(Path::new(RUNTIME)),
+            binary: find_program(Path::new("runsc")),
             root: RUNSC_ROOT.into(),
             flags: hardened(),
             control_socket: true,
             deadlines: Deadlines::default(),
-            kiln: toml::Table::new(),
         }
     }
 }
 
-impl Config {
-    /// Reads a file, which must be a regular one of at most 256 KiB.
-    ///
-    /// # Errors
-    /// When it cannot be read, is no TOML, or holds a value that cannot be used.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = read(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text)
-    }
+/// Reads a file, which must be a regular one of at most 256 KiB. Blocks.
+///
+/// # Errors
+/// [`ConfigError::Read`].
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    read_regular(path, SIZE_LIMIT).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
 
+impl Config {
     /// Reads the text of a file.
     ///
     /// # Errors
@@ -198,18 +184,13 @@ impl Config {
         {
             log::warn!("configuration: unknown key {key}");
         }
-        if file.kiln.runtime.is_some_and(|name| name != RUNTIME) {
-            return Err(bad("kiln.runtime", "must be \"runsc\""));
-        }
         let name = file.binary_name.filter(|name| !name.is_empty());
         let root = file.root.filter(|root| !root.is_empty());
         let config = Self {
-            binary: find_program(Path::new(name.as_deref().unwrap_or(RUNTIME))),
+            binary: find_program(Path::new(name.as_deref().unwrap_or("runsc"))),
             root: root.as_deref().unwrap_or(RUNSC_ROOT).into(),
             flags: flags(file.runsc_config)?,
-            control_socket: file.kiln.control_socket,
-            deadlines: file.kiln.deadlines.durations()?,
-            kiln: file.kiln.other,
+            ..Self::default()
         };
         if !config.root.is_absolute() {
             return Err(bad("root", "must be an absolute path"));
@@ -276,31 +257,8 @@ struct File {
     root: Option<String>,
     #[serde(default)]
     runsc_config: BTreeMap<String, toml::Value>,
-    #[serde(default)]
-    kiln: Kiln,
     #[serde(flatten)]
     other: toml::Table,
-}
-
-#[derive(Deserialize)]
-#[serde(default)]
-struct Kiln {
-    runtime: Option<String>,
-    control_socket: bool,
-    deadlines: Seconds,
-    #[serde(flatten)]
-    other: toml::Table,
-}
-
-impl Default for Kiln {
-    fn default() -> Self {
-        Self {
-            runtime: None,
-            control_socket: true,
-            deadlines: Seconds::default(),
-            other: toml::Table::new(),
-        }
-    }
 }
 
 #[derive(Default, Deserialize)]
@@ -315,25 +273,24 @@ struct Seconds {
     control: Option<u64>,
 }
 
-impl Seconds {
-    fn durations(&self) -> Result<Deadlines, ConfigError> {
+impl TryFrom<Seconds> for Deadlines {
+    type Error = String;
+
+    fn try_from(seconds: Seconds) -> Result<Self, String> {
         let or = |key: &str, seconds: Option<u64>, default| match seconds {
             None => Ok(default),
             Some(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
-            Some(_) => Err(bad(
-                &format!("kiln.deadlines.{key}"),
-                "must be 1 to 86400 seconds",
-            )),
+            Some(_) => Err(format!("{key} must be 1 to 86400 seconds")),
         };
-        let default = Deadlines::default();
-        Ok(Deadlines {
-            create: or("create", self.create, default.create)?,
-            start: or("start", self.start, default.start)?,
-            exec: or("exec", self.exec, default.exec)?,
-            delete: or("delete", self.delete, default.delete)?,
-            checkpoint: or("checkpoint", self.checkpoint, default.checkpoint)?,
-            query: or("query", self.query, default.query)?,
-            control: or("control", self.control, default.control)?,
+        let default = Self::default();
+        Ok(Self {
+            create: or("create", seconds.create, default.create)?,
+            start: or("start", seconds.start, default.start)?,
+            exec: or("exec", seconds.exec, default.exec)?,
+            delete: or("delete", seconds.delete, default.delete)?,
+            checkpoint: or("checkpoint", seconds.checkpoint, default.checkpoint)?,
+            query: or("query", seconds.query, default.query)?,
+            control: or("control", seconds.control, default.control)?,
         })
     }
 }
@@ -411,23 +368,6 @@ fn find_program(name: &Path) -> PathBuf {
     found.unwrap_or_else(|| name.to_owned())
 }
 
-fn read(path: &Path) -> io::Result<String> {
-    // Not blocking: what claims to be the file could be a FIFO.
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut text = String::new();
-    file.take(SIZE_LIMIT + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > SIZE_LIMIT {
-        return Err(io::Error::other(format!("larger than {SIZE_LIMIT} bytes")));
-    }
-    Ok(text)
-}
-
 fn bad(key: &str, problem: &str) -> ConfigError {
     ConfigError::Value {
         key: key.to_owned(),
@@ -500,24 +440,6 @@ mod tests {
     }
 
     #[test]
-    fn our_table_keeps_the_keys_of_others() {
-        let config = Config::parse(
-            "[kiln]\nruntime = 'runsc'\ncontrol_socket = false\noom = 1\n[kiln.net]\na = 'b'\n[kiln.deadlines]\ncreate = 7\n",
-        )
-        .unwrap();
-        assert!(!config.control_socket);
-        assert_eq!(config.deadlines.create, Duration::from_secs(7));
-        assert_eq!(config.deadlines.start, Deadlines::default().start);
-        assert_eq!(config.kiln.keys().collect::<Vec<_>>(), ["net", "oom"]);
-    }
-
-    #[test]
-    fn a_runtime_without_sandboxes_is_refused() {
-        let refused = Config::parse("[kiln]\nruntime = 'runc'").unwrap_err();
-        assert_eq!(refused.to_string(), "kiln.runtime: must be \"runsc\"");
-    }
-
-    #[test]
     fn the_file_overrides_hardened_flags() {
         let config = Config::parse("[runsc_config]\nnet-raw = true\n").unwrap();
         assert!(config.is_on("net-raw"));
@@ -549,19 +471,13 @@ mod tests {
             ("[runsc_config]\nx = [1]", "runsc_config.x"),
             ("[runsc_config]\nx = \"a\\u0000\"", "runsc_config.x"),
             ("root = 'relative'", "root"),
-            ("[kiln.deadlines]\ncreate = 0", "kiln.deadlines.create"),
         ] {
             match Config::parse(text).unwrap_err() {
                 ConfigError::Value { key: named, .. } => assert_eq!(named, key),
                 other => panic!("{text}: {other}"),
             }
         }
-        for text in [
-            "root = 1",
-            "[kiln]\nruntime = 'kata'",
-            "[kiln.deadlines]\ncraete = 1",
-            "x",
-        ] {
+        for text in ["root = 1", "x"] {
             assert!(
                 matches!(Config::parse(text), Err(ConfigError::Parse(_))),
                 "{text}"
@@ -596,30 +512,6 @@ mod tests {
         assert!(dir.path().join("a/c1").is_dir());
         assert!(dir.path().join("b/c1").is_dir());
         assert!(!dir.path().join("b/c1/panic.log").exists());
-    }
-
-    #[test]
-    fn only_small_regular_files_are_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("runsc.toml");
-        assert!(matches!(Config::load(&path), Err(ConfigError::Read { .. })));
-        fs::write(&path, "root = '/run/y'").unwrap();
-        assert_eq!(Config::load(&path).unwrap().root, Path::new("/run/y"));
-        fs::write(&path, "#".repeat(300 << 10)).unwrap();
-        assert!(
-            Config::load(&path)
-                .unwrap_err()
-                .to_string()
-                .contains("larger than")
-        );
-        let fifo = dir.path().join("fifo");
-        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(
-            Config::load(&fifo)
-                .unwrap_err()
-                .to_string()
-                .contains("regular")
-        );
     }
 
     #[test]

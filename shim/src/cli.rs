@@ -33,7 +33,7 @@ use runsc_wrapper::ContainerId;
 
 use crate::{
     bundle::{Role, Spec},
-    config::NodeConfig,
+    config::from_options,
     error::{Error, Result},
     io::read_capped,
     kata,
@@ -305,7 +305,7 @@ async fn info() -> Result<RuntimeInfo> {
     let options = Any::parse_from_bytes(&input)
         .ok()
         .filter(|any| !any.type_url.is_empty());
-    let config = NodeConfig::from_options(options.as_ref())?;
+    let config = from_options(options.as_ref())?;
     let features = match server::runtime(&config, "info")?.features().await {
         Ok(mut features) => {
             drop_user_namespaces(&mut features);

@@ -5,6 +5,7 @@
 use std::{io, path::Path};
 
 use containerd_shim_protos::ttrpc::{self, Code};
+use kiln_agent_api::NodeConfigError;
 use kiln_host::cgroup::CgroupError;
 use runsc_wrapper::{InvalidId, RuntimeError};
 
@@ -100,6 +101,12 @@ impl Error {
             | Self::Cgroup(CgroupError::Io { .. })
             | Self::Mount(_) => Code::INTERNAL,
         }
+    }
+}
+
+impl From<NodeConfigError> for Error {
+    fn from(e: NodeConfigError) -> Self {
+        Self::InvalidArgument(e.to_string())
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use kiln_agent_api::NodeConfig;
 use kiln_node_agent::install::{
     CRI, RUNTIME_TYPE, SHIM, containerd_version as containerd_version_of,
 };
@@ -24,9 +25,6 @@ use crate::{
     args::{NodeFormat, Preflight},
     output::{say, table, write},
 };
-
-/// Where the runtime's configuration is when containerd names none, in this order.
-const RUNTIME_CONFIGS: [&str; 2] = ["/etc/kiln/runsc.toml", "/etc/containerd/runsc.toml"];
 
 /// containerd's own file when it was started with no other.
 const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
@@ -498,7 +496,7 @@ fn shim(named: Option<PathBuf>, containerd: &Path) -> Check {
 /// The runtime and its configuration.
 async fn runtime(args: &Preflight, named: Option<PathBuf>) -> Result<Vec<Check>> {
     let given = args.runtime_config.clone().or(named);
-    let read = spawn_blocking(move || read_runtime_config(given)).await?;
+    let read = spawn_blocking(move || read_runtime_config(given.as_deref())).await?;
     let (found, config) = match read {
         Ok(read) => read,
         Err(check) => return Ok(vec![check]),
@@ -527,22 +525,17 @@ async fn runtime(args: &Preflight, named: Option<PathBuf>) -> Result<Vec<Check>>
     Ok(checks)
 }
 
-/// The configuration that shims use, and where it is from. Blocks.
-fn read_runtime_config(given: Option<PathBuf>) -> Result<(String, RuntimeConfig), Check> {
-    let usual = || {
-        RUNTIME_CONFIGS
-            .iter()
-            .map(PathBuf::from)
-            .find(|p| p.exists())
-    };
-    let Some(path) = given.or_else(usual) else {
-        return Ok(("none: defaults".to_owned(), RuntimeConfig::default()));
-    };
-    match RuntimeConfig::load(&path) {
-        Ok(config) => Ok((path.display().to_string(), config)),
+/// Reads the configuration that shims use, and says where it is from. Blocks.
+fn read_runtime_config(given: Option<&Path>) -> Result<(String, RuntimeConfig), Check> {
+    match NodeConfig::load(given) {
+        Ok(config) => {
+            let from = config.file.map(|file| file.display().to_string());
+            let from = from.unwrap_or_else(|| "none: defaults".to_owned());
+            Ok((from, config.runtime))
+        }
         Err(e) => Err(Check::missing(
             "runtime's config",
-            format!("{}: {e}", path.display()),
+            e.to_string(),
             "install deploy/runsc.toml there, or correct it",
         )),
     }
@@ -573,6 +566,16 @@ mod tests {
     fn verdict(check: &Check, wanted: Verdict) {
         assert_eq!(check.verdict, wanted, "{check:?}");
         assert_eq!(check.advice.is_empty(), wanted == Verdict::Ok, "{check:?}");
+    }
+
+    #[test]
+    fn a_typo_in_the_runtimes_configuration_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("runsc.toml");
+        std::fs::write(&file, "[kiln]\nparallel_start = 4\n").unwrap();
+        let check = read_runtime_config(Some(&file)).unwrap_err();
+        verdict(&check, Verdict::Missing);
+        assert!(check.found.contains("parallel_start"), "{check:?}");
     }
 
     #[test]

@@ -14,11 +14,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kiln_agent_api::NodeConfig;
 use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
     sys::stat::Mode,
 };
-use runsc_wrapper::Config as RuntimeConfig;
 
 use super::{
     Error, Install, SHIM,
@@ -252,8 +252,9 @@ impl Place {
 
     /// Fails unless the runtime can be run.
     fn expect_runtime(&self, config: &Path) -> Result<(), Trouble> {
-        let runtime = RuntimeConfig::parse(&self.text(config)?);
-        let runtime = runtime.map_err(|e| Trouble::Bad(format!("{}: {e}", config.display())))?;
+        let read = NodeConfig::parse(&self.text(config)?);
+        let NodeConfig { runtime, .. } =
+            read.map_err(|e| Trouble::Bad(format!("{}: {e}", config.display())))?;
         // Where it is none, it was looked for in this process's PATH, which is not the node's.
         match runtime.binary.is_absolute() {
             true => self.expect_program(&runtime.binary),

@@ -29,6 +29,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kiln_agent_api::NodeConfig;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -359,8 +360,10 @@ impl Run<'_> {
         let Ok(text) = fs::read_to_string(path) else {
             return Ok(());
         };
-        let runtime = RuntimeConfig::parse(&text).ok();
-        let program = runtime.map(|r| r.binary).filter(|p| self.is_own_runsc(p));
+        let config = NodeConfig::parse(&text).ok();
+        let program = config
+            .map(|config| config.runtime.binary)
+            .filter(|p| self.is_own_runsc(p));
         match program {
             Some(program) if self.runtime_config(None, &program)? == text => {
                 self.changes.adopt(path)
@@ -384,8 +387,9 @@ impl Run<'_> {
     }
 
     fn load_runtime(&self) -> Result<RuntimeConfig, Error> {
-        let path = &self.config.runtime_config;
-        RuntimeConfig::load(path).map_err(|e| Error::Config(format!("{}: {e}", path.display())))
+        let config = NodeConfig::load(Some(&self.config.runtime_config));
+        let config = config.map_err(|e| Error::Config(e.to_string()))?;
+        Ok(config.runtime)
     }
 
     /// What `deploy/` has, with what is this node's; or the node's own `base`, which names a runsc of

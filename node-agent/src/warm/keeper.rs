@@ -512,13 +512,14 @@ impl Keeper {
 
     /// Tries out whether packets to link-local addresses can be dropped, in a network of its own.
     async fn try_guard(&self, runtime: &Runtime) {
-        let guard = match runtime.link_local() {
-            Ok(policy) if policy.mode == Mode::Allow => Guarding::Off,
-            Ok(policy) => match guard_new_netns(policy, runtime.config.flags.clone()).await {
+        let policy = runtime.link_local.clone();
+        let guard = if policy.mode == Mode::Allow {
+            Guarding::Off
+        } else {
+            match guard_new_netns(policy, runtime.config.flags.clone()).await {
                 Ok(()) => Guarding::Works,
                 Err(e) => Guarding::Fails(e.to_string()),
-            },
-            Err(e) => Guarding::Fails(format!("kiln.link_local: {}", e.message())),
+            }
         };
         let mut state = self.state();
         if state.guard != guard {

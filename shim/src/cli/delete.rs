@@ -108,7 +108,7 @@ async fn delete_recorded(
     let is_lost = pod.is_lost;
     // containerd deletes all containers of a Pod at once, and runsc's files suffer from it.
     let _turn = pod.scratch.as_deref().and_then(Scratch::lock);
-    let config = NodeConfig::load(record.config.as_deref());
+    let config = NodeConfig::load(record.config.as_deref()).map_err(Error::from);
     if let (Ok(config), true) = (&config, is_lost && !record.adopted.is_empty()) {
         end_gofer(&config.policy.agent, &record.adopted);
     }

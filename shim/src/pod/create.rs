@@ -25,7 +25,7 @@ use kiln_host::{
 use crate::{
     adopt::{Adopter, Adoption},
     bundle::{Network, Role, Spec},
-    config::NodeConfig,
+    config::from_options,
     container::{Container, Said},
     egress::Egress,
     error::{Error, Result},
@@ -137,7 +137,7 @@ impl Pod {
         let looked = network.clone();
         let mut config = blocking(move || {
             looked.check()?;
-            NodeConfig::from_options(options.as_ref())
+            from_options(options.as_ref())
         })
         .await?;
         spec.check(&config.policy, None)?;
