@@ -116,21 +116,59 @@ pub(crate) fn start(context: &Arc<Context>, synced: &Arc<Synced>, extensions: bo
     }
 }
 
-/// What a change of `new`, which was `old`, is about.
-type Changed<K> = fn(context: &Context, new: &K, old: Option<&K>);
+/// Change of an object, as a watch brings it.
+pub(crate) enum Change<'a, K> {
+    /// The object is there; it may have been known before.
+    Seen { new: &'a K, old: Option<&'a K> },
+    /// The object is gone, or cannot be read any more. This is its last known state.
+    Gone(&'a K),
+}
+
+impl<'a, K: ResourceExt> Change<'a, K> {
+    /// The latest known state.
+    pub(crate) fn object(&self) -> &'a K {
+        match self {
+            Self::Seen { new, .. } | Self::Gone(new) => new,
+        }
+    }
+
+    /// The state before, of an object that is still there.
+    pub(crate) fn old(&self) -> Option<&'a K> {
+        match self {
+            Self::Seen { old, .. } => *old,
+            Self::Gone(_) => None,
+        }
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone(_))
+    }
+
+    /// Whether the controller has written the object as it is now, or has seen it so before.
+    fn is_known(&self) -> bool {
+        self.old().is_some_and(|old| {
+            let new = self.object();
+            old.resource_version() == new.resource_version()
+                && new.meta().deletion_timestamp.is_none()
+        })
+    }
+}
+
+/// Puts into the queue what a change concerns.
+type Trigger<K> = fn(context: &Context, change: &Change<'_, K>);
 
 fn spawn<K: Kind>(
     context: &Arc<Context>,
     synced: &Arc<Synced>,
     config: watcher::Config,
-    changed: Changed<K>,
+    trigger: Trigger<K>,
 ) {
     synced.started.fetch_add(1, Ordering::Relaxed);
     tokio::spawn(follow(
         Arc::clone(context),
         Arc::clone(synced),
         config,
-        changed,
+        trigger,
     ));
 }
 
@@ -139,7 +177,7 @@ async fn follow<K: Kind>(
     context: Arc<Context>,
     synced: Arc<Synced>,
     config: watcher::Config,
-    changed: Changed<K>,
+    trigger: Trigger<K>,
 ) {
     let cache = K::cache(&context);
     let api: Api<Watched<K>> = Api::all(context.client.clone());
@@ -160,13 +198,13 @@ async fn follow<K: Kind>(
             }
             Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
                 match object.0 {
-                    Ok(object) => keep(&context, object, changed),
-                    Err(invalid) => leave_out(&context, &invalid, changed),
+                    Ok(object) => keep(&context, object, trigger),
+                    Err(invalid) => leave_out(&context, &invalid, trigger),
                 }
             }
             Ok(watcher::Event::InitDone) => {
                 for gone in cache.end_list() {
-                    changed(&context, &gone, Some(&gone));
+                    trigger(&context, &Change::Gone(gone.outline()));
                 }
                 if std::mem::take(&mut is_first) {
                     synced.one_more();
@@ -175,7 +213,7 @@ async fn follow<K: Kind>(
             Ok(watcher::Event::Delete(object)) => {
                 if let Ok(object) = object.0 {
                     cache.remove(object.outline());
-                    changed(&context, &object, Some(&object));
+                    trigger(&context, &Change::Gone(object.outline()));
                 }
             }
             Err(e) if is_first && K::is_optional() && is_denied(&e) => {
@@ -199,43 +237,45 @@ fn is_denied(error: &watcher::Error) -> bool {
     }
 }
 
-fn keep<K: Kind>(context: &Context, object: Known<K>, changed: Changed<K>) {
+fn keep<K: Kind>(context: &Context, object: Known<K>, trigger: Trigger<K>) {
     let key = Key::of(&object);
     let cache = K::cache(context);
     let old = cache.put(object);
     if let Some(new) = cache.get(&key) {
-        changed(context, &new, old.as_deref().map(Known::outline));
+        let (new, old) = (new.outline(), old.as_deref().map(Known::outline));
+        trigger(context, &Change::Seen { new, old });
     }
 }
 
 /// Tells that an object cannot be read, and knows it no longer: what would be done with an earlier
 /// state of it is not what it says now.
-fn leave_out<K: Kind>(context: &Arc<Context>, object: &InvalidObject, changed: Changed<K>) {
+fn leave_out<K: Kind>(context: &Arc<Context>, object: &InvalidObject, trigger: Trigger<K>) {
     context.tell_invalid::<K>(object);
     let metadata = &object.metadata;
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
     let key = Key::new(namespace, metadata.name.as_deref().unwrap_or_default());
     if let Some(gone) = K::cache(context).drop_unread(&key) {
-        changed(context, &gone, Some(&gone));
+        trigger(context, &Change::Gone(gone.outline()));
     }
 }
 
-fn sandbox_changed(context: &Context, new: &Sandbox, old: Option<&Sandbox>) {
-    if is_gone(new, old) {
-        context.forget_sandbox(new);
+fn sandbox_changed(context: &Context, change: &Change<'_, Sandbox>) {
+    let sandbox = change.object();
+    if change.is_gone() {
+        context.forget_sandbox(sandbox);
     }
-    context.add(Class::Sandbox, Key::of(new));
-    if let Some(word) = orphan_word(new) {
+    context.add(Class::Sandbox, Key::of(sandbox));
+    if let Some(word) = orphan_word(sandbox) {
         for pool in context.pools.find(&word) {
             let work = Work::new(Class::Pool, Key::of(&*pool));
             context.queue.add_after(work, GATHER);
         }
     }
-    if let Some(claim) = ownerless_claim(new) {
-        let key = Key::new(&new.namespace().unwrap_or_default(), claim);
+    if let Some(claim) = ownerless_claim(sandbox) {
+        let key = Key::new(&sandbox.namespace().unwrap_or_default(), claim);
         context.add(Class::Claim, key);
     }
-    for sandbox in [Some(new), old].into_iter().flatten() {
+    for sandbox in [Some(sandbox), change.old()].into_iter().flatten() {
         let Some(owner) = owner::controller(sandbox) else {
             continue;
         };
@@ -248,62 +288,56 @@ fn sandbox_changed(context: &Context, new: &Sandbox, old: Option<&Sandbox>) {
     }
 }
 
-fn pod_changed(context: &Context, new: &Pod, old: Option<&Pod>) {
+fn pod_changed(context: &Context, change: &Change<'_, Pod>) {
     // One that nobody owns may be in the way of the Sandbox of its name.
-    if owner::controller(new).is_none() {
-        context.add(Class::Sandbox, Key::of(new));
+    let pod = change.object();
+    if owner::controller(pod).is_none() {
+        context.add(Class::Sandbox, Key::of(pod));
     }
-    child_changed(context, new, old);
+    child_changed(context, change);
 }
 
-fn child_changed<K: ResourceExt>(context: &Context, new: &K, _old: Option<&K>) {
-    if let Some(owner) = owner::controller(new)
+fn child_changed<K: ResourceExt>(context: &Context, change: &Change<'_, K>) {
+    let child = change.object();
+    if let Some(owner) = owner::controller(child)
         && owner::is_kind::<Sandbox>(owner)
     {
-        let key = Key::new(&new.namespace().unwrap_or_default(), &owner.name);
+        let key = Key::new(&child.namespace().unwrap_or_default(), &owner.name);
         context.add(Class::Sandbox, key);
     }
 }
 
-/// Whether an object has gone: then it comes as its own predecessor.
-pub(crate) fn is_gone<K>(new: &K, old: Option<&K>) -> bool {
-    old.is_some_and(|old| std::ptr::eq(old, new))
+fn claim_changed(context: &Context, change: &Change<'_, SandboxClaim>) {
+    if let Change::Gone(claim) = change {
+        context.forget_claim(claim);
+    } else if !change.is_known() {
+        // Only the worker of a claim writes it, and it knows its own writes.
+        context.add(Class::Claim, Key::of(change.object()));
+    }
 }
 
-/// Whether an object is as the controller itself has written it.
-fn is_known<K: ResourceExt>(new: &K, old: Option<&K>) -> bool {
-    old.is_some_and(|old| {
-        old.resource_version() == new.resource_version() && new.meta().deletion_timestamp.is_none()
-    })
-}
-
-fn claim_changed(context: &Context, new: &SandboxClaim, old: Option<&SandboxClaim>) {
-    if is_gone(new, old) {
-        context.forget_claim(new);
+fn pool_changed(context: &Context, change: &Change<'_, SandboxWarmPool>) {
+    if change.is_known() {
         return;
     }
-    // Nobody but the one that works on a claim writes it, and he knows what he wrote.
-    if !is_known(new, old) {
-        context.add(Class::Claim, Key::of(new));
+    let pool = change.object();
+    let key = Key::of(pool);
+    if change.is_gone() {
+        context.pending_statuses().remove(&key);
     }
+    node::look(context);
+    if let Change::Seen { new, old } = change {
+        let template = |pool: &SandboxWarmPool| pool.spec.sandbox_template_ref.name.clone();
+        if old.is_none_or(|old| template(old) != template(new)) {
+            wake_claims(context, &pool_word(&key.namespace, &key.name));
+        }
+    }
+    context.add(Class::Pool, key);
 }
 
-fn pool_changed(context: &Context, new: &SandboxWarmPool, old: Option<&SandboxWarmPool>) {
-    if is_known(new, old) {
-        return;
-    }
-    context.add(Class::Pool, Key::of(new));
+fn template_changed(context: &Context, change: &Change<'_, SandboxTemplate>) {
     node::look(context);
-    let namespace = new.namespace().unwrap_or_default();
-    let template = |pool: &SandboxWarmPool| pool.spec.sandbox_template_ref.name.clone();
-    if old.is_none_or(|old| template(old) != template(new)) {
-        wake_claims(context, &pool_word(&namespace, &new.name_any()));
-    }
-}
-
-fn template_changed(context: &Context, new: &SandboxTemplate, _old: Option<&SandboxTemplate>) {
-    node::look(context);
-    wake_template(context, Key::of(new));
+    wake_template(context, Key::of(change.object()));
 }
 
 /// Has a template looked at, and all that is made from it.
@@ -319,15 +353,14 @@ fn wake_template(context: &Context, template: Key) {
 }
 
 /// A policy is its template's, or in the way of it.
-fn policy_changed(context: &Context, new: &NetworkPolicy, _old: Option<&NetworkPolicy>) {
-    let owner = owner::controller(new).filter(|o| owner::is_kind::<SandboxTemplate>(o));
-    let name = new.name_any();
+fn policy_changed(context: &Context, change: &Change<'_, NetworkPolicy>) {
+    let policy = change.object();
+    let owner = owner::controller(policy).filter(|o| owner::is_kind::<SandboxTemplate>(o));
+    let name = policy.name_any();
     let template = owner.map(|o| o.name.as_str());
     if let Some(template) = template.or_else(|| name.strip_suffix(POLICY_SUFFIX)) {
-        wake_template(
-            context,
-            Key::new(&new.namespace().unwrap_or_default(), template),
-        );
+        let namespace = policy.namespace().unwrap_or_default();
+        wake_template(context, Key::new(&namespace, template));
     }
 }
 
@@ -352,5 +385,50 @@ mod tests {
         assert!(first < LONGEST_PAUSE, "{first:?}");
         assert!(pauses.by_ref().take(20).all(|pause| pause <= LONGEST_PAUSE));
         assert_eq!(pauses.next(), Some(LONGEST_PAUSE));
+    }
+
+    /// A controller without an apiserver, which knows one node.
+    fn context() -> Context {
+        let url = "http://127.0.0.1:1".parse().unwrap();
+        let client = kube::Client::try_from(kube::Config::new(url)).unwrap();
+        let args = crate::args::Args::defaults();
+        let options = args.options().unwrap();
+        let context = Context::new(
+            client,
+            options,
+            args.limits(),
+            crate::metrics::Metrics::new(),
+        );
+        let node = serde_json::json!({
+            "apiVersion": "node.agents.x-k8s.io/v1alpha1", "kind": "SandboxNode",
+            "metadata": {"name": "n"}, "spec": {},
+        });
+        let node: SandboxNode = serde_json::from_value(node).unwrap();
+        context.nodes.put(Known::of(node));
+        context
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_that_is_gone_leaves_no_demand_and_nothing_to_the_next_of_its_name() {
+        let context = context();
+        let pool: SandboxWarmPool = serde_json::from_value(serde_json::json!({
+            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
+            "metadata": {"name": "p", "namespace": "ns", "uid": "u", "resourceVersion": "7"},
+            "spec": {"replicas": 2, "sandboxTemplateRef": {"name": "t"}},
+        }))
+        .unwrap();
+        let key = Key::of(&pool);
+        context
+            .pending_statuses()
+            .insert(key.clone(), std::time::Instant::now());
+        pool_changed(&context, &Change::Gone(&pool));
+        assert!(!context.pending_statuses().contains_key(&key));
+        let mut classes = Vec::new();
+        while let Ok((work, _)) =
+            tokio::time::timeout(Duration::from_secs(5), context.queue.next()).await
+        {
+            classes.push(work.class);
+        }
+        assert_eq!(classes, [Class::Pool, Class::Node]);
     }
 }

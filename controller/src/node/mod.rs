@@ -32,7 +32,7 @@ use crate::{
     error::Result,
     known::Known,
     queue::{Class, Outcome, Work},
-    watch,
+    watch::Change,
 };
 pub(crate) use plan::Arrivals;
 pub(crate) use pulse::Pulses;
@@ -75,21 +75,22 @@ pub(crate) fn claimed(context: &Context, template: Key) {
 }
 
 /// Looks at what has changed of a node.
-pub(crate) fn changed(context: &Context, new: &SandboxNode, old: Option<&SandboxNode>) {
-    note(context, new, old);
+pub(crate) fn changed(context: &Context, change: &Change<'_, SandboxNode>) {
+    note(context, change);
     look(context);
     let holds = |node: &SandboxNode| node.status.as_ref().map(|s| s.classes.clone());
-    if watch::is_gone(new, old) || old.and_then(holds) != holds(new) {
+    if change.is_gone() || change.old().and_then(holds) != holds(change.object()) {
         wake_pools(context);
     }
 }
 
 /// Notes a heartbeat, or that a node is gone.
-fn note(context: &Context, new: &SandboxNode, old: Option<&SandboxNode>) {
-    let name = new.name_any();
-    if watch::is_gone(new, old) {
+fn note(context: &Context, change: &Change<'_, SandboxNode>) {
+    let node = change.object();
+    let name = node.name_any();
+    if change.is_gone() {
         context.pulses().forget(&name);
-    } else if let Some(beat) = new.status.as_ref().and_then(|s| s.heartbeat.as_ref()) {
+    } else if let Some(beat) = node.status.as_ref().and_then(|s| s.heartbeat.as_ref()) {
         let (now, clock) = (Instant::now(), Timestamp::now());
         context.pulses().note(&name, beat.0, now, clock);
     }
