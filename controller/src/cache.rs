@@ -13,7 +13,7 @@ use std::{
 
 use kube::ResourceExt;
 
-use crate::known::Known;
+use crate::{index::IndexKey, known::Known};
 
 /// Deleted objects that are remembered, so that a late answer does not bring one back.
 const REMEMBERED: usize = 4096;
@@ -50,13 +50,13 @@ impl std::fmt::Display for Key {
 /// Objects of one kind.
 pub(crate) struct Cache<K> {
     inner: RwLock<Inner<K>>,
-    /// Under which words an object can be found, apart from its name.
-    index: fn(&K) -> Vec<String>,
+    /// Gives the keys under which an object can be found, apart from its name.
+    index: fn(&K) -> Vec<IndexKey>,
 }
 
 struct Inner<K> {
     objects: HashMap<Key, Arc<Known<K>>>,
-    found_by: HashMap<String, BTreeSet<Key>>,
+    found_by: HashMap<IndexKey, BTreeSet<Key>>,
     /// While a list is under way: what it has brought, and what was written meanwhile.
     listed: Option<HashSet<Key>>,
     /// What was deleted, by uid, with the resource version of that.
@@ -65,7 +65,7 @@ struct Inner<K> {
 }
 
 impl<K: ResourceExt> Cache<K> {
-    pub(crate) fn new(index: fn(&K) -> Vec<String>) -> Self {
+    pub(crate) fn new(index: fn(&K) -> Vec<IndexKey>) -> Self {
         Self {
             inner: RwLock::new(Inner {
                 objects: HashMap::new(),
@@ -82,10 +82,10 @@ impl<K: ResourceExt> Cache<K> {
         self.read().objects.get(key).cloned()
     }
 
-    /// The objects that the index has under `word`, by name.
-    pub(crate) fn find(&self, word: &str) -> Vec<Arc<Known<K>>> {
+    /// The objects that the index has under `key`, by name.
+    pub(crate) fn find(&self, key: &IndexKey) -> Vec<Arc<Known<K>>> {
         let inner = self.read();
-        let keys = inner.found_by.get(word).into_iter().flatten();
+        let keys = inner.found_by.get(key).into_iter().flatten();
         keys.filter_map(|key| inner.objects.get(key).cloned())
             .collect()
     }
@@ -119,10 +119,14 @@ impl<K: ResourceExt> Cache<K> {
             return old;
         }
         if let Some(old) = &old {
-            inner.forget_words(&key, (self.index)(old));
+            inner.forget(&key, (self.index)(old));
         }
-        for word in (self.index)(&object) {
-            inner.found_by.entry(word).or_default().insert(key.clone());
+        for index_key in (self.index)(&object) {
+            inner
+                .found_by
+                .entry(index_key)
+                .or_default()
+                .insert(key.clone());
         }
         inner.objects.insert(key, Arc::new(object));
         old
@@ -185,18 +189,18 @@ impl<K: ResourceExt> Cache<K> {
 }
 
 impl<K> Inner<K> {
-    fn take(&mut self, key: &Key, index: fn(&K) -> Vec<String>) -> Option<Arc<Known<K>>> {
+    fn take(&mut self, key: &Key, index: fn(&K) -> Vec<IndexKey>) -> Option<Arc<Known<K>>> {
         let object = self.objects.remove(key)?;
-        self.forget_words(key, index(&object));
+        self.forget(key, index(&object));
         Some(object)
     }
 
-    fn forget_words(&mut self, key: &Key, words: Vec<String>) {
-        for word in words {
-            if let Some(keys) = self.found_by.get_mut(&word) {
+    fn forget(&mut self, key: &Key, index_keys: Vec<IndexKey>) {
+        for index_key in index_keys {
+            if let Some(keys) = self.found_by.get_mut(&index_key) {
                 keys.remove(key);
                 if keys.is_empty() {
-                    self.found_by.remove(&word);
+                    self.found_by.remove(&index_key);
                 }
             }
         }
@@ -250,12 +254,13 @@ mod tests {
 
     fn cache() -> Cache<Pod> {
         Cache::new(|pod| {
-            pod.labels()
-                .get(keys::WARM_POOL)
-                .cloned()
-                .into_iter()
-                .collect()
+            let app = pod.labels().get(keys::WARM_POOL);
+            app.map(|app| of(app)).into_iter().collect()
         })
+    }
+
+    fn of(app: &str) -> IndexKey {
+        IndexKey::Pool(Key::new("ns", app))
     }
 
     #[test]
@@ -263,12 +268,12 @@ mod tests {
         let cache = cache();
         cache.put(known("a", "1", 10, "new"));
         cache.put(known("a", "1", 9, "old"));
-        assert_eq!(cache.find("new").len(), 1);
-        assert!(cache.find("old").is_empty());
+        assert_eq!(cache.find(&of("new")).len(), 1);
+        assert!(cache.find(&of("old")).is_empty());
         // Another object of the same name is not an older state.
         cache.put(known("a", "2", 3, "other"));
-        assert!(cache.find("new").is_empty());
-        assert_eq!(cache.find("other").len(), 1);
+        assert!(cache.find(&of("new")).is_empty());
+        assert_eq!(cache.find(&of("other")).len(), 1);
     }
 
     #[test]
@@ -278,11 +283,11 @@ mod tests {
         cache.remove(&pod("a", "1", 11, "x"));
         cache.put(known("a", "1", 10, "x"));
         assert!(cache.get(&Key::new("ns", "a")).is_none());
-        assert!(cache.find("x").is_empty());
+        assert!(cache.find(&of("x")).is_empty());
         // A late deletion of an object does not take the next of its name away.
         cache.put(known("a", "2", 12, "x"));
         cache.remove(&pod("a", "1", 11, "x"));
-        assert_eq!(cache.find("x").len(), 1);
+        assert_eq!(cache.find(&of("x")).len(), 1);
     }
 
     #[test]
@@ -293,9 +298,9 @@ mod tests {
         // Found out once more, by an older state.
         cache.remove(&pod("a", "1", 10, "x"));
         cache.put(known("a", "1", 11, "x"));
-        assert!(cache.find("x").is_empty());
+        assert!(cache.find(&of("x")).is_empty());
         cache.put(known("a", "1", 12, "x"));
-        assert_eq!(cache.find("x").len(), 1);
+        assert_eq!(cache.find(&of("x")).len(), 1);
     }
 
     #[test]
@@ -309,6 +314,6 @@ mod tests {
         let gone = cache.end_list();
         assert_eq!(gone[0].name_any(), "goes");
         assert_eq!(gone.len(), 1);
-        assert_eq!(cache.find("x").len(), 2);
+        assert_eq!(cache.find(&of("x")).len(), 2);
     }
 }

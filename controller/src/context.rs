@@ -38,10 +38,10 @@ use crate::{
     claim::metadata::Allowed,
     condition::{self, shorten},
     error::{self, Error, Result},
+    index::{self, IndexKey},
     known::{Answer, Known, NAME, Print, outline_conditions, outline_names},
     metrics::Metrics,
     node::{self, Arrivals, Pulses},
-    owner,
     queue::{Class, Lane, Limits, Queue, Work},
 };
 
@@ -144,24 +144,11 @@ impl Context {
             options,
             metrics,
             queue: Queue::new(limits),
-            sandboxes: Cache::new(|sandbox| {
-                let word = owner_word(sandbox).or_else(|| orphan_word(sandbox));
-                word.or_else(|| ownerless_word(sandbox))
-                    .into_iter()
-                    .collect()
-            }),
-            claims: Cache::new(claim_words),
-            pools: Cache::new(|pool| {
-                let namespace = pool.namespace().unwrap_or_default();
-                let template = &pool.spec.sandbox_template_ref.name;
-                let hash = keys::name_hash(&pool.name_any());
-                vec![
-                    template_word(&namespace, template),
-                    member_word(&namespace, &hash),
-                ]
-            }),
+            sandboxes: Cache::new(index::of_sandbox),
+            claims: Cache::new(index::of_claim),
+            pools: Cache::new(index::of_pool),
             templates: Cache::new(|_| Vec::new()),
-            pods: Cache::new(|pod| owner_word(pod).into_iter().collect()),
+            pods: Cache::new(index::of_owned),
             services: Cache::new(|_| Vec::new()),
             volume_claims: Cache::new(|_| Vec::new()),
             policies: Cache::new(|_| Vec::new()),
@@ -187,8 +174,7 @@ impl Context {
 
     /// Finds what `owner` controls in its own namespace.
     pub(crate) fn owned<K: Kind>(&self, owner: &impl ResourceExt) -> Vec<Arc<Known<K>>> {
-        let namespace = owner.namespace().unwrap_or_default();
-        K::cache(self).find(&owned_word(&namespace, &owner.uid().unwrap_or_default()))
+        K::cache(self).find(&IndexKey::owned_by(owner))
     }
 
     /// All of an object. A short one is known; a long one is asked of the apiserver, for which the
@@ -729,81 +715,6 @@ fn is_tracked<K: ResourceExt>(object: &K) -> bool {
     object.labels().contains_key(keys::SANDBOX_NAME_HASH)
 }
 
-fn owner_word<K: ResourceExt>(object: &K) -> Option<String> {
-    let namespace = object.namespace().unwrap_or_default();
-    owner::controller(object).map(|owner| owned_word(&namespace, &owner.uid))
-}
-
-/// The word of what the owner with this uid controls. Owners and what they own are in one namespace:
-/// a uid alone could be claimed by whoever has read it.
-fn owned_word(namespace: &str, uid: &str) -> String {
-    format!("owner/{namespace}/{uid}")
-}
-
-/// The word of a Sandbox that says which pool it is of, and that nobody owns.
-pub(crate) fn orphan_word(sandbox: &Sandbox) -> Option<String> {
-    let hash = sandbox.labels().get(keys::WARM_POOL)?;
-    let is_orphan = owner::controller(sandbox).is_none();
-    is_orphan.then(|| member_word(&sandbox.namespace().unwrap_or_default(), hash))
-}
-
-/// The word of a pool by what its Sandboxes have in [`keys::WARM_POOL`].
-pub(crate) fn member_word(namespace: &str, hash: &str) -> String {
-    format!("member/{namespace}/{hash}")
-}
-
-/// The word of a Sandbox that was a claim's and that nobody owns.
-fn ownerless_word(sandbox: &Sandbox) -> Option<String> {
-    let claim = ownerless_claim(sandbox)?;
-    Some(claim_word(&sandbox.namespace().unwrap_or_default(), claim))
-}
-
-/// The name of the claim whose a Sandbox was that nobody owns.
-pub(crate) fn ownerless_claim(sandbox: &Sandbox) -> Option<&str> {
-    let was_claimed = sandbox.labels().contains_key(keys::CLAIM_UID);
-    let is_ownerless = was_claimed && owner::controller(sandbox).is_none();
-    let claim = sandbox.annotations().get(keys::CLAIM_NAME);
-    claim.filter(|_| is_ownerless).map(String::as_str)
-}
-
-/// The word of what was of the claim with this name.
-pub(crate) fn claim_word(namespace: &str, claim: &str) -> String {
-    format!("claim/{namespace}/{claim}")
-}
-
-pub(crate) fn template_word(namespace: &str, name: &str) -> String {
-    format!("template/{namespace}/{name}")
-}
-
-pub(crate) fn pool_word(namespace: &str, name: &str) -> String {
-    format!("pool/{namespace}/{name}")
-}
-
-fn claim_words(claim: &SandboxClaim) -> Vec<String> {
-    let namespace = claim.namespace().unwrap_or_default();
-    let pool = claim.spec.warm_pool_ref.as_ref().map(|r| r.name.as_str());
-    let template = claim.spec.sandbox_template_ref.iter();
-    pool.into_iter()
-        .chain(named_pool(claim))
-        .map(|name| pool_word(&namespace, name))
-        .chain(template.map(|r| template_word(&namespace, &r.name)))
-        .collect()
-}
-
-/// The one pool of its template that a claim takes a Sandbox from, where it says which.
-pub(crate) fn named_pool(claim: &SandboxClaim) -> Option<&str> {
-    let word = claim.spec.warmpool.as_deref();
-    word.filter(|word| !matches!(*word, "" | "none" | "default"))
-}
-
-/// Name of the template that a Sandbox was made from.
-pub(crate) fn template_of(sandbox: &Sandbox) -> Option<&str> {
-    let name = sandbox.annotations().get(keys::TEMPLATE_REF);
-    // A longer one is no template's: it stands in metrics, and outlines do not have it.
-    let name = name.filter(|name| name.len() < NAME);
-    name.map(String::as_str)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -812,27 +723,5 @@ mod tests {
     async fn an_apiserver_that_says_nothing_is_not_waited_for() {
         let silence = answer(std::future::pending::<kube::Result<()>>()).await;
         assert!(silence.is_err_and(|e| error::is_unanswered(&e)));
-    }
-
-    #[test]
-    fn claims_are_found_by_what_they_may_wait_for() {
-        let words = |spec: Value| {
-            let claim = serde_json::json!({
-                "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxClaim",
-                "metadata": {"name": "c", "namespace": "ns"}, "spec": spec,
-            });
-            claim_words(&serde_json::from_value(claim).unwrap())
-        };
-        let reference = serde_json::json!({"warmPoolRef": {"name": "p"}});
-        assert_eq!(words(reference), ["pool/ns/p"]);
-        for (warmpool, expected) in [
-            ("p", vec!["pool/ns/p", "template/ns/t"]),
-            ("none", vec!["template/ns/t"]),
-            ("default", vec!["template/ns/t"]),
-        ] {
-            let reference = serde_json::json!({"name": "t"});
-            let spec = serde_json::json!({"sandboxTemplateRef": reference, "warmpool": warmpool});
-            assert_eq!(words(spec), expected, "{warmpool}");
-        }
     }
 }

@@ -19,7 +19,8 @@ use prometheus_client::{
 
 use crate::{
     condition::{self, FINISHED, READY},
-    context::{Context, Kind, template_of},
+    context::{Context, Kind},
+    marks::template_of,
     memory, owner,
     queue::{Class, Outcome},
 };

@@ -28,9 +28,11 @@ use tracing::{info, warn};
 use crate::{
     cache::Key,
     condition::{self, READY},
-    context::{Context, Kind, orphan_word, ownerless_claim, pool_word, template_word},
+    context::{Context, Kind},
     error,
+    index::IndexKey,
     known::{Known, Watched},
+    marks::ownerless_claim,
     node, owner,
     queue::{Class, Work},
     template::POLICY_SUFFIX,
@@ -265,8 +267,8 @@ fn sandbox_changed(context: &Context, change: &Change<'_, Sandbox>) {
         context.forget_sandbox(sandbox);
     }
     context.add(Class::Sandbox, Key::of(sandbox));
-    if let Some(word) = orphan_word(sandbox) {
-        for pool in context.pools.find(&word) {
+    if let Some(pools) = IndexKey::pools_of(sandbox) {
+        for pool in context.pools.find(&pools) {
             let work = Work::new(Class::Pool, Key::of(&*pool));
             context.queue.add_after(work, GATHER);
         }
@@ -329,7 +331,7 @@ fn pool_changed(context: &Context, change: &Change<'_, SandboxWarmPool>) {
     if let Change::Seen { new, old } = change {
         let template = |pool: &SandboxWarmPool| pool.spec.sandbox_template_ref.name.clone();
         if old.is_none_or(|old| template(old) != template(new)) {
-            wake_claims(context, &pool_word(&key.namespace, &key.name));
+            wake_claims(context, &IndexKey::Pool(key.clone()));
         }
     }
     context.add(Class::Pool, key);
@@ -342,13 +344,13 @@ fn template_changed(context: &Context, change: &Change<'_, SandboxTemplate>) {
 
 /// Has a template looked at, and all that is made from it.
 fn wake_template(context: &Context, template: Key) {
-    let namespace = &template.namespace;
-    let word = template_word(namespace, &template.name);
-    for pool in context.pools.find(&word) {
-        context.add(Class::Pool, Key::of(&*pool));
-        wake_claims(context, &pool_word(namespace, &pool.name_any()));
+    let of_template = IndexKey::Template(template.clone());
+    for pool in context.pools.find(&of_template) {
+        let pool = Key::of(&*pool);
+        context.add(Class::Pool, pool.clone());
+        wake_claims(context, &IndexKey::Pool(pool));
     }
-    wake_claims(context, &word);
+    wake_claims(context, &of_template);
     context.add(Class::Template, template);
 }
 
@@ -365,8 +367,8 @@ fn policy_changed(context: &Context, change: &Change<'_, NetworkPolicy>) {
 }
 
 /// Has the claims looked at that may have waited for what is there now.
-fn wake_claims(context: &Context, word: &str) {
-    for claim in context.claims.find(word) {
+fn wake_claims(context: &Context, waiting_for: &IndexKey) {
+    for claim in context.claims.find(waiting_for) {
         let conditions = claim.status.as_ref().map(|s| s.conditions.as_slice());
         if !conditions.is_some_and(|all| condition::is_true(all, READY)) {
             context.add(Class::Claim, Key::of(&*claim));

@@ -30,9 +30,11 @@ use serde_json::json;
 use crate::{
     cache::Key,
     condition::{self, FINISHED, READY},
-    context::{ClaimAnnotations, Context, claim_word, named_pool, template_of, template_word},
+    context::{ClaimAnnotations, Context},
     error::{self, Error, Result},
+    index::IndexKey,
     known::Known,
+    marks::{named_pool, template_of},
     metrics::Startup,
     node,
     obstacle::{Obstacle, UNSCHEDULABLE, WAITS},
@@ -355,8 +357,8 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim, lane: Lane) -> Res
 /// Refuses a claim another Sandbox while there is one that was a claim's of its name and that nobody
 /// owns. It comes back to no claim by itself: who may write the name could take what is in it.
 fn check_ownerless(context: &Context, claim: &SandboxClaim) -> Result<()> {
-    let word = claim_word(&claim.namespace().unwrap_or_default(), &claim.name_any());
-    let mut ownerless = context.sandboxes.find(&word).into_iter();
+    let key = IndexKey::Claim(Key::of(claim));
+    let mut ownerless = context.sandboxes.find(&key).into_iter();
     match ownerless.find(|s| s.meta().deletion_timestamp.is_none()) {
         Some(sandbox) => Err(Error::Ownerless {
             sandbox: sandbox.name_any(),
@@ -405,7 +407,10 @@ impl Source {
                     let pools = match named_pool(claim) {
                         Some(name) => vec![of_template(pool(name)?, &template)?],
                         None if claim.spec.warmpool.as_deref() == Some("none") => Vec::new(),
-                        None => context.pools.find(&template_word(&namespace, &template)),
+                        None => {
+                            let key = Key::new(&namespace, &template);
+                            context.pools.find(&IndexKey::Template(key))
+                        }
                     };
                     (pools, template)
                 }

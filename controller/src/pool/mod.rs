@@ -27,9 +27,11 @@ use serde_json::json;
 use crate::{
     cache::Key,
     condition::{self, Is, READY, condition},
-    context::{Context, Options, member_word, template_of},
+    context::{Context, Options},
     error::{self, Error, Result},
+    index::IndexKey,
     known::{Known, Print},
+    marks::template_of,
     node,
     obstacle::UNSCHEDULABLE,
     owner, patch,
@@ -211,9 +213,7 @@ async fn adopt(
     lane: Lane,
 ) -> Result<usize> {
     let mut changed = 0;
-    let namespace = pool.namespace().unwrap_or_default();
-    let word = member_word(&namespace, &keys::name_hash(&pool.name_any()));
-    for orphan in context.sandboxes.find(&word) {
+    for orphan in context.sandboxes.find(&IndexKey::members_of(pool)) {
         if orphan.meta().deletion_timestamp.is_some() || !source.is_same(&orphan) {
             continue;
         }

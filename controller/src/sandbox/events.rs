@@ -11,8 +11,9 @@ use kube::{ResourceExt, runtime::events::EventType};
 
 use crate::{
     condition::{self, FINISHED, READY, SUSPENDED},
-    context::{Context, ownerless_claim},
+    context::Context,
     error::Error,
+    marks::ownerless_claim,
     obstacle::Obstacle,
     owner,
 };

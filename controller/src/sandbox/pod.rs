@@ -12,7 +12,7 @@ use kiln_crds::{Sandbox, SandboxClaim, SandboxWarmPool, keys};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::{context::template_of, owner, patch};
+use crate::{marks::template_of, owner, patch};
 
 /// Labels of a Pod that follow from who owns its Sandbox.
 const OF_OWNER: [&str; 4] = [
