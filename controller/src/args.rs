@@ -14,8 +14,7 @@ use std::{
 use clap::{ArgAction, CommandFactory, Parser};
 
 use crate::{
-    claim::metadata::Allowed,
-    context::{ClaimAnnotations, Options},
+    options::{Allowed, ClaimAnnotations, Options},
     queue::Limits,
 };
 

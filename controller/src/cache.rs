@@ -13,7 +13,7 @@ use std::{
 
 use kube::ResourceExt;
 
-use crate::{index::IndexKey, known::Known};
+use crate::known::Known;
 
 /// Deleted objects that are remembered, so that a late answer does not bring one back.
 const REMEMBERED: usize = 4096;
@@ -45,6 +45,23 @@ impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
+}
+
+/// Key of an index. Each is of one namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum IndexKey {
+    /// Objects that the owner with this uid controls. Owners and what they own are in one namespace:
+    /// a uid alone could be claimed by whoever has read it.
+    Owner { namespace: String, uid: String },
+    /// Sandboxes that have this hash in [`kiln_crds::keys::WARM_POOL`] and that nobody owns, and the pools with
+    /// this hash.
+    Member { namespace: String, hash: String },
+    /// Sandboxes that were this claim's and that nobody owns.
+    Claim(Key),
+    /// Pools and claims of this template.
+    Template(Key),
+    /// Claims of this pool.
+    Pool(Key),
 }
 
 /// Objects of one kind.

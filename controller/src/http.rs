@@ -23,6 +23,11 @@ impl Probes {
         serve_probes(address, move |path| self.answer(path)).map(drop)
     }
 
+    fn metrics_text(&self) -> Result<String, std::fmt::Error> {
+        let context = &self.context;
+        context.metrics.text(&context.store, context.queue.len())
+    }
+
     fn answer(&self, path: &str) -> Response<Full<Bytes>> {
         let (status, text) = match path {
             "/healthz" => (StatusCode::OK, "ok".to_owned()),
@@ -31,7 +36,7 @@ impl Probes {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "caches are not filled yet".to_owned(),
             ),
-            "/metrics" => match self.context.metrics.text(&self.context) {
+            "/metrics" => match self.metrics_text() {
                 Ok(text) => (StatusCode::OK, text),
                 Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
             },

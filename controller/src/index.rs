@@ -6,27 +6,10 @@ use kiln_crds::{Sandbox, SandboxClaim, SandboxWarmPool, keys};
 use kube::ResourceExt;
 
 use crate::{
-    cache::Key,
+    cache::{IndexKey, Key},
     marks::{named_pool, ownerless_claim},
     owner,
 };
-
-/// Key of an index. Each is of one namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum IndexKey {
-    /// Objects that the owner with this uid controls. Owners and what they own are in one namespace:
-    /// a uid alone could be claimed by whoever has read it.
-    Owner { namespace: String, uid: String },
-    /// Sandboxes that have this hash in [`keys::WARM_POOL`] and that nobody owns, and the pools with
-    /// this hash.
-    Member { namespace: String, hash: String },
-    /// Sandboxes that were this claim's and that nobody owns.
-    Claim(Key),
-    /// Pools and claims of this template.
-    Template(Key),
-    /// Claims of this pool.
-    Pool(Key),
-}
 
 impl IndexKey {
     /// Key of what `owner` controls.

@@ -10,18 +10,19 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    fmt::Debug,
     hash::{DefaultHasher, Hash, Hasher},
     ops::Deref,
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference};
 use kiln_crds::{Sandbox, keys};
-use kube::{Resource, core::error_boundary::InvalidObject};
+use kube::{Api, Client, Resource, core::error_boundary::InvalidObject};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned, de::Error as _};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
-use crate::{condition::shorten, context::Kind};
+use crate::condition::shorten;
 
 /// Longest text of an object that is kept, in bytes.
 const TEXT: usize = 16 << 10;
@@ -49,8 +50,43 @@ const LABELS: [&str; 8] = [
 ];
 const ANNOTATIONS: [&str; 2] = [keys::TEMPLATE_REF, keys::CLAIM_NAME];
 
+/// A kind of object that the controller keeps.
+pub(crate) trait Kind:
+    Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// Whether more is ever wanted of it than the outline.
+    const IS_READ_WHOLE: bool = true;
+
+    /// Objects in a namespace; of a kind without, all.
+    fn api(client: Client, namespace: &str) -> Api<Answer<Self>>;
+
+    /// Whether a cluster may be without the kind.
+    fn is_optional() -> bool {
+        false
+    }
+
+    /// Whether a watch would bring it; what none brings grows old in a cache.
+    fn is_watched(&self) -> bool {
+        true
+    }
+
+    /// Drops what the controller never reads.
+    fn trim(&mut self) {
+        self.meta_mut().managed_fields = None;
+    }
+
+    /// Leaves what it is found and chosen by, which is little whatever there was; metadata are seen
+    /// to.
+    fn outline(&mut self);
+
+    /// What is compared of it.
+    fn print(&self) -> Option<Print> {
+        None
+    }
+}
+
 /// What a cache has of an object. Whatever is not in its outline has to be asked for with
-/// [`crate::context::Context::whole`].
+/// `Context::whole`.
 #[derive(Debug, Clone)]
 pub(crate) struct Known<K> {
     outline: K,

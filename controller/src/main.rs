@@ -10,24 +10,35 @@
 mod args;
 mod cache;
 mod claim;
+mod client;
 mod condition;
 mod context;
+mod controller;
+mod enqueue;
 mod error;
+mod event;
 mod http;
 mod index;
+mod kind;
 mod known;
 mod lease;
+mod lock;
 mod marks;
 mod memory;
 mod metrics;
 mod node;
+mod observed;
 mod obstacle;
+mod options;
 mod owner;
 mod patch;
 mod pool;
 mod quantity;
 mod queue;
+mod request;
 mod sandbox;
+mod shape;
+mod store;
 mod template;
 mod watch;
 
@@ -45,11 +56,12 @@ use tracing::{info, warn};
 use crate::{
     args::Args,
     context::Context,
+    controller::Controller,
     error::Error,
     http::Probes,
     lease::Candidate,
     metrics::Metrics,
-    queue::{Class, Lane, Outcome, Work},
+    queue::{Lane, Outcome, Work},
     watch::Synced,
 };
 
@@ -94,9 +106,10 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         args.limits(),
         Metrics::new(),
     ));
+    let controller = Arc::new(Controller::new(Arc::clone(&context)));
     let synced = Arc::new(Synced::default());
     let probes = Probes {
-        context: Arc::clone(&context),
+        context,
         synced: Arc::clone(&synced),
     };
     let mut addresses = vec![args.metrics_bind_address, args.health_probe_bind_address];
@@ -106,12 +119,12 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         serving.with_context(|| format!("listen on {address}"))?;
     }
     let stop = stop_on_signal()?;
-    watch::start(&context, &synced, args.extensions);
+    controller.watch(&synced, args.extensions);
     tokio::select! {
         () = synced.complete() => info!("caches are filled"),
         () = stop.cancelled() => return Ok(()),
     }
-    lead(args, client, &context, &stop).await?;
+    lead(args, client, &controller, &stop).await?;
     info!("ended");
     Ok(())
 }
@@ -147,11 +160,11 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
 async fn lead(
     args: &Args,
     client: Client,
-    context: &Arc<Context>,
+    controller: &Arc<Controller>,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     if !args.leader_elect {
-        return dispatch(context, stop.cancelled()).await;
+        return dispatch(controller, stop.cancelled()).await;
     }
     let mut candidate = Candidate::new(client, &args.leader_election_namespace)
         .await
@@ -167,7 +180,7 @@ async fn lead(
             () = stop.cancelled() => {}
         }
     };
-    dispatch(context, over).await?;
+    dispatch(controller, over).await?;
     anyhow::ensure!(stop.is_cancelled(), "another controller may lead now");
     // What was begun has ended: the next one need not wait for the Lease's end.
     tokio::time::timeout(FAREWELL, candidate.leave()).await.ok();
@@ -175,13 +188,16 @@ async fn lead(
 }
 
 /// Has the queue worked on until `stop`, and waits for what has begun.
-async fn dispatch(context: &Arc<Context>, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+async fn dispatch(
+    controller: &Arc<Controller>,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let tasks = TaskTracker::new();
     let mut stop = std::pin::pin!(stop);
     loop {
         tokio::select! {
-            (work, lane) = context.queue.next() => {
-                tasks.spawn(process(Arc::clone(context), work, lane));
+            (work, lane) = controller.context.queue.next() => {
+                tasks.spawn(process(Arc::clone(controller), work, lane));
             }
             () = &mut stop => break,
         }
@@ -193,21 +209,16 @@ async fn dispatch(context: &Arc<Context>, stop: impl Future<Output = ()>) -> any
     Ok(())
 }
 
-async fn process(context: Arc<Context>, work: Work, lane: Lane) {
+async fn process(controller: Arc<Controller>, work: Work, lane: Lane) {
+    let context = &controller.context;
     let mut running = Running {
-        context: Arc::clone(&context),
+        context: Arc::clone(context),
         work,
         outcome: Outcome::Failed,
     };
     let work = &running.work;
     let start = Instant::now();
-    let result = match work.class {
-        Class::Claim => claim::reconcile(&context, &work.key, lane).await,
-        Class::Sandbox => sandbox::reconcile(&context, &work.key, lane).await,
-        Class::Pool => pool::reconcile(&context, &work.key, lane).await,
-        Class::Template => template::reconcile(&context, &work.key, lane).await,
-        Class::Node => node::reconcile(&context).await,
-    };
+    let result = controller.reconcile(work, lane).await;
     let outcome = result.unwrap_or_else(|e| {
         if matches!(e, Error::Heavy) {
             return Outcome::Heavy;

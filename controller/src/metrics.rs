@@ -19,10 +19,11 @@ use prometheus_client::{
 
 use crate::{
     condition::{self, FINISHED, READY},
-    context::{Context, Kind},
+    known::Kind,
     marks::template_of,
     memory, owner,
     queue::{Class, Outcome},
+    store::Store,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -402,28 +403,31 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// All metrics as text.
-    pub(crate) fn text(&self, context: &Context) -> std::result::Result<String, std::fmt::Error> {
+    /// All metrics as text. `queued` is how much waits or is under way.
+    pub(crate) fn text(
+        &self,
+        store: &Store,
+        queued: usize,
+    ) -> std::result::Result<String, std::fmt::Error> {
         // Held from here, so that nobody counts into what another has counted.
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        self.queue
-            .set(i64::try_from(context.queue.len()).unwrap_or(i64::MAX));
+        self.queue.set(i64::try_from(queued).unwrap_or(i64::MAX));
         self.memory.set(memory::used());
         self.memory_limit.set(memory::limit());
-        self.count_sandboxes(context);
+        self.count_sandboxes(store);
         let mut text = String::new();
         encode(&mut text, &registry)?;
         Ok(text)
     }
 
-    fn count_sandboxes(&self, context: &Context) {
+    fn count_sandboxes(&self, store: &Store) {
         self.sandboxes.clear();
         self.pool_sizes.clear();
-        let pools = context.pools.all().into_iter();
+        let pools = store.pools.all().into_iter();
         for pool in pools.filter(|pool| pool.spec.replicas != Some(0)) {
             self.count_none(&pool);
         }
-        for sandbox in context.sandboxes.all() {
+        for sandbox in store.sandboxes.all() {
             let conditions: &[Condition] = sandbox.status.as_ref().map_or(&[], |s| &s.conditions);
             let owned_by = owned_by(&sandbox);
             let sandbox_template = template_of(&sandbox).unwrap_or("unknown").to_owned();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Watches: they fill the caches, and put into the queue what a change is about.
+//! Watches: they fill the caches, and hand on each change.
 
 use std::{
     pin::pin,
@@ -12,34 +12,21 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use k8s_openapi::api::{
-    core::v1::{PersistentVolumeClaim, Pod, Service},
-    networking::v1::NetworkPolicy,
-};
-use kiln_crds::{Sandbox, SandboxClaim, SandboxNode, SandboxTemplate, SandboxWarmPool, keys};
 use kube::{
     Api, ResourceExt,
     core::error_boundary::InvalidObject,
     runtime::{WatchStreamExt, utils::Backoff, watcher},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tracing::{info, warn};
 
 use crate::{
-    cache::Key,
-    condition::{self, READY},
-    context::{Context, Kind},
+    cache::{Cache, Key},
+    context::Context,
     error,
-    index::IndexKey,
     known::{Known, Watched},
-    marks::ownerless_claim,
-    node, owner,
-    queue::{Class, Work},
-    template::POLICY_SUFFIX,
+    store::Stored,
 };
-
-/// How long changes of a pool's Sandboxes are gathered before the pool is looked at.
-pub(crate) const GATHER: Duration = Duration::from_millis(20);
 
 /// Seconds after which a watch begins anew where it was. Of a kind of which nothing ever changes an
 /// apiserver sends nothing, not even bookmarks: only its end tells such a watch from one whose
@@ -98,26 +85,6 @@ impl Synced {
     }
 }
 
-/// Starts all watches; without `extensions` those of Sandboxes alone.
-pub(crate) fn start(context: &Arc<Context>, synced: &Arc<Synced>, extensions: bool) {
-    let all = || {
-        let config = watcher::Config::default();
-        config.timeout(LENGTH).page_size(PAGE)
-    };
-    let ours = all().labels(keys::SANDBOX_NAME_HASH);
-    spawn::<Sandbox>(context, synced, all(), sandbox_changed);
-    spawn::<Pod>(context, synced, ours.clone(), pod_changed);
-    spawn::<Service>(context, synced, ours.clone(), child_changed);
-    spawn::<PersistentVolumeClaim>(context, synced, ours, child_changed);
-    if extensions {
-        spawn::<SandboxClaim>(context, synced, all(), claim_changed);
-        spawn::<SandboxWarmPool>(context, synced, all(), pool_changed);
-        spawn::<SandboxTemplate>(context, synced, all(), template_changed);
-        spawn::<NetworkPolicy>(context, synced, all(), policy_changed);
-        spawn::<SandboxNode>(context, synced, all(), node::changed);
-    }
-}
-
 /// Change of an object, as a watch brings it.
 pub(crate) enum Change<'a, K> {
     /// The object is there; it may have been known before.
@@ -147,7 +114,7 @@ impl<'a, K: ResourceExt> Change<'a, K> {
     }
 
     /// Whether the controller has written the object as it is now, or has seen it so before.
-    fn is_known(&self) -> bool {
+    pub(crate) fn is_known(&self) -> bool {
         self.old().is_some_and(|old| {
             let new = self.object();
             old.resource_version() == new.resource_version()
@@ -156,75 +123,131 @@ impl<'a, K: ResourceExt> Change<'a, K> {
     }
 }
 
-/// Puts into the queue what a change concerns.
-type Trigger<K> = fn(context: &Context, change: &Change<'_, K>);
-
-fn spawn<K: Kind>(
-    context: &Arc<Context>,
-    synced: &Arc<Synced>,
-    config: watcher::Config,
-    trigger: Trigger<K>,
-) {
-    synced.started.fetch_add(1, Ordering::Relaxed);
-    tokio::spawn(follow(
-        Arc::clone(context),
-        Arc::clone(synced),
-        config,
-        trigger,
-    ));
-}
-
-/// Follows one watch for ever; the watcher itself begins anew after errors, with pauses.
-async fn follow<K: Kind>(
+/// Watches that fill caches.
+pub(crate) struct Watches {
     context: Arc<Context>,
     synced: Arc<Synced>,
-    config: watcher::Config,
-    trigger: Trigger<K>,
-) {
-    let cache = K::cache(&context);
-    let api: Api<Watched<K>> = Api::all(context.client.clone());
-    let mut events = pin!(watcher(api, config).backoff(Pauses::default()));
-    let mut is_first = true;
-    let mut listing = None;
-    while let Some(event) = events.next().await {
-        if matches!(event, Ok(watcher::Event::InitDone) | Err(_)) {
-            listing = None;
+    /// Held by the one watch that lists: a list brings many objects at once.
+    listing: Arc<Semaphore>,
+}
+
+impl Watches {
+    pub(crate) fn new(context: Arc<Context>, synced: Arc<Synced>) -> Self {
+        Self {
+            context,
+            synced,
+            listing: Arc::new(Semaphore::new(1)),
         }
-        match event {
-            Ok(watcher::Event::Init) => {
-                cache.begin_list();
-                if listing.is_none() {
-                    // The list begins when the next event is waited for.
-                    listing = context.listing.acquire().await.ok();
-                }
+    }
+
+    /// Watches the objects of a kind that have the `label`, or all. `trigger` puts into the queue
+    /// what a change concerns.
+    pub(crate) fn start<K: Stored>(
+        &self,
+        label: Option<&str>,
+        trigger: impl Fn(&Change<'_, K>) + Send + Sync + 'static,
+    ) {
+        let mut config = watcher::Config::default().timeout(LENGTH).page_size(PAGE);
+        if let Some(label) = label {
+            config = config.labels(label);
+        }
+        self.synced.started.fetch_add(1, Ordering::Relaxed);
+        let watch = Watch {
+            context: Arc::clone(&self.context),
+            synced: Arc::clone(&self.synced),
+            listing: Arc::clone(&self.listing),
+            trigger,
+        };
+        tokio::spawn(watch.follow::<K>(config));
+    }
+}
+
+/// Watch of one kind.
+struct Watch<T> {
+    context: Arc<Context>,
+    synced: Arc<Synced>,
+    listing: Arc<Semaphore>,
+    trigger: T,
+}
+
+impl<T> Watch<T> {
+    /// Follows the watch for ever; the watcher itself begins anew after errors, with pauses.
+    async fn follow<K: Stored>(self, config: watcher::Config)
+    where
+        T: Fn(&Change<'_, K>) + Send + Sync,
+    {
+        let cache = K::cache(&self.context.store);
+        let api: Api<Watched<K>> = Api::all(self.context.client.clone());
+        let mut events = pin!(watcher(api, config).backoff(Pauses::default()));
+        let mut is_first = true;
+        let mut listing = None;
+        while let Some(event) = events.next().await {
+            if matches!(event, Ok(watcher::Event::InitDone) | Err(_)) {
+                listing = None;
             }
-            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
-                match object.0 {
-                    Ok(object) => keep(&context, object, trigger),
-                    Err(invalid) => leave_out(&context, &invalid, trigger),
+            match event {
+                Ok(watcher::Event::Init) => {
+                    cache.begin_list();
+                    if listing.is_none() {
+                        // The list begins when the next event is waited for.
+                        listing = self.listing.acquire().await.ok();
+                    }
                 }
-            }
-            Ok(watcher::Event::InitDone) => {
-                for gone in cache.end_list() {
-                    trigger(&context, &Change::Gone(gone.outline()));
+                Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
+                    match object.0 {
+                        Ok(object) => self.keep(cache, object),
+                        Err(invalid) => self.leave_out(cache, &invalid),
+                    }
                 }
-                if std::mem::take(&mut is_first) {
-                    synced.one_more();
+                Ok(watcher::Event::InitDone) => {
+                    for gone in cache.end_list() {
+                        (self.trigger)(&Change::Gone(gone.outline()));
+                    }
+                    if std::mem::take(&mut is_first) {
+                        self.synced.one_more();
+                    }
                 }
-            }
-            Ok(watcher::Event::Delete(object)) => {
-                if let Ok(object) = object.0 {
-                    cache.remove(object.outline());
-                    trigger(&context, &Change::Gone(object.outline()));
+                Ok(watcher::Event::Delete(object)) => {
+                    if let Ok(object) = object.0 {
+                        cache.remove(object.outline());
+                        (self.trigger)(&Change::Gone(object.outline()));
+                    }
                 }
+                Err(e) if is_first && K::is_optional() && is_denied(&e) => {
+                    info!("there are no {} here: {e}", K::plural(&()));
+                    is_first = false;
+                    self.synced.one_more();
+                }
+                Err(e) if K::is_optional() && is_denied(&e) => {}
+                Err(e) => warn!("watch {}: {e}", K::plural(&())),
             }
-            Err(e) if is_first && K::is_optional() && is_denied(&e) => {
-                info!("there are no {} here: {e}", K::plural(&()));
-                is_first = false;
-                synced.one_more();
-            }
-            Err(e) if K::is_optional() && is_denied(&e) => {}
-            Err(e) => warn!("watch {}: {e}", K::plural(&())),
+        }
+    }
+
+    fn keep<K: Stored>(&self, cache: &Cache<K>, object: Known<K>)
+    where
+        T: Fn(&Change<'_, K>),
+    {
+        let key = Key::of(&object);
+        let old = cache.put(object);
+        if let Some(new) = cache.get(&key) {
+            let (new, old) = (new.outline(), old.as_deref().map(Known::outline));
+            (self.trigger)(&Change::Seen { new, old });
+        }
+    }
+
+    /// Records that an object cannot be read, and knows it no longer: what would be done with an
+    /// earlier state of it is not what it says now.
+    fn leave_out<K: Stored>(&self, cache: &Cache<K>, object: &InvalidObject)
+    where
+        T: Fn(&Change<'_, K>),
+    {
+        self.context.events.record_invalid::<K>(object);
+        let metadata = &object.metadata;
+        let namespace = metadata.namespace.as_deref().unwrap_or_default();
+        let key = Key::new(namespace, metadata.name.as_deref().unwrap_or_default());
+        if let Some(gone) = cache.drop_unread(&key) {
+            (self.trigger)(&Change::Gone(gone.outline()));
         }
     }
 }
@@ -239,143 +262,6 @@ fn is_denied(error: &watcher::Error) -> bool {
     }
 }
 
-fn keep<K: Kind>(context: &Context, object: Known<K>, trigger: Trigger<K>) {
-    let key = Key::of(&object);
-    let cache = K::cache(context);
-    let old = cache.put(object);
-    if let Some(new) = cache.get(&key) {
-        let (new, old) = (new.outline(), old.as_deref().map(Known::outline));
-        trigger(context, &Change::Seen { new, old });
-    }
-}
-
-/// Tells that an object cannot be read, and knows it no longer: what would be done with an earlier
-/// state of it is not what it says now.
-fn leave_out<K: Kind>(context: &Arc<Context>, object: &InvalidObject, trigger: Trigger<K>) {
-    context.tell_invalid::<K>(object);
-    let metadata = &object.metadata;
-    let namespace = metadata.namespace.as_deref().unwrap_or_default();
-    let key = Key::new(namespace, metadata.name.as_deref().unwrap_or_default());
-    if let Some(gone) = K::cache(context).drop_unread(&key) {
-        trigger(context, &Change::Gone(gone.outline()));
-    }
-}
-
-fn sandbox_changed(context: &Context, change: &Change<'_, Sandbox>) {
-    let sandbox = change.object();
-    if change.is_gone() {
-        context.forget_sandbox(sandbox);
-    }
-    context.add(Class::Sandbox, Key::of(sandbox));
-    if let Some(pools) = IndexKey::pools_of(sandbox) {
-        for pool in context.pools.find(&pools) {
-            let work = Work::new(Class::Pool, Key::of(&*pool));
-            context.queue.add_after(work, GATHER);
-        }
-    }
-    if let Some(claim) = ownerless_claim(sandbox) {
-        let key = Key::new(&sandbox.namespace().unwrap_or_default(), claim);
-        context.add(Class::Claim, key);
-    }
-    for sandbox in [Some(sandbox), change.old()].into_iter().flatten() {
-        let Some(owner) = owner::controller(sandbox) else {
-            continue;
-        };
-        let key = Key::new(&sandbox.namespace().unwrap_or_default(), &owner.name);
-        if owner::is_kind::<SandboxClaim>(owner) {
-            context.add(Class::Claim, key);
-        } else if owner::is_kind::<SandboxWarmPool>(owner) {
-            context.queue.add_after(Work::new(Class::Pool, key), GATHER);
-        }
-    }
-}
-
-fn pod_changed(context: &Context, change: &Change<'_, Pod>) {
-    // One that nobody owns may be in the way of the Sandbox of its name.
-    let pod = change.object();
-    if owner::controller(pod).is_none() {
-        context.add(Class::Sandbox, Key::of(pod));
-    }
-    child_changed(context, change);
-}
-
-fn child_changed<K: ResourceExt>(context: &Context, change: &Change<'_, K>) {
-    let child = change.object();
-    if let Some(owner) = owner::controller(child)
-        && owner::is_kind::<Sandbox>(owner)
-    {
-        let key = Key::new(&child.namespace().unwrap_or_default(), &owner.name);
-        context.add(Class::Sandbox, key);
-    }
-}
-
-fn claim_changed(context: &Context, change: &Change<'_, SandboxClaim>) {
-    if let Change::Gone(claim) = change {
-        context.forget_claim(claim);
-    } else if !change.is_known() {
-        // Only the worker of a claim writes it, and it knows its own writes.
-        context.add(Class::Claim, Key::of(change.object()));
-    }
-}
-
-fn pool_changed(context: &Context, change: &Change<'_, SandboxWarmPool>) {
-    if change.is_known() {
-        return;
-    }
-    let pool = change.object();
-    let key = Key::of(pool);
-    if change.is_gone() {
-        context.pending_statuses().remove(&key);
-    }
-    node::look(context);
-    if let Change::Seen { new, old } = change {
-        let template = |pool: &SandboxWarmPool| pool.spec.sandbox_template_ref.name.clone();
-        if old.is_none_or(|old| template(old) != template(new)) {
-            wake_claims(context, &IndexKey::Pool(key.clone()));
-        }
-    }
-    context.add(Class::Pool, key);
-}
-
-fn template_changed(context: &Context, change: &Change<'_, SandboxTemplate>) {
-    node::look(context);
-    wake_template(context, Key::of(change.object()));
-}
-
-/// Has a template looked at, and all that is made from it.
-fn wake_template(context: &Context, template: Key) {
-    let of_template = IndexKey::Template(template.clone());
-    for pool in context.pools.find(&of_template) {
-        let pool = Key::of(&*pool);
-        context.add(Class::Pool, pool.clone());
-        wake_claims(context, &IndexKey::Pool(pool));
-    }
-    wake_claims(context, &of_template);
-    context.add(Class::Template, template);
-}
-
-/// A policy is its template's, or in the way of it.
-fn policy_changed(context: &Context, change: &Change<'_, NetworkPolicy>) {
-    let policy = change.object();
-    let owner = owner::controller(policy).filter(|o| owner::is_kind::<SandboxTemplate>(o));
-    let name = policy.name_any();
-    let template = owner.map(|o| o.name.as_str());
-    if let Some(template) = template.or_else(|| name.strip_suffix(POLICY_SUFFIX)) {
-        let namespace = policy.namespace().unwrap_or_default();
-        wake_template(context, Key::new(&namespace, template));
-    }
-}
-
-/// Has the claims looked at that may have waited for what is there now.
-fn wake_claims(context: &Context, waiting_for: &IndexKey) {
-    for claim in context.claims.find(waiting_for) {
-        let conditions = claim.status.as_ref().map(|s| s.conditions.as_slice());
-        if !conditions.is_some_and(|all| condition::is_true(all, READY)) {
-            context.add(Class::Claim, Key::of(&*claim));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,50 +273,5 @@ mod tests {
         assert!(first < LONGEST_PAUSE, "{first:?}");
         assert!(pauses.by_ref().take(20).all(|pause| pause <= LONGEST_PAUSE));
         assert_eq!(pauses.next(), Some(LONGEST_PAUSE));
-    }
-
-    /// A controller without an apiserver, which knows one node.
-    fn context() -> Context {
-        let url = "http://127.0.0.1:1".parse().unwrap();
-        let client = kube::Client::try_from(kube::Config::new(url)).unwrap();
-        let args = crate::args::Args::defaults();
-        let options = args.options().unwrap();
-        let context = Context::new(
-            client,
-            options,
-            args.limits(),
-            crate::metrics::Metrics::new(),
-        );
-        let node = serde_json::json!({
-            "apiVersion": "node.agents.x-k8s.io/v1alpha1", "kind": "SandboxNode",
-            "metadata": {"name": "n"}, "spec": {},
-        });
-        let node: SandboxNode = serde_json::from_value(node).unwrap();
-        context.nodes.put(Known::of(node));
-        context
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pool_that_is_gone_leaves_no_demand_and_nothing_to_the_next_of_its_name() {
-        let context = context();
-        let pool: SandboxWarmPool = serde_json::from_value(serde_json::json!({
-            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
-            "metadata": {"name": "p", "namespace": "ns", "uid": "u", "resourceVersion": "7"},
-            "spec": {"replicas": 2, "sandboxTemplateRef": {"name": "t"}},
-        }))
-        .unwrap();
-        let key = Key::of(&pool);
-        context
-            .pending_statuses()
-            .insert(key.clone(), std::time::Instant::now());
-        pool_changed(&context, &Change::Gone(&pool));
-        assert!(!context.pending_statuses().contains_key(&key));
-        let mut classes = Vec::new();
-        while let Ok((work, _)) =
-            tokio::time::timeout(Duration::from_secs(5), context.queue.next()).await
-        {
-            classes.push(work.class);
-        }
-        assert_eq!(classes, [Class::Pool, Class::Node]);
     }
 }

@@ -7,19 +7,13 @@ use std::collections::BTreeMap;
 use kiln_crds::{PodMetadata, SandboxClaim, keys};
 use kube::ResourceExt;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    options::Allowed,
+};
 
 /// Domains of annotations that only the system sets.
 const RESTRICTED: [&str; 3] = ["kubernetes.io", "k8s.io", "agents.x-k8s.io"];
-
-/// Domains of the labels and annotations that a claim may bring, in lower case.
-#[derive(Debug, Clone)]
-pub(crate) struct Allowed {
-    /// Of labels.
-    pub(crate) labels: Vec<String>,
-    /// Of annotations; `None` for all but the system's, as upstream has it.
-    pub(crate) annotations: Option<Vec<String>>,
-}
 
 /// Refuses what a claim may not bring for its Pod and its volume claims.
 pub(super) fn check_claim(claim: &SandboxClaim, allowed: &Allowed) -> Result<()> {

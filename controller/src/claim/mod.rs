@@ -8,8 +8,10 @@
 //! owner.
 
 mod build;
-pub(crate) mod metadata;
+mod metadata;
+mod state;
 mod status;
+mod triggers;
 
 use std::{
     cell::LazyCell,
@@ -28,21 +30,24 @@ use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType}
 use serde_json::json;
 
 use crate::{
-    cache::Key,
+    cache::{IndexKey, Key},
     condition::{self, FINISHED, READY},
-    context::{ClaimAnnotations, Context},
+    context::Context,
+    enqueue,
     error::{self, Error, Result},
-    index::IndexKey,
     known::Known,
+    lock::lock,
     marks::{named_pool, template_of},
     metrics::Startup,
-    node,
     obstacle::{Obstacle, UNSCHEDULABLE, WAITS},
+    options::ClaimAnnotations,
     owner, patch, pool,
-    queue::{Class, Lane, Outcome, Work},
+    queue::{Class, Lane, Outcome},
     template,
-    watch::GATHER,
 };
+pub(crate) use state::State;
+pub(crate) use triggers::changed;
+use triggers::forget;
 
 /// How many Sandboxes are tried that others take away at the same moment.
 const TRIES: usize = 3;
@@ -50,21 +55,26 @@ const TRIES: usize = 3;
 const WAITING: Duration = Duration::from_secs(60);
 
 /// Sees that a claim has what it asks for.
-pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key, lane: Lane) -> Result<Outcome> {
+pub(crate) async fn reconcile(
+    context: &Context,
+    state: &State,
+    key: &Key,
+    lane: Lane,
+) -> Result<Outcome> {
     let Some(claim) = context.find_whole::<SandboxClaim>(key, lane).await? else {
         return Ok(Outcome::Done);
     };
     if claim.meta().deletion_timestamp.is_some() {
-        context.forget_claim(&claim);
+        forget(context, state, &claim);
         return Ok(Outcome::Done);
     }
-    context.first_seen(&*claim);
+    context.observed.first_seen(&*claim);
     let now = Timestamp::now();
     // By its times alone, as upstream has it: a claim that is kept comes back with a later one.
     if status::ends_at(&claim).is_some_and(|at| at <= now) {
         return expire(context, &claim, now).await;
     }
-    let found = obtain(context, &claim, lane).await;
+    let found = obtain(context, state, &claim, lane).await;
     if let Err(e @ Error::Heavy) = found {
         return Err(e);
     }
@@ -107,16 +117,18 @@ async fn write_status(
     }
 }
 
-fn tell_failure(context: &Arc<Context>, claim: &SandboxClaim, error: &Error) {
+fn tell_failure(context: &Context, claim: &SandboxClaim, error: &Error) {
     let text = error.to_string();
     if !ready_message(claim).ends_with(&text) {
-        context.tell(claim, EventType::Warning, "SandboxNotProvided", text);
+        context
+            .events
+            .record(claim, EventType::Warning, "SandboxNotProvided", text);
     }
 }
 
 /// Tells what keeps the Sandbox of a claim from being ready, where the claim does not say so yet.
 /// Others change their words with each try: of them it is told once.
-fn tell_obstacle(context: &Arc<Context>, claim: &SandboxClaim, sandbox: &Sandbox) {
+fn tell_obstacle(context: &Context, claim: &SandboxClaim, sandbox: &Sandbox) {
     let status = sandbox.status.as_ref();
     let Some(obstacle) = status.and_then(|s| Obstacle::of(&s.conditions)) else {
         return;
@@ -128,7 +140,9 @@ fn tell_obstacle(context: &Arc<Context>, claim: &SandboxClaim, sandbox: &Sandbox
     };
     if !ready_message(claim).contains(mark) {
         let message = obstacle.message.to_owned();
-        context.tell(claim, EventType::Warning, obstacle.reason, message);
+        context
+            .events
+            .record(claim, EventType::Warning, obstacle.reason, message);
     }
 }
 
@@ -140,12 +154,7 @@ fn ready_message(claim: &SandboxClaim) -> &str {
 }
 
 /// Counts a claim that has become ready, and how long that took.
-fn record(
-    context: &Arc<Context>,
-    claim: &SandboxClaim,
-    sandbox: &Sandbox,
-    new: &SandboxClaimStatus,
-) {
+fn record(context: &Context, claim: &SandboxClaim, sandbox: &Sandbox, new: &SandboxClaimStatus) {
     if status::is_ready(claim.status.as_ref()) || !status::is_ready(Some(new)) {
         return;
     }
@@ -156,7 +165,7 @@ fn record(
     let startup = Startup {
         since_made: noted(keys::WEBHOOK_OBSERVED_AT).or(made).and_then(since),
         since_asked: noted(keys::CLIENT_REQUESTED_AT).and_then(since),
-        since_seen: context.first_seen(claim).elapsed(),
+        since_seen: context.observed.first_seen(claim).elapsed(),
     };
     context.metrics.claim_ready(sandbox, startup);
     if context.options.claim_events {
@@ -166,7 +175,9 @@ fn record(
             _ => ("SandboxProvisioned", "Created"),
         };
         let note = format!("{verb} Sandbox \"{}\"", sandbox.name_any());
-        context.tell(claim, EventType::Normal, reason, note);
+        context
+            .events
+            .record(claim, EventType::Normal, reason, note);
     }
 }
 
@@ -185,7 +196,7 @@ async fn annotate(
     let Some(sandbox) = sandbox.filter(|_| wanted && status::is_ready(Some(new))) else {
         return Ok(());
     };
-    let notes = notes(claim, sandbox, context.first_seen(claim).elapsed());
+    let notes = notes(claim, sandbox, context.observed.first_seen(claim).elapsed());
     if notes.is_empty() {
         return Ok(());
     }
@@ -229,14 +240,16 @@ fn notes(
 }
 
 /// First the word that it is over, then the deed.
-async fn expire(context: &Arc<Context>, claim: &SandboxClaim, now: Timestamp) -> Result<Outcome> {
+async fn expire(context: &Context, claim: &SandboxClaim, now: Timestamp) -> Result<Outcome> {
     let sandbox = bound(context, claim);
     let outline = sandbox.as_deref().map(Known::outline);
     if !status::is_marked_expired(claim) {
         let new = status::expired(claim, outline, None, now);
         write_status(context, claim, &new).await?;
         let note = "Claim has expired".to_owned();
-        context.tell(claim, EventType::Normal, status::EXPIRED, note);
+        context
+            .events
+            .record(claim, EventType::Normal, status::EXPIRED, note);
         return Ok(Outcome::Again(Duration::ZERO));
     }
     let policy = claim
@@ -271,6 +284,7 @@ async fn retain(
         .as_ref()
         .and_then(|s| s.sandbox.as_ref()?.name.clone())
         && context
+            .store
             .sandboxes
             .get(&Key::new(&claim.namespace().unwrap_or_default(), &name))
             .is_some()
@@ -290,7 +304,7 @@ async fn retain(
 /// was also marked as the claim's when it was made or adopted. An owner reference alone may be
 /// somebody's slip.
 fn bound(context: &Context, claim: &SandboxClaim) -> Option<Arc<Known<Sandbox>>> {
-    let owned = context.owned::<Sandbox>(claim);
+    let owned = context.store.owned::<Sandbox>(claim);
     let known = claim
         .status
         .as_ref()
@@ -306,13 +320,18 @@ fn is_made_for(sandbox: &Sandbox, claim: &SandboxClaim) -> bool {
 }
 
 /// The Sandbox of a claim: the one that it has, one from a pool, or a new one.
-async fn obtain(context: &Arc<Context>, claim: &SandboxClaim, lane: Lane) -> Result<Arc<Sandbox>> {
+async fn obtain(
+    context: &Context,
+    state: &State,
+    claim: &SandboxClaim,
+    lane: Lane,
+) -> Result<Arc<Sandbox>> {
     let uid = claim.uid().unwrap_or_default();
-    let unanswered = context.unanswered().get(&uid).cloned();
+    let unanswered = lock(&state.unanswered).get(&uid).cloned();
     if let Some(key) = unanswered {
         // The apiserver knows; what it says goes into the cache.
         context.fetch::<Sandbox>(&key).await?;
-        context.unanswered().remove(&uid);
+        lock(&state.unanswered).remove(&uid);
     }
     if let Some(sandbox) = bound(context, claim) {
         let sandbox = context.whole(&sandbox, lane).await?;
@@ -322,7 +341,7 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim, lane: Lane) -> Res
     metadata::check_claim(claim, &context.options.claim_metadata)?;
     let source = Source::of(context, claim, lane).await?;
     if source.may_adopt
-        && let Some(sandbox) = adopt(context, claim, &source, lane).await?
+        && let Some(sandbox) = adopt(context, state, claim, &source, lane).await?
     {
         return Ok(sandbox);
     }
@@ -336,7 +355,7 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim, lane: Lane) -> Res
             let pool = claim.spec.warm_pool_ref.as_ref();
             let pool = pool.map_or("", |pool| &pool.name);
             context.metrics.obtained(claim, &made, pool);
-            node::claimed(context, source.template_key(claim));
+            note_claim(context, source.template_key(claim));
             Ok(made)
         }
         Err(e) if error::is_conflict(&e) => {
@@ -348,7 +367,7 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim, lane: Lane) -> Res
             }
         }
         Err(e) => {
-            note_unanswered(context, claim, Key::of(&sandbox), &e);
+            note_unanswered(state, claim, Key::of(&sandbox), &e);
             Err(e.into())
         }
     }
@@ -358,7 +377,7 @@ async fn obtain(context: &Arc<Context>, claim: &SandboxClaim, lane: Lane) -> Res
 /// owns. It comes back to no claim by itself: who may write the name could take what is in it.
 fn check_ownerless(context: &Context, claim: &SandboxClaim) -> Result<()> {
     let key = IndexKey::Claim(Key::of(claim));
-    let mut ownerless = context.sandboxes.find(&key).into_iter();
+    let mut ownerless = context.store.sandboxes.find(&key).into_iter();
     match ownerless.find(|s| s.meta().deletion_timestamp.is_none()) {
         Some(sandbox) => Err(Error::Ownerless {
             sandbox: sandbox.name_any(),
@@ -367,12 +386,18 @@ fn check_ownerless(context: &Context, claim: &SandboxClaim) -> Result<()> {
     }
 }
 
+/// Notes a claim on a template, and has nodes hold more for it.
+fn note_claim(context: &Context, template: Key) {
+    context.observed.note_claim(template);
+    enqueue::nodes(context);
+}
+
 /// Has a claim's next look begin with what the apiserver knows of a Sandbox, if that may have
 /// become the claim's in spite of the error: else it could get a second one.
-fn note_unanswered(context: &Context, claim: &SandboxClaim, sandbox: Key, e: &kube::Error) {
+fn note_unanswered(state: &State, claim: &SandboxClaim, sandbox: Key, e: &kube::Error) {
     if error::is_unanswered(e) {
         let uid = claim.uid().unwrap_or_default();
-        context.unanswered().insert(uid, sandbox);
+        lock(&state.unanswered).insert(uid, sandbox);
     }
 }
 
@@ -389,7 +414,7 @@ impl Source {
     async fn of(context: &Context, claim: &SandboxClaim, lane: Lane) -> Result<Self> {
         let namespace = claim.namespace().unwrap_or_default();
         let pool = |name: &str| {
-            let found = context.pools.get(&Key::new(&namespace, name));
+            let found = context.store.pools.get(&Key::new(&namespace, name));
             found.ok_or_else(|| Error::WarmPoolNotFound(name.to_owned()))
         };
         let has_any = |of: Option<usize>| of.is_some_and(|n| n > 0);
@@ -409,7 +434,7 @@ impl Source {
                         None if claim.spec.warmpool.as_deref() == Some("none") => Vec::new(),
                         None => {
                             let key = Key::new(&namespace, &template);
-                            context.pools.find(&IndexKey::Template(key))
+                            context.store.pools.find(&IndexKey::Template(key))
                         }
                     };
                     (pools, template)
@@ -454,15 +479,20 @@ fn of_template(
 
 /// Takes a Sandbox out of a pool, if one is there.
 async fn adopt(
-    context: &Arc<Context>,
+    context: &Context,
+    state: &State,
     claim: &SandboxClaim,
     source: &Source,
     lane: Lane,
 ) -> Result<Option<Arc<Sandbox>>> {
     for _ in 0..TRIES {
         let mut candidates = candidates(context, source).into_iter();
-        let taken =
-            candidates.find_map(|s| context.reserve(&s).map(|reservation| (s, reservation)));
+        let taken = candidates.find_map(|s| {
+            context
+                .store
+                .reserve(&s)
+                .map(|reservation| (s, reservation))
+        });
         let Some((sandbox, _reservation)) = taken else {
             return Ok(None);
         };
@@ -472,7 +502,7 @@ async fn adopt(
         let adopted = match context.patch::<Sandbox>(&key, &patch).await {
             Ok(adopted) => adopted,
             Err(e) if error::is_not_found(&e) => {
-                context.sandboxes.remove(sandbox.outline());
+                context.store.sandboxes.remove(sandbox.outline());
                 continue;
             }
             Err(e) if error::is_conflict(&e) => match context.fetch::<Sandbox>(&key).await? {
@@ -480,22 +510,21 @@ async fn adopt(
                 Some(found) if is_made_for(&found, claim) => found,
                 Some(_) => continue,
                 None => {
-                    context.sandboxes.remove(sandbox.outline());
+                    context.store.sandboxes.remove(sandbox.outline());
                     continue;
                 }
             },
             Err(e) => {
-                note_unanswered(context, claim, key, &e);
+                note_unanswered(state, claim, key, &e);
                 return Err(e.into());
             }
         };
         let pool = owner::controller(&*sandbox).map_or("", |pool| &pool.name);
         context.metrics.obtained(claim, &adopted, pool);
-        node::claimed(context, source.template_key(claim));
+        note_claim(context, source.template_key(claim));
         // The watch brings nothing new of it: the cache has it already.
         if let Some(pool) = owner::controller(&*sandbox) {
-            let key = Key::new(&key.namespace, &pool.name);
-            context.queue.add_after(Work::new(Class::Pool, key), GATHER);
+            enqueue::pool(context, Key::new(&key.namespace, &pool.name));
         }
         return Ok(Some(adopted));
     }
@@ -508,7 +537,7 @@ fn candidates(context: &Context, source: &Source) -> Vec<Arc<Known<Sandbox>>> {
     let mut all = Vec::new();
     for pool in &source.pools {
         let hash = keys::name_hash(&pool.name_any());
-        let owned = context.owned::<Sandbox>(&**pool);
+        let owned = context.store.owned::<Sandbox>(&**pool);
         // Most Sandboxes need no comparison with it.
         let of_pool = LazyCell::new(|| source.of_pool(context, pool));
         let free = owned.into_iter();
@@ -562,13 +591,13 @@ fn is_free(
     is_pools
         && lives
         && template_of(sandbox) == Some(source.template_name.as_str())
-        && !context.is_reserved(sandbox)
+        && !context.store.is_reserved(sandbox)
 }
 
 /// Brings the labels and annotations of a claimed Sandbox up to date with its claim. What the claim
 /// may not bring, or its template has another value of by now, takes nothing from it: it is told.
 async fn keep_metadata(
-    context: &Arc<Context>,
+    context: &Context,
     claim: &SandboxClaim,
     sandbox: Arc<Sandbox>,
     lane: Lane,
@@ -588,7 +617,9 @@ async fn keep_metadata(
     let wanted = match wanted {
         Ok(wanted) => wanted,
         Err(e) => {
-            context.tell(claim, EventType::Warning, status::reason(&e), e.to_string());
+            context
+                .events
+                .record(claim, EventType::Warning, status::reason(&e), e.to_string());
             return Ok(sandbox);
         }
     };

@@ -6,46 +6,41 @@
 //! much that should be. All of it only makes starts faster: without such objects nothing changes.
 
 mod plan;
-mod pulse;
-mod shape;
+mod state;
+mod status;
+mod triggers;
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::{StreamExt, stream};
-use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm},
-    apimachinery::pkg::apis::meta::v1::Condition,
+use k8s_openapi::api::core::v1::{
+    NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm,
 };
 use kiln_crds::{NodeClassSpec, NodeTotal, Sandbox, SandboxNode, SandboxNodeSpec, SandboxWarmPool};
 use kube::{ResourceExt, core::ObjectMeta};
 
 use crate::{
-    cache::Key,
-    condition::{self, Is, READY, condition},
+    condition::{self, READY},
     context::Context,
     error::Result,
     known::Known,
-    queue::{Class, Outcome, Work},
-    watch::Change,
+    lock::lock,
+    queue::Outcome,
+    shape::Shape,
 };
-pub(crate) use plan::Arrivals;
-pub(crate) use pulse::Pulses;
-pub(crate) use shape::{Shape, outline};
+pub(crate) use state::State;
+pub(crate) use status::{CAPACITY, capacity};
+pub(crate) use triggers::changed;
+use triggers::enqueue_pools;
 
-/// Least time between two writes of a node's wishes.
-const PAUSE: Duration = Duration::from_secs(1);
 /// How often nodes are looked at without a change: a heartbeat that stays away is none, and a
 /// burst is forgotten without one.
 const ROUND: Duration = Duration::from_secs(30);
-/// How long changes of what nodes hold are gathered before the pools that they are for are looked
-/// at: nodes report all the time.
-const GATHER: Duration = Duration::from_secs(5);
 /// Writes at the same time.
 const AT_ONCE: usize = 8;
 /// Nodes that a Pod names in its affinity, at most.
@@ -56,62 +51,10 @@ const WEIGHT: i32 = 50;
 /// Most warm sandboxes that a node is taken to hold, whatever its agent says.
 const MOST: usize = 1024;
 
-/// Type of a pool's condition.
-pub(crate) const CAPACITY: &str = "NodeCapacity";
-
-/// Has the wishes of all nodes looked at soon.
-pub(crate) fn look(context: &Context) {
-    if !context.nodes.is_empty() {
-        let work = Work::new(Class::Node, Key::new("", ""));
-        context.queue.add_after(work, PAUSE);
-    }
-}
-
-/// Notes a claim on a template.
-pub(crate) fn claimed(context: &Context, template: Key) {
-    let now = context.started.elapsed();
-    context.arrivals().note(template, now);
-    look(context);
-}
-
-/// Looks at what has changed of a node.
-pub(crate) fn changed(context: &Context, change: &Change<'_, SandboxNode>) {
-    note(context, change);
-    look(context);
-    let holds = |node: &SandboxNode| node.status.as_ref().map(|s| s.classes.clone());
-    if change.is_gone() || change.old().and_then(holds) != holds(change.object()) {
-        wake_pools(context);
-    }
-}
-
-/// Notes a heartbeat, or that a node is gone.
-fn note(context: &Context, change: &Change<'_, SandboxNode>) {
-    let node = change.object();
-    let name = node.name_any();
-    if change.is_gone() {
-        context.pulses().forget(&name);
-    } else if let Some(beat) = node.status.as_ref().and_then(|s| s.heartbeat.as_ref()) {
-        let (now, clock) = (Instant::now(), Timestamp::now());
-        context.pulses().note(&name, beat.0, now, clock);
-    }
-}
-
-/// Has the pools looked at that nodes can hold something for.
-fn wake_pools(context: &Context) {
-    for pool in context.pools.all() {
-        let key = Key::of(&*pool);
-        let template = Key::new(&key.namespace, &pool.spec.sandbox_template_ref.name);
-        let template = context.templates.get(&template);
-        if template.is_some_and(|t| Shape::of(&t.spec.pod_template.spec).is_some()) {
-            context.queue.add_after(Work::new(Class::Pool, key), GATHER);
-        }
-    }
-}
-
 /// Writes the wishes of all nodes where they have changed.
-pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
-    if context.nodes.is_empty() {
-        context.wishes().clear();
+pub(crate) async fn reconcile(context: &Context, state: &State) -> Result<Outcome> {
+    if context.store.nodes.is_empty() {
+        lock(&state.asked).clear();
         return Ok(Outcome::Done);
     }
     let live = live(context);
@@ -119,9 +62,9 @@ pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
         .iter()
         .map(|node| (node.name_any(), classes(node)))
         .collect();
-    note_live(context, able.keys().cloned().collect());
-    let bursts = context.arrivals().bursts(context.started.elapsed());
-    let (templates, pools) = (context.templates.all(), context.pools.all());
+    note_live(context, state, able.keys().cloned().collect());
+    let bursts = context.observed.bursts();
+    let (templates, pools) = (context.store.templates.all(), context.store.pools.all());
     let demand = plan::demand(
         templates.iter().map(|t| t.outline()),
         pools.iter().map(|p| (p.outline(), running(context, p))),
@@ -138,10 +81,10 @@ pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
             let share = shares.remove(&node.name_any()).unwrap_or_default();
             (node, share)
         })
-        .filter(|(node, share)| is_due(context, node, share))
+        .filter(|(node, share)| is_due(state, node, share))
         .collect();
     let written = stream::iter(due)
-        .map(|(node, share)| wish(context, node, share))
+        .map(|(node, share)| ask(context, state, node, share))
         .buffer_unordered(AT_ONCE);
     let results: Vec<Result<()>> = written.collect().await;
     results.into_iter().collect::<Result<()>>()?;
@@ -151,9 +94,8 @@ pub(crate) async fn reconcile(context: &Arc<Context>) -> Result<Outcome> {
 /// The nodes whose agents report, and say that their sandboxes work.
 fn live(context: &Context) -> Vec<Arc<Known<SandboxNode>>> {
     let timeout = context.options.node_heartbeat_timeout;
-    let (pulses, now) = (context.pulses(), Instant::now());
-    let mut nodes = context.nodes.all();
-    nodes.retain(|node| works(node) && pulses.beats(&node.name_any(), now, timeout));
+    let mut nodes = context.store.nodes.all();
+    nodes.retain(|node| works(node) && context.observed.is_alive(&node.name_any(), timeout));
     nodes
 }
 
@@ -167,7 +109,7 @@ fn works(node: &SandboxNode) -> bool {
 
 /// How many Sandboxes of a pool have a Pod that runs.
 fn running(context: &Context, pool: &SandboxWarmPool) -> usize {
-    let members = context.owned::<Sandbox>(pool);
+    let members = context.store.owned::<Sandbox>(pool);
     members.iter().filter(|s| condition::is_ready(s)).count()
 }
 
@@ -195,27 +137,28 @@ fn classes(node: &SandboxNode) -> BTreeSet<String> {
 
 /// Remembers which nodes are live. Where that changes without a write of theirs, it is what pools
 /// say of them that changes.
-fn note_live(context: &Context, live: BTreeSet<String>) {
-    let mut known = context.live_nodes();
+fn note_live(context: &Context, state: &State, live: BTreeSet<String>) {
+    let mut known = lock(&state.live);
     if *known != live {
         *known = live;
         drop(known);
-        wake_pools(context);
+        enqueue_pools(context);
     }
 }
 
 /// Whether a node has to be told. What others ask of it beside us stays, and is no reason to ask
 /// again.
-fn is_due(context: &Context, node: &SandboxNode, share: &[NodeClassSpec]) -> bool {
+fn is_due(state: &State, node: &SandboxNode, share: &[NodeClassSpec]) -> bool {
     let has = |wish: &NodeClassSpec| node.spec.classes.contains(wish);
     let is_told = share.iter().all(has);
     let has_more = node.spec.classes.len() > share.len();
-    let said = context.wishes().get(&node.name_any()).cloned();
+    let said = lock(&state.asked).get(&node.name_any()).cloned();
     !is_told || (has_more && said.is_none_or(|said| said != share))
 }
 
-async fn wish(
+async fn ask(
     context: &Context,
+    state: &State,
     node: Arc<Known<SandboxNode>>,
     share: Vec<NodeClassSpec>,
 ) -> Result<()> {
@@ -232,66 +175,9 @@ async fn wish(
         status: None,
     };
     if context.apply_existing(&wish).await? {
-        context.wishes().insert(node.name_any(), share);
+        lock(&state.asked).insert(node.name_any(), share);
     }
     Ok(())
-}
-
-/// What nodes hold for a shape.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Capacity {
-    nodes: usize,
-    ready: i64,
-    room: i64,
-}
-
-/// The condition by which a pool says what nodes hold for it; `None` where no node is known, or
-/// its Pods have no class.
-pub(crate) fn capacity(
-    context: &Context,
-    pod: &PodSpec,
-    generation: Option<i64>,
-) -> Option<Condition> {
-    let shape = Shape::of(pod)?;
-    if context.nodes.is_empty() {
-        return None;
-    }
-    let capacity = count(live(context).iter().map(|node| node.outline()), &shape);
-    let (is, reason) = match capacity {
-        Capacity { nodes: 0, .. } => (Is::False, "NoNodes"),
-        Capacity { ready: 0, .. } => (Is::False, "NoWarmSandboxes"),
-        _ => (Is::True, "WarmSandboxes"),
-    };
-    let message = describe(&shape.class, &capacity);
-    Some(condition(CAPACITY, is, reason, message, generation))
-}
-
-fn count<'a>(live: impl Iterator<Item = &'a SandboxNode>, shape: &Shape) -> Capacity {
-    let mut sum = Capacity::default();
-    for node in live.filter(|node| classes(node).contains(&shape.class)) {
-        let held = node.status.iter().flat_map(|s| &s.classes);
-        let of_class = held.filter(|c| c.class == shape.class);
-        sum.nodes += 1;
-        // Its shapes share the room of a node.
-        sum.room += of_class
-            .clone()
-            .map(|c| i64::from(c.room))
-            .max()
-            .unwrap_or_default();
-        let fitting = of_class.filter(|c| shape.is_served_by(c));
-        sum.ready += fitting.map(|c| i64::from(c.ready)).sum::<i64>();
-    }
-    sum
-}
-
-fn describe(class: &str, capacity: &Capacity) -> String {
-    let Capacity { nodes, ready, room } = capacity;
-    if *nodes == 0 {
-        return format!("no node holds {class} sandboxes");
-    }
-    let sandboxes = if *ready == 1 { "sandbox" } else { "sandboxes" };
-    let of_nodes = if *nodes == 1 { "node" } else { "nodes" };
-    format!("{ready} warm {class} {sandboxes} on {nodes} {of_nodes}, room for {room}")
 }
 
 /// Has a Pod prefer the nodes that hold a sandbox for it. What its user has asked for stays.
@@ -350,7 +236,7 @@ mod tests {
 
     const NOON: &str = "2026-01-01T12:00:00Z";
 
-    fn node(name: &str, status: &Value) -> SandboxNode {
+    pub(super) fn node(name: &str, status: &Value) -> SandboxNode {
         serde_json::from_value(json!({
             "apiVersion": "node.agents.x-k8s.io/v1alpha1", "kind": "SandboxNode",
             "metadata": {"name": name}, "spec": {}, "status": status,
@@ -358,7 +244,7 @@ mod tests {
         .unwrap()
     }
 
-    fn holding(name: &str, ready: i32, room: i32) -> SandboxNode {
+    pub(super) fn holding(name: &str, ready: i32, room: i32) -> SandboxNode {
         let class = |memory: i64, ready: i32| json!({"class": "gvisor", "memoryBytes": memory, "ready": ready, "room": room});
         node(
             name,
@@ -366,7 +252,7 @@ mod tests {
         )
     }
 
-    fn gvisor() -> Shape {
+    pub(super) fn gvisor() -> Shape {
         Shape {
             class: "gvisor".to_owned(),
             memory: 0,
@@ -385,41 +271,6 @@ mod tests {
         ] {
             assert_eq!(works(&node("n", &status)), expected, "{status}");
         }
-    }
-
-    #[test]
-    fn capacity_counts_what_fits_and_says_so() {
-        let nodes = [
-            holding("a", 3, 4),
-            holding("b", 0, 8),
-            node("other", &json!({"runtimeVersions": {"kata": "3"}})),
-        ];
-        let counted = count(nodes.iter(), &gvisor());
-        assert_eq!(
-            counted,
-            Capacity {
-                nodes: 2,
-                ready: 3,
-                room: 12
-            }
-        );
-        assert_eq!(
-            describe("gvisor", &counted),
-            "3 warm gvisor sandboxes on 2 nodes, room for 12"
-        );
-        let one = count(
-            nodes[..1].iter(),
-            &Shape {
-                memory: 1 << 20,
-                ..gvisor()
-            },
-        );
-        assert_eq!(
-            describe("gvisor", &Capacity { ready: 1, ..one }),
-            "1 warm gvisor sandbox on 1 node, room for 4"
-        );
-        let none = count(nodes[2..].iter(), &gvisor());
-        assert_eq!(describe("gvisor", &none), "no node holds gvisor sandboxes");
     }
 
     #[test]

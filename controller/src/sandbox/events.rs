@@ -3,8 +3,6 @@
 //! Events about Sandboxes. What goes wrong is told always, what goes as it should where that is
 //! wanted. Reasons are upstream's.
 
-use std::sync::Arc;
-
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition};
 use kiln_crds::{Sandbox, SandboxStatus, SandboxWarmPool, keys};
 use kube::{ResourceExt, runtime::events::EventType};
@@ -24,7 +22,7 @@ const POD_NOT_MADE: &str = "SandboxPodCreateFailed";
 /// Tells what stands in the way, with the change of the condition and not with each try. Of what a
 /// pool waits for, the pool tells.
 pub(super) fn tell_what_is_wrong(
-    context: &Arc<Context>,
+    context: &Context,
     sandbox: &Sandbox,
     new: &SandboxStatus,
     errors: &[Error],
@@ -47,13 +45,15 @@ pub(super) fn tell_what_is_wrong(
             false => now.reason,
         };
         let message = now.message.to_owned();
-        context.tell(sandbox, EventType::Warning, reason, message);
+        context
+            .events
+            .record(sandbox, EventType::Warning, reason, message);
     }
 }
 
 /// Tells of a Sandbox that was a claim's and that nobody owns, when it gets its first status: it runs
 /// on, and nothing ends it.
-pub(super) fn tell_ownerless(context: &Arc<Context>, sandbox: &Sandbox) {
+pub(super) fn tell_ownerless(context: &Context, sandbox: &Sandbox) {
     let (Some(claim), None) = (ownerless_claim(sandbox), &sandbox.status) else {
         return;
     };
@@ -63,26 +63,32 @@ pub(super) fn tell_ownerless(context: &Arc<Context>, sandbox: &Sandbox) {
          delete it",
         keys::CLAIM_UID
     );
-    context.tell(sandbox, EventType::Warning, "SandboxOwnerless", note);
+    context
+        .events
+        .record(sandbox, EventType::Warning, "SandboxOwnerless", note);
 }
 
 /// Tells that a Sandbox has a new Pod.
-pub(super) fn tell_of_pod(context: &Arc<Context>, sandbox: &Sandbox, pod: &Pod) {
+pub(super) fn tell_of_pod(context: &Context, sandbox: &Sandbox, pod: &Pod) {
     if context.options.sandbox_events {
         let note = format!("Created Pod \"{}\"", pod.name_any());
-        context.tell(sandbox, EventType::Normal, "SandboxPodCreated", note);
+        context
+            .events
+            .record(sandbox, EventType::Normal, "SandboxPodCreated", note);
     }
 }
 
 /// Tells what has become of a Sandbox, once its status says so.
-pub(super) fn tell_what_is_new(context: &Arc<Context>, sandbox: &Sandbox, new: &SandboxStatus) {
+pub(super) fn tell_what_is_new(context: &Context, sandbox: &Sandbox, new: &SandboxStatus) {
     if !context.options.sandbox_events {
         return;
     }
     let old = sandbox.status.as_ref();
     let old = old.map_or(&[][..], |s| s.conditions.as_slice());
     for (kind, reason, note) in turns(old, &new.conditions) {
-        context.tell(sandbox, kind, reason, note.to_owned());
+        context
+            .events
+            .record(sandbox, kind, reason, note.to_owned());
     }
 }
 

@@ -6,6 +6,7 @@ mod events;
 mod pod;
 mod service;
 mod status;
+mod triggers;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,14 +22,16 @@ use serde_json::json;
 use crate::{
     cache::Key,
     condition,
-    context::{Context, Kind},
+    context::Context,
     error::{self, Error, Result},
     node,
     owner::{self, Ownership},
     patch,
     pool::plan::age,
     queue::{Lane, Outcome},
+    store::Stored,
 };
+pub(crate) use triggers::{changed, child_changed, pod_changed};
 
 /// How long the first status waits for a Pod that is about to be ready: then one write tells all.
 const FIRST_STATUS: Duration = Duration::from_millis(500);
@@ -36,7 +39,7 @@ const FIRST_STATUS: Duration = Duration::from_millis(500);
 const FOREIGN: Duration = Duration::from_secs(5);
 
 /// Makes a Sandbox what its spec says, and its status what there is.
-pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key, lane: Lane) -> Result<Outcome> {
+pub(crate) async fn reconcile(context: &Context, key: &Key, lane: Lane) -> Result<Outcome> {
     let Some(sandbox) = context.find_whole::<Sandbox>(key, lane).await? else {
         return Ok(Outcome::Done);
     };
@@ -53,7 +56,8 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key, lane: Lane) -> 
         return expire(context, &sandbox, now).await;
     }
     // Not its age, which is known in whole seconds.
-    let is_new = sandbox.status.is_none() && context.first_seen(&*sandbox).elapsed() < FIRST_STATUS;
+    let is_new =
+        sandbox.status.is_none() && context.observed.first_seen(&*sandbox).elapsed() < FIRST_STATUS;
     let children = Children::reconcile(context, &sandbox, lane).await;
     if children.errors.iter().any(|e| matches!(e, Error::Heavy)) {
         return Err(Error::Heavy);
@@ -86,11 +90,7 @@ pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key, lane: Lane) -> 
         .map_or(Outcome::Done, Outcome::Again))
 }
 
-async fn write_status(
-    context: &Arc<Context>,
-    sandbox: &Sandbox,
-    new: &SandboxStatus,
-) -> Result<()> {
+async fn write_status(context: &Context, sandbox: &Sandbox, new: &SandboxStatus) -> Result<()> {
     let old = sandbox.status.clone().unwrap_or_default();
     let is_ready = condition::is_true(&new.conditions, condition::READY);
     // Where a Pod was put comes seconds before it runs: one write can tell both.
@@ -115,7 +115,7 @@ async fn write_status(
         .await?;
     context.metrics.sandbox_changed(sandbox, new);
     events::tell_what_is_new(context, sandbox, new);
-    if is_ready && let Some(seen) = context.forget(sandbox) {
+    if is_ready && let Some(seen) = context.observed.forget(sandbox) {
         // The making is known to the second; one that is older than it was seen is from before us.
         let age = age(sandbox, Timestamp::now()).saturating_sub(Duration::from_secs(1));
         context
@@ -126,19 +126,19 @@ async fn write_status(
 }
 
 /// First the word that it is over, then the deed: who waits for the Sandbox learns why it went.
-async fn expire(context: &Arc<Context>, sandbox: &Sandbox, now: Timestamp) -> Result<Outcome> {
+async fn expire(context: &Context, sandbox: &Sandbox, now: Timestamp) -> Result<Outcome> {
     if !status::is_marked_expired(sandbox) {
         write_status(context, sandbox, &status::expired(sandbox, false, now)).await?;
         return Ok(Outcome::Again(Duration::ZERO));
     }
-    for pod in context.owned::<Pod>(sandbox) {
+    for pod in context.store.owned::<Pod>(sandbox) {
         if pod.meta().deletion_timestamp.is_none() {
             context
                 .delete(pod.outline(), DeleteParams::default())
                 .await?;
         }
     }
-    if let Some(service) = context.services.get(&Key::of(sandbox))
+    if let Some(service) = context.store.services.get(&Key::of(sandbox))
         && owner::controls(sandbox, &*service)
     {
         let params = DeleteParams::default();
@@ -164,7 +164,7 @@ struct Children {
 }
 
 impl Children {
-    async fn reconcile(context: &Arc<Context>, sandbox: &Sandbox, lane: Lane) -> Self {
+    async fn reconcile(context: &Context, sandbox: &Sandbox, lane: Lane) -> Self {
         let mut children = Self {
             pod_is_known: true,
             ..Self::default()
@@ -236,7 +236,7 @@ fn check_owner<K: ResourceExt>(kind: &'static str, object: &K, sandbox: &Sandbox
 }
 
 /// What `create` would make, or what is already there under its name.
-async fn create_or_find<K: Kind>(context: &Context, wanted: &K) -> Result<(Arc<K>, bool)> {
+async fn create_or_find<K: Stored>(context: &Context, wanted: &K) -> Result<(Arc<K>, bool)> {
     match context.create(wanted).await {
         Ok(made) => Ok((made, true)),
         Err(e) if error::is_conflict(&e) => match context.fetch(&Key::of(wanted)).await? {
@@ -252,7 +252,7 @@ async fn volume_claims(context: &Context, sandbox: &Sandbox) -> Result<()> {
     for template in sandbox.spec.volume_claim_templates.iter().flatten() {
         let wanted = volume_claim(sandbox, template);
         let key = Key::of(&wanted);
-        let found = match context.volume_claims.get(&key) {
+        let found = match context.store.volume_claims.get(&key) {
             Some(found) => Arc::new(found.outline().clone()),
             None => match create_or_find(context, &wanted).await? {
                 (_, true) => continue,
@@ -292,7 +292,7 @@ fn volume_claim(sandbox: &Sandbox, template: &VolumeClaimTemplate) -> Persistent
 /// Makes the Pod of a Sandbox what its spec says. A Pod names its volume claims, whoever owns them:
 /// until all are the Sandbox's, none `may_make` it; one that is there stays.
 async fn reconcile_pod(
-    context: &Arc<Context>,
+    context: &Context,
     sandbox: &Sandbox,
     may_make: bool,
     lane: Lane,
@@ -347,7 +347,7 @@ fn finished(sandbox: &Sandbox) -> Option<&Condition> {
 
 /// The Pod that a Sandbox owns, else one of the name that it is to have.
 async fn find_pod(context: &Context, sandbox: &Sandbox, lane: Lane) -> Result<Option<Arc<Pod>>> {
-    let mut owned = context.owned::<Pod>(sandbox);
+    let mut owned = context.store.owned::<Pod>(sandbox);
     if owned.len() > 1 {
         return Err(Error::MultiplePods(owned.len()));
     }
@@ -396,7 +396,7 @@ async fn reconcile_service(
     lane: Lane,
 ) -> Result<Option<Arc<Service>>> {
     let key = Key::of(sandbox);
-    let known = context.services.get(&key);
+    let known = context.store.services.get(&key);
     let (service, made) = match (sandbox.spec.service, known) {
         (Some(false), Some(service)) => {
             if owner::controls(sandbox, &*service) {

@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A template: the NetworkPolicy that its Sandboxes share, and the defaults that make them safe.
+//! The NetworkPolicy of a template, and the defaults that make its Pods safe.
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
-    time::Duration,
 };
 
 use k8s_openapi::{
     api::{
-        core::v1::{Pod, PodSpec},
+        core::v1::PodSpec,
         networking::v1::{
             IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule,
             NetworkPolicyPeer, NetworkPolicySpec,
@@ -19,25 +17,16 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
-use kiln_crds::{NetworkPolicyManagement, Sandbox, SandboxTemplate, SandboxTemplateSpec, keys};
-use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
+use kiln_crds::{NetworkPolicyManagement, SandboxTemplate, SandboxTemplateSpec, keys};
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::{
-    cache::Key,
-    context::Context,
-    error::{self, Error, Result},
-    known::Known,
-    owner, patch,
-    queue::{Lane, Outcome},
-};
+use crate::{cache::Key, error::Result, owner, patch};
 
-/// When to look again at Pods without a label that they will get.
-const UNLABELLED: Duration = Duration::from_secs(1);
 /// Most characters of an object's name (RFC 1123, as Kubernetes "Object names and IDs" has it).
 const LONGEST_NAME: usize = 253;
 /// What a NetworkPolicy has in its name behind its template's.
-pub(crate) const POLICY_SUFFIX: &str = "-network-policy";
+pub(super) const POLICY_SUFFIX: &str = "-network-policy";
 /// Label `app` of the sandbox router.
 const ROUTER_APP: &str = "sandbox-router";
 /// Networks that are no part of the Internet (IANA's registry of special-purpose addresses), and the
@@ -59,167 +48,14 @@ const NOT_PUBLIC_V4: [(Ipv4Addr, u8); 11] = [
 /// The same of IPv6, with the prefix that a network has for its own NAT64 (RFC 8215).
 const NOT_PUBLIC_V6: [&str; 3] = ["fc00::/7", "fe80::/10", "64:ff9b:1::/48"];
 
-/// Makes the NetworkPolicy of a template what it says.
-pub(crate) async fn reconcile(context: &Arc<Context>, key: &Key, lane: Lane) -> Result<Outcome> {
-    let Some(template) = context.find_whole::<SandboxTemplate>(key, lane).await? else {
-        return Ok(Outcome::Done);
-    };
-    if template.meta().deletion_timestamp.is_some() {
-        return Ok(Outcome::Done);
-    }
-    label(context, &template).await?;
-    let are_labelled = are_labelled(context, &template);
-    put_policy_right(context, &template, are_labelled, lane).await?;
-    Ok(match are_labelled {
-        true => Outcome::Done,
-        false => Outcome::Again(UNLABELLED),
-    })
-}
-
-/// Whether all Pods that a template's policy is for have the label that no other template's have.
-/// Those of an earlier controller get it when their Sandboxes are looked at.
-fn are_labelled(context: &Context, template: &SandboxTemplate) -> bool {
-    let hash = keys::name_hash(&template.name_any());
-    let namespace = template.namespace();
-    let pods = context.pods.all();
-    !pods.iter().any(|pod| {
-        pod.namespace() == namespace
-            && pod.labels().get(keys::TEMPLATE_REF_HASH) == Some(&hash)
-            && !pod.labels().contains_key(keys::TEMPLATE_NAME_DIGEST)
-            && belongs_to_sandbox(context, pod)
-    })
-}
-
-/// Whether a Pod is a Sandbox's: labels alone are anybody's.
-fn belongs_to_sandbox(context: &Context, pod: &Known<Pod>) -> bool {
-    let owner = owner::controller(pod).filter(|o| owner::is_kind::<Sandbox>(o));
-    owner.is_some_and(|owner| {
-        let key = Key::new(&pod.namespace().unwrap_or_default(), &owner.name);
-        let sandbox = context.sandboxes.get(&key);
-        sandbox.is_some_and(|sandbox| owner::controls(&*sandbox, pod))
-    })
-}
-
-/// Sees that a template has its NetworkPolicy before a Pod of it is made.
-///
-/// # Errors
-/// When somebody else's is in its place, or the apiserver refuses it.
-pub(crate) async fn ensure_policy(
-    context: &Arc<Context>,
-    template: &SandboxTemplate,
-    lane: Lane,
-) -> Result<()> {
-    let key = policy_key(template);
-    let is_there = |policy: Arc<Known<NetworkPolicy>>| owner::controls(template, &*policy);
-    if !is_managed(&template.spec) || context.policies.get(&key).is_some_and(is_there) {
-        return Ok(());
-    }
-    let are_labelled = are_labelled(context, template);
-    put_policy_right(context, template, are_labelled, lane).await
-}
-
-/// Makes the NetworkPolicy of a template what it says, and tells where that cannot be.
-async fn put_policy_right(
-    context: &Arc<Context>,
-    template: &SandboxTemplate,
-    are_labelled: bool,
-    lane: Lane,
-) -> Result<()> {
-    let done = write_policy(context, template, are_labelled, lane).await;
-    if let Err(e) = &done
-        && !matches!(e, Error::Heavy)
-    {
-        let reason = match e {
-            Error::ForeignPolicy { .. } => "NetworkPolicyConflict",
-            _ => "NetworkPolicyFailed",
-        };
-        let note = format!("no Pod of this template can be made without its NetworkPolicy: {e}");
-        context.tell(template, EventType::Warning, reason, note);
-    }
-    done
-}
-
-async fn write_policy(
-    context: &Context,
-    template: &SandboxTemplate,
-    are_labelled: bool,
-    lane: Lane,
-) -> Result<()> {
-    let router = &context.options.router_namespace;
-    let wanted = policy(template, router, are_labelled);
-    let policy_key = Key::of(&wanted);
-    let found = match context.policies.get(&policy_key) {
-        Some(found) => Some(context.whole(&found, lane).await?),
-        None => context.fetch(&policy_key).await?,
-    };
-    let is_ours = found
-        .as_ref()
-        .is_none_or(|p| owner::controls(template, &**p));
-    if !is_managed(&template.spec) {
-        if let Some(policy) = found.filter(|_| is_ours) {
-            context.delete(&*policy, DeleteParams::default()).await?;
-        }
-        return Ok(());
-    }
-    if !is_ours {
-        return Err(Error::ForeignPolicy {
-            name: wanted.name_any(),
-            template: template.name_any(),
-        });
-    }
-    match found {
-        None => match context.create(&wanted).await {
-            // Made just now, for another Pod or by somebody else.
-            Err(e) if error::is_conflict(&e) => {
-                let found = context.fetch::<NetworkPolicy>(&policy_key).await?;
-                if !found.is_some_and(|p| owner::controls(template, &*p)) {
-                    return Err(e.into());
-                }
-            }
-            made => drop(made?),
-        },
-        Some(found) => {
-            if let Some(patch) = correction(&found, &wanted)? {
-                context.patch::<NetworkPolicy>(&policy_key, &patch).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The patch that makes a policy what it should be. It takes away what others have added, which an
-/// apply would leave: a rule too many opens what the policy is there to close.
-fn correction(found: &NetworkPolicy, wanted: &NetworkPolicy) -> Result<Option<Value>> {
-    let old = serde_json::to_value(&found.spec)?;
-    let new = serde_json::to_value(&wanted.spec)?;
-    let of_this_state = |spec: Value| {
-        json!({
-            "metadata": {"uid": found.uid(), "resourceVersion": found.resource_version()},
-            "spec": spec,
-        })
-    };
-    Ok(patch::diff(&old, &new).map(of_this_state))
-}
-
-async fn label(context: &Context, template: &SandboxTemplate) -> Result<()> {
-    let hash = keys::name_hash(&template.name_any());
-    if template.labels().get(keys::TEMPLATE_REF_HASH) == Some(&hash) {
-        return Ok(());
-    }
-    let patch = json!({"metadata": {"labels": {keys::TEMPLATE_REF_HASH: hash}}});
-    context
-        .patch::<SandboxTemplate>(&Key::of(template), &patch)
-        .await?;
-    Ok(())
-}
-
-fn is_managed(template: &SandboxTemplateSpec) -> bool {
+/// Whether the controller looks after the NetworkPolicy of a template.
+pub(super) fn is_managed(template: &SandboxTemplateSpec) -> bool {
     template.network_policy_management.unwrap_or_default() == NetworkPolicyManagement::Managed
 }
 
 /// The policy has the template's name in its own, as upstream's has; of a longer one, its beginning
 /// and its hash.
-fn policy_key(template: &SandboxTemplate) -> Key {
+pub(super) fn policy_key(template: &SandboxTemplate) -> Key {
     let template_name = template.name_any();
     let mut name = format!("{template_name}{POLICY_SUFFIX}");
     if name.len() > LONGEST_NAME {
@@ -233,7 +69,11 @@ fn policy_key(template: &SandboxTemplate) -> Key {
 
 /// The policy of a template. It is for its own Pods alone if these `are_labelled` so; else also for
 /// those of another template with the same hash, because none may be without.
-fn policy(template: &SandboxTemplate, router_namespace: &str, are_labelled: bool) -> NetworkPolicy {
+pub(super) fn policy(
+    template: &SandboxTemplate,
+    router_namespace: &str,
+    are_labelled: bool,
+) -> NetworkPolicy {
     let (ingress, egress) = match &template.spec.network_policy {
         Some(rules) => (rules.ingress.clone(), rules.egress.clone()),
         None => (
@@ -326,6 +166,20 @@ pub(crate) fn secure(pod: &mut PodSpec, template: &SandboxTemplateSpec, dns_serv
             nameservers.extend(dns_servers.iter().map(IpAddr::to_string));
         }
     }
+}
+
+/// The patch that makes a policy what it should be. It takes away what others have added, which an
+/// apply would leave: a rule too many opens what the policy is there to close.
+pub(super) fn correction(found: &NetworkPolicy, wanted: &NetworkPolicy) -> Result<Option<Value>> {
+    let old = serde_json::to_value(&found.spec)?;
+    let new = serde_json::to_value(&wanted.spec)?;
+    let of_this_state = |spec: Value| {
+        json!({
+            "metadata": {"uid": found.uid(), "resourceVersion": found.resource_version()},
+            "spec": spec,
+        })
+    };
+    Ok(patch::diff(&old, &new).map(of_this_state))
 }
 
 #[cfg(test)]

@@ -12,16 +12,16 @@ use jiff::Timestamp;
 
 /// Heartbeats, by node.
 #[derive(Debug, Default)]
-pub(crate) struct Pulses(HashMap<String, Pulse>);
+pub(crate) struct Heartbeats(HashMap<String, Heartbeat>);
 
 #[derive(Debug)]
-struct Pulse {
+struct Heartbeat {
     beat: Timestamp,
     /// When it came; none where it was old already.
     came: Option<Instant>,
 }
 
-impl Pulses {
+impl Heartbeats {
     /// Notes the heartbeat of a node at `now`, which is `clock` by our clock. Only the first one
     /// that is seen of a node is told by its time to be new: a controller that has just begun
     /// knows no other.
@@ -34,7 +34,7 @@ impl Pulses {
                 Err(_) => Some(now),
             },
         };
-        self.0.insert(node.to_owned(), Pulse { beat, came });
+        self.0.insert(node.to_owned(), Heartbeat { beat, came });
     }
 
     pub(super) fn forget(&mut self, node: &str) {
@@ -42,8 +42,8 @@ impl Pulses {
     }
 
     /// Whether the last heartbeat of a node came within `timeout` before `now`.
-    pub(super) fn beats(&self, node: &str, now: Instant, timeout: Duration) -> bool {
-        let came = self.0.get(node).and_then(|pulse| pulse.came);
+    pub(super) fn is_alive(&self, node: &str, now: Instant, timeout: Duration) -> bool {
+        let came = self.0.get(node).and_then(|heartbeat| heartbeat.came);
         came.is_some_and(|came| now.duration_since(came) <= timeout)
     }
 }
@@ -60,13 +60,13 @@ mod tests {
         let (start, noon) = (Instant::now() + 10 * TIMEOUT, Timestamp::UNIX_EPOCH);
         let at = |second: u64| start + Duration::from_secs(second);
         let time = |second: i64| noon + jiff::SignedDuration::from_secs(second);
-        let mut pulses = Pulses::default();
+        let mut heartbeats = Heartbeats::default();
         for (second, beat) in seen {
             let clock = time(i64::try_from(*second).unwrap());
-            pulses.note("n", time(*beat), at(*second), clock);
+            heartbeats.note("n", time(*beat), at(*second), clock);
         }
-        assert!(!pulses.beats("other", at(after), TIMEOUT));
-        pulses.beats("n", at(after), TIMEOUT)
+        assert!(!heartbeats.is_alive("other", at(after), TIMEOUT));
+        heartbeats.is_alive("n", at(after), TIMEOUT)
     }
 
     #[test]
@@ -94,9 +94,9 @@ mod tests {
     #[test]
     fn a_node_that_is_gone_is_forgotten() {
         let (now, clock) = (Instant::now(), Timestamp::UNIX_EPOCH);
-        let mut pulses = Pulses::default();
-        pulses.note("n", clock, now, clock);
-        pulses.forget("n");
-        assert!(!pulses.beats("n", now, TIMEOUT));
+        let mut heartbeats = Heartbeats::default();
+        heartbeats.note("n", clock, now, clock);
+        heartbeats.forget("n");
+        assert!(!heartbeats.is_alive("n", now, TIMEOUT));
     }
 }
