@@ -21,6 +21,7 @@ use crate::{
 pub(crate) struct Controller {
     pub(crate) context: Arc<Context>,
     claims: claim::State,
+    sandboxes: sandbox::State,
     pools: pool::State,
     nodes: node::State,
 }
@@ -30,6 +31,7 @@ impl Controller {
         Self {
             context,
             claims: claim::State::default(),
+            sandboxes: sandbox::State::default(),
             pools: pool::State::default(),
             nodes: node::State::default(),
         }
@@ -41,7 +43,9 @@ impl Controller {
         let ours = Some(keys::SANDBOX_NAME_HASH);
         let controller = || Arc::clone(self);
         let c = controller();
-        watches.start(None, move |change| sandbox::changed(&c.context, change));
+        watches.start(None, move |change| {
+            sandbox::changed(&c.context, &c.sandboxes, change);
+        });
         let c = controller();
         watches.start(ours, move |change| sandbox::pod_changed(&c.context, change));
         let c = controller();
@@ -82,7 +86,7 @@ impl Controller {
         let (context, key) = (&self.context, &work.key);
         match work.class {
             Class::Claim => claim::reconcile(context, &self.claims, key, lane).await,
-            Class::Sandbox => sandbox::reconcile(context, key, lane).await,
+            Class::Sandbox => sandbox::reconcile(context, &self.sandboxes, key, lane).await,
             Class::Pool => pool::reconcile(context, &self.pools, key, lane).await,
             Class::Template => template::reconcile(context, key, lane).await,
             Class::Node => node::reconcile(context, &self.nodes).await,

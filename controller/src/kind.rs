@@ -13,6 +13,7 @@ use kiln_crds::{
 use kube::{Api, Client, Resource, ResourceExt};
 
 use crate::{
+    blocked,
     condition::shorten,
     known::{Answer, Kind, NAME, Print, outline_conditions, outline_names},
     shape,
@@ -165,7 +166,7 @@ impl Kind for Pod {
     }
 
     fn outline(&mut self) {
-        self.status = None;
+        self.status = self.status.as_ref().and_then(blocked::outline);
     }
 }
 

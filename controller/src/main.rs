@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod blocked;
 mod cache;
 mod claim;
 mod client;
@@ -28,7 +29,6 @@ mod memory;
 mod metrics;
 mod node;
 mod observed;
-mod obstacle;
 mod options;
 mod owner;
 mod patch;

@@ -22,6 +22,7 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
 use kiln_crds::{
     ClaimShutdownPolicy, Sandbox, SandboxClaim, SandboxClaimStatus, SandboxTemplate,
     SandboxWarmPool, keys,
@@ -30,6 +31,7 @@ use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType}
 use serde_json::json;
 
 use crate::{
+    blocked::Blocked,
     cache::{IndexKey, Key},
     condition::{self, FINISHED, READY},
     context::Context,
@@ -39,7 +41,6 @@ use crate::{
     lock::lock,
     marks::{named_pool, template_of},
     metrics::Startup,
-    obstacle::{Obstacle, UNSCHEDULABLE, WAITS},
     options::ClaimAnnotations,
     owner, patch, pool,
     queue::{Class, Lane, Outcome},
@@ -47,7 +48,6 @@ use crate::{
 };
 pub(crate) use state::State;
 pub(crate) use triggers::changed;
-use triggers::forget;
 
 /// How many Sandboxes are tried that others take away at the same moment.
 const TRIES: usize = 3;
@@ -65,7 +65,8 @@ pub(crate) async fn reconcile(
         return Ok(Outcome::Done);
     };
     if claim.meta().deletion_timestamp.is_some() {
-        forget(context, state, &claim);
+        context.observed.forget(&*claim);
+        state.forget(&claim);
         return Ok(Outcome::Done);
     }
     context.observed.first_seen(&*claim);
@@ -82,11 +83,12 @@ pub(crate) async fn reconcile(
     annotate(context, &claim, found.as_deref().ok(), &new).await?;
     write_status(context, &claim, &new).await?;
     if let Ok(sandbox) = &found {
-        record(context, &claim, sandbox, &new);
-        tell_obstacle(context, &claim, sandbox);
+        record_ready(context, &claim, sandbox, &new);
+        record_blocked(context, state, &claim, sandbox, &new);
     }
     if let Err(e) = found {
-        tell_failure(context, &claim, &e);
+        state.reported.forget(&*claim);
+        record_failure(context, &claim, &new, &e);
         return Ok(if e.is_final() {
             Outcome::Again(WAITING)
         } else {
@@ -117,44 +119,54 @@ async fn write_status(
     }
 }
 
-fn tell_failure(context: &Context, claim: &SandboxClaim, error: &Error) {
-    let text = error.to_string();
-    if !ready_message(claim).ends_with(&text) {
-        context
-            .events
-            .record(claim, EventType::Warning, "SandboxNotProvided", text);
+/// Records why a claim gets no Sandbox, if its status did not say so.
+fn record_failure(
+    context: &Context,
+    claim: &SandboxClaim,
+    new: &SandboxClaimStatus,
+    error: &Error,
+) {
+    let ready = |status: &SandboxClaimStatus| {
+        let ready = condition::find(&status.conditions, READY);
+        ready.map(|c| (c.reason.clone(), c.message.clone()))
+    };
+    if claim.status.as_ref().and_then(ready) != ready(new) {
+        let events = &context.events;
+        let note = error.to_string();
+        events.record(claim, EventType::Warning, "SandboxNotProvided", note);
     }
 }
 
-/// Tells what keeps the Sandbox of a claim from being ready, where the claim does not say so yet.
-/// Others change their words with each try: of them it is told once.
-fn tell_obstacle(context: &Context, claim: &SandboxClaim, sandbox: &Sandbox) {
-    let status = sandbox.status.as_ref();
-    let Some(obstacle) = status.and_then(|s| Obstacle::of(&s.conditions)) else {
-        return;
-    };
-    let mark = match obstacle.reason {
-        UNSCHEDULABLE => UNSCHEDULABLE,
-        _ if obstacle.is_refusal() => obstacle.message,
-        _ => WAITS,
-    };
-    if !ready_message(claim).contains(mark) {
-        let message = obstacle.message.to_owned();
-        context
-            .events
-            .record(claim, EventType::Warning, obstacle.reason, message);
+/// Records what blocks the Sandbox of a claim, if that is news.
+fn record_blocked(
+    context: &Context,
+    state: &State,
+    claim: &SandboxClaim,
+    sandbox: &Sandbox,
+    new: &SandboxClaimStatus,
+) {
+    let pods = context.store.owned::<Pod>(sandbox);
+    let pod = pods.first().map(|pod| pod.outline());
+    let blocked = sandbox.status.as_ref();
+    let blocked = blocked.and_then(|s| Blocked::of(&s.conditions, pod));
+    let status_changes = claim.status.as_ref() != Some(new);
+    let is_news = state
+        .reported
+        .is_news(claim, blocked.as_ref(), status_changes);
+    if let Some(blocked) = blocked.filter(|_| is_news) {
+        let message = blocked.message().to_owned();
+        let events = &context.events;
+        events.record(claim, EventType::Warning, blocked.reason(), message);
     }
-}
-
-/// What a claim has said of itself so far.
-fn ready_message(claim: &SandboxClaim) -> &str {
-    let status = claim.status.as_ref();
-    let ready = status.and_then(|s| condition::find(&s.conditions, READY));
-    ready.map_or("", |ready| &ready.message)
 }
 
 /// Counts a claim that has become ready, and how long that took.
-fn record(context: &Context, claim: &SandboxClaim, sandbox: &Sandbox, new: &SandboxClaimStatus) {
+fn record_ready(
+    context: &Context,
+    claim: &SandboxClaim,
+    sandbox: &Sandbox,
+    new: &SandboxClaimStatus,
+) {
     if status::is_ready(claim.status.as_ref()) || !status::is_ready(Some(new)) {
         return;
     }

@@ -3,23 +3,17 @@
 //! Work that a change of a claim makes.
 
 use kiln_crds::SandboxClaim;
-use kube::ResourceExt;
 
 use super::State;
-use crate::{cache::Key, context::Context, lock::lock, queue::Class, watch::Change};
+use crate::{cache::Key, context::Context, queue::Class, watch::Change};
 
 /// Has a claim looked at, unless it is gone or as the controller has written it.
 pub(crate) fn changed(context: &Context, state: &State, change: &Change<'_, SandboxClaim>) {
     if let Change::Gone(claim) = change {
-        forget(context, state, claim);
+        context.observed.forget(*claim);
+        state.forget(claim);
     } else if !change.is_known() {
         // Only the worker of a claim writes it, and it knows its own writes.
         context.add(Class::Claim, Key::of(change.object()));
     }
-}
-
-/// Forgets all about a claim.
-pub(super) fn forget(context: &Context, state: &State, claim: &SandboxClaim) {
-    context.observed.forget(claim);
-    lock(&state.unanswered).remove(&claim.uid().unwrap_or_default());
 }

@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
-use k8s_openapi::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::{
+    api::core::v1::{Pod, PodSpec},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kiln_crds::{Sandbox, SandboxTemplate, SandboxWarmPool, UpdateStrategyType, keys};
 use kube::{Resource, ResourceExt, runtime::events::EventType};
 use serde_json::json;
@@ -180,12 +183,16 @@ fn members(context: &Context, pool: &SandboxWarmPool, source: Option<&Source>) -
         .filter(|s| s.meta().deletion_timestamp.is_none())
         .map(|s| {
             let is_stale = source.is_some_and(|source| source.is_stale(s));
-            let waited = match condition::is_ready(s) {
-                true => Duration::ZERO,
-                false => context.observed.first_seen(&**s).elapsed(),
+            let (waited, pods) = match condition::is_ready(s) {
+                true => (Duration::ZERO, Vec::new()),
+                false => {
+                    let waited = context.observed.first_seen(&**s).elapsed();
+                    (waited, context.store.owned::<Pod>(&**s))
+                }
             };
+            let pod = pods.first().map(|pod| pod.outline());
             let is_genuine = is_genuine(context, s, || source);
-            Member::of(s, is_genuine, is_stale, waited, now)
+            Member::of(s, pod, is_genuine, is_stale, waited, now)
         })
         .collect()
 }

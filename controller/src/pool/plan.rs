@@ -5,13 +5,13 @@
 use std::{iter, time::Duration};
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition};
 use kiln_crds::Sandbox;
 use kube::{Resource, ResourceExt};
 
 use crate::{
+    blocked::{Blocked, is_unplaced},
     condition::{self, FINISHED},
-    obstacle::{Obstacle, is_unplaced},
 };
 
 /// How long a Sandbox that has come to its end is kept: one that ends at once must not make the pool
@@ -35,15 +35,15 @@ pub(crate) struct Member {
     pub(crate) is_over: bool,
     /// Its Pod is on no node: none takes it, or a gate keeps it.
     pub(crate) is_unplaced: bool,
-    /// The reason and the message of what keeps it from being ready.
-    pub(crate) obstacle: Option<(String, String)>,
+    pub(crate) blocked: Option<Blocked>,
 }
 
 impl Member {
-    /// A Sandbox with the pool's marks, if it `is_genuine`: what the pool made. A forged one is
-    /// never ready.
+    /// Describes a Sandbox with the pool's marks, and its Pod. It `is_genuine` if the pool made it; a
+    /// forged one is never ready.
     pub(crate) fn of(
         sandbox: &Sandbox,
+        pod: Option<&Pod>,
         is_genuine: bool,
         is_stale: bool,
         waited: Duration,
@@ -59,7 +59,7 @@ impl Member {
             is_stale,
             is_over: condition::is_true(conditions, FINISHED),
             is_unplaced: is_unplaced(conditions),
-            obstacle: Obstacle::of(conditions).map(|o| (o.reason.to_owned(), o.message.to_owned())),
+            blocked: Blocked::of(conditions, pod),
         }
     }
 }
@@ -149,7 +149,7 @@ mod tests {
             is_stale: false,
             is_over: false,
             is_unplaced: false,
-            obstacle: None,
+            blocked: None,
         }
     }
 
@@ -280,7 +280,7 @@ mod tests {
             is_stale: *stale,
             is_over: *over,
             is_unplaced: *homeless,
-            obstacle: None,
+            blocked: None,
         };
         all.iter().enumerate().map(member).collect()
     }

@@ -11,11 +11,11 @@ use kube::{ResourceExt, runtime::events::EventType};
 
 use super::{desired, plan::Member};
 use crate::{
+    blocked::UNSCHEDULABLE,
     condition::{self, Is, READY, condition},
     context::Context,
     error::Error,
     node,
-    obstacle::UNSCHEDULABLE,
 };
 
 /// How long it may take until a pool's status follows what nodes hold: that changes all the time,
@@ -36,8 +36,8 @@ pub(super) fn compute(
     let ready = members.iter().filter(|m| m.is_ready).count();
     let desired = desired(pool);
     let generation = pool.metadata.generation;
-    let obstacle = members.iter().find_map(|m| m.obstacle.as_ref());
-    let (is, reason, message) = match (failure, obstacle) {
+    let blocked = members.iter().find_map(|m| m.blocked.as_ref());
+    let (is, reason, message) = match (failure, blocked) {
         (Some(e @ Error::TemplateNotFound(_)), _) => (Is::False, "TemplateNotFound", e.to_string()),
         (Some(e), _) => (Is::False, "SandboxCreateFailed", e.to_string()),
         (None, _) if ready >= desired => (
@@ -45,7 +45,7 @@ pub(super) fn compute(
             "PoolReady",
             format!("{ready} of {desired} Sandboxes are ready"),
         ),
-        (None, Some((reason, message))) => (Is::False, reason.as_str(), message.clone()),
+        (None, Some(blocked)) => (Is::False, blocked.reason(), blocked.message().to_owned()),
         (None, None) => (
             Is::False,
             WARMING,
@@ -131,6 +131,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::blocked::Blocked;
 
     fn pool(name: &str) -> SandboxWarmPool {
         serde_json::from_value(json!({
@@ -153,7 +154,7 @@ mod tests {
             is_stale: false,
             is_over: false,
             is_unplaced: why.is_some(),
-            obstacle: why.map(|why| (UNSCHEDULABLE.to_owned(), why.to_owned())),
+            blocked: why.map(|why| Blocked::Unschedulable(why.to_owned())),
         };
         let missing = Error::TemplateNotFound("t".to_owned());
         let cases = [

@@ -1,59 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Events about Sandboxes. What goes wrong is told always, what goes as it should where that is
+//! Events about Sandboxes. What goes wrong is always recorded, what goes as it should if that is
 //! wanted. Reasons are upstream's.
 
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition};
 use kiln_crds::{Sandbox, SandboxStatus, SandboxWarmPool, keys};
 use kube::{ResourceExt, runtime::events::EventType};
 
+use super::{Children, State};
 use crate::{
+    blocked::Blocked,
     condition::{self, FINISHED, READY, SUSPENDED},
     context::Context,
     error::Error,
     marks::ownerless_claim,
-    obstacle::Obstacle,
     owner,
 };
 
 /// Reason of a Pod that the apiserver refuses.
 const POD_NOT_MADE: &str = "SandboxPodCreateFailed";
 
-/// Tells what stands in the way, with the change of the condition and not with each try. Of what a
-/// pool waits for, the pool tells.
-pub(super) fn tell_what_is_wrong(
+/// Records what blocks a Sandbox, if that is news. For what a pool waits for, the pool records it.
+pub(super) fn record_blocked(
     context: &Context,
+    state: &State,
     sandbox: &Sandbox,
     new: &SandboxStatus,
-    errors: &[Error],
+    children: &Children,
 ) {
-    let is_pools = owner::controller(sandbox).is_some_and(owner::is_kind::<SandboxWarmPool>);
     let old = sandbox.status.as_ref();
-    let Some(now) = Obstacle::of(&new.conditions) else {
+    let status_changes = old.is_none_or(|old| old.conditions != new.conditions);
+    let blocked = Blocked::of(&new.conditions, children.pod.as_deref());
+    let is_news = state
+        .reported
+        .is_news(sandbox, blocked.as_ref(), status_changes);
+    let Some(blocked) = blocked.filter(|_| is_news) else {
         return;
     };
-    let is_news = match old.and_then(|s| Obstacle::of(&s.conditions)) {
-        // The others' words change with each try of somebody else.
-        Some(old) if now.is_refusal() => old.message != now.message,
-        Some(old) => old.reason != now.reason,
-        None => true,
-    };
-    if is_news && (now.is_refusal() || !is_pools) {
-        let is_pod = errors.iter().any(|e| matches!(e, Error::PodNotMade(_)));
-        let reason = match now.is_refusal() && is_pod {
+    let is_pools = owner::controller(sandbox).is_some_and(owner::is_kind::<SandboxWarmPool>);
+    if blocked.is_refusal() || !is_pools {
+        let mut errors = children.errors.iter();
+        let is_pod = errors.any(|e| matches!(e, Error::PodNotMade(_)));
+        let reason = match blocked.is_refusal() && is_pod {
             true => POD_NOT_MADE,
-            false => now.reason,
+            false => blocked.reason(),
         };
-        let message = now.message.to_owned();
-        context
-            .events
-            .record(sandbox, EventType::Warning, reason, message);
+        let message = blocked.message().to_owned();
+        let events = &context.events;
+        events.record(sandbox, EventType::Warning, reason, message);
     }
 }
 
-/// Tells of a Sandbox that was a claim's and that nobody owns, when it gets its first status: it runs
-/// on, and nothing ends it.
-pub(super) fn tell_ownerless(context: &Context, sandbox: &Sandbox) {
+/// Records that a Sandbox was a claim's and that nobody owns it, when it gets its first status: it
+/// runs on, and nothing ends it.
+pub(super) fn record_ownerless(context: &Context, sandbox: &Sandbox) {
     let (Some(claim), None) = (ownerless_claim(sandbox), &sandbox.status) else {
         return;
     };
@@ -68,8 +68,8 @@ pub(super) fn tell_ownerless(context: &Context, sandbox: &Sandbox) {
         .record(sandbox, EventType::Warning, "SandboxOwnerless", note);
 }
 
-/// Tells that a Sandbox has a new Pod.
-pub(super) fn tell_of_pod(context: &Context, sandbox: &Sandbox, pod: &Pod) {
+/// Records that a Sandbox has a new Pod.
+pub(super) fn record_pod(context: &Context, sandbox: &Sandbox, pod: &Pod) {
     if context.options.sandbox_events {
         let note = format!("Created Pod \"{}\"", pod.name_any());
         context
@@ -78,8 +78,8 @@ pub(super) fn tell_of_pod(context: &Context, sandbox: &Sandbox, pod: &Pod) {
     }
 }
 
-/// Tells what has become of a Sandbox, once its status says so.
-pub(super) fn tell_what_is_new(context: &Context, sandbox: &Sandbox, new: &SandboxStatus) {
+/// Records what has become of a Sandbox, once its status says so.
+pub(super) fn record_changes(context: &Context, sandbox: &Sandbox, new: &SandboxStatus) {
     if !context.options.sandbox_events {
         return;
     }
@@ -92,7 +92,7 @@ pub(super) fn tell_what_is_new(context: &Context, sandbox: &Sandbox, new: &Sandb
     }
 }
 
-/// What conditions say that they did not say before: kind, reason and words of the events.
+/// Finds what conditions say that they did not say before: kind, reason and note of the events.
 fn turns<'a>(old: &[Condition], new: &'a [Condition]) -> Vec<(EventType, &'a str, &'a str)> {
     let turned = |kind: &str| {
         let now = condition::find(new, kind).filter(|c| c.status == "True");
@@ -127,7 +127,7 @@ mod tests {
     use crate::condition::{Is, condition};
 
     #[test]
-    fn each_turn_is_told_once() {
+    fn each_turn_is_recorded_once() {
         let of = |kind: &str, is, reason: &str| vec![condition(kind, is, reason, "why", Some(1))];
         let ready = of(READY, Is::True, "DependenciesReady");
         let unready = of(READY, Is::False, "DependenciesNotReady");
@@ -147,12 +147,12 @@ mod tests {
             (&succeeded, &succeeded, ""),
             (&none, &suspended, "Normal SandboxSuspended"),
         ] {
-            let told = turns(old, new);
-            let told: Vec<String> = told
+            let recorded = turns(old, new);
+            let recorded: Vec<String> = recorded
                 .iter()
                 .map(|(kind, reason, _)| format!("{kind:?} {reason}"))
                 .collect();
-            assert_eq!(told.join(", "), expected, "{old:?} {new:?}");
+            assert_eq!(recorded.join(", "), expected, "{old:?} {new:?}");
         }
     }
 }

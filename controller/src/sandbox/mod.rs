@@ -5,6 +5,7 @@
 mod events;
 mod pod;
 mod service;
+mod state;
 mod status;
 mod triggers;
 
@@ -31,6 +32,7 @@ use crate::{
     queue::{Lane, Outcome},
     store::Stored,
 };
+pub(crate) use state::State;
 pub(crate) use triggers::{changed, child_changed, pod_changed};
 
 /// How long the first status waits for a Pod that is about to be ready: then one write tells all.
@@ -39,7 +41,12 @@ const FIRST_STATUS: Duration = Duration::from_millis(500);
 const FOREIGN: Duration = Duration::from_secs(5);
 
 /// Makes a Sandbox what its spec says, and its status what there is.
-pub(crate) async fn reconcile(context: &Context, key: &Key, lane: Lane) -> Result<Outcome> {
+pub(crate) async fn reconcile(
+    context: &Context,
+    state: &State,
+    key: &Key,
+    lane: Lane,
+) -> Result<Outcome> {
     let Some(sandbox) = context.find_whole::<Sandbox>(key, lane).await? else {
         return Ok(Outcome::Done);
     };
@@ -74,8 +81,8 @@ pub(crate) async fn reconcile(context: &Context, key: &Key, lane: Lane) -> Resul
     {
         return Ok(Outcome::Again(FIRST_STATUS));
     }
-    events::tell_ownerless(context, &sandbox);
-    events::tell_what_is_wrong(context, &sandbox, &new, &children.errors);
+    events::record_ownerless(context, &sandbox);
+    events::record_blocked(context, state, &sandbox, &new, &children);
     write_status(context, &sandbox, &new).await?;
     if children.errors.iter().any(|e| !e.is_final()) {
         return Ok(Outcome::Failed);
@@ -114,7 +121,7 @@ async fn write_status(context: &Context, sandbox: &Sandbox, new: &SandboxStatus)
         .patch_status::<Sandbox>(&Key::of(sandbox), &patch)
         .await?;
     context.metrics.sandbox_changed(sandbox, new);
-    events::tell_what_is_new(context, sandbox, new);
+    events::record_changes(context, sandbox, new);
     if is_ready && let Some(seen) = context.observed.forget(sandbox) {
         // The making is known to the second; one that is older than it was seen is from before us.
         let age = age(sandbox, Timestamp::now()).saturating_sub(Duration::from_secs(1));
@@ -322,7 +329,7 @@ async fn reconcile_pod(
                 .await
                 .map_err(|e| Error::PodNotMade(Box::new(e)))?;
             if made {
-                events::tell_of_pod(context, sandbox, &pod);
+                events::record_pod(context, sandbox, &pod);
                 note_pod(context, sandbox, Some(&pod.name_any())).await?;
                 return Ok(Some(pod));
             }

@@ -13,14 +13,13 @@ use kube::ResourceExt;
 
 use super::pod;
 use crate::{
+    blocked::{
+        DEPENDENCIES_NOT_READY, INVALID_CONFIGURATION, MULTIPLE_PODS, RECONCILER_ERROR, waiting,
+    },
     condition::{self, FINISHED, Is, POD_SCHEDULED, READY, SUSPENDED, condition},
     error::Error,
-    obstacle::{INVALID_CONFIGURATION, RECONCILER_ERROR, SERVICE, WAITS},
     owner,
 };
-
-/// Most characters of what a kubelet says about a container.
-const MESSAGE: usize = 1024;
 
 /// What was found of a Sandbox.
 pub(super) struct Seen<'a> {
@@ -227,7 +226,7 @@ fn ready(sandbox: &Sandbox, seen: &Seen<'_>) -> Condition {
         .iter()
         .find(|e| matches!(e, Error::MultiplePods(_)))
     {
-        return no("MultiplePods", many.to_string());
+        return no(MULTIPLE_PODS, many.to_string());
     }
     if !seen.errors.is_empty() {
         let texts: Vec<String> = seen.errors.iter().map(Error::to_string).collect();
@@ -255,13 +254,15 @@ fn ready(sandbox: &Sandbox, seen: &Seen<'_>) -> Condition {
         .map_or_else(|| (false, "Pod does not exist".to_owned()), readiness);
     let wants_service = sandbox.spec.service.unwrap_or(seen.service.is_some());
     if wants_service {
-        let [exists, is_missing] = SERVICE;
-        message.push_str(seen.service.map_or(is_missing, |_| exists));
+        message.push_str(match seen.service {
+            Some(_) => "; Service Exists",
+            None => "; Service does not exist",
+        });
     }
     if pod_is_ready && (!wants_service || seen.service.is_some()) {
         return condition(READY, Is::True, "DependenciesReady", message, generation);
     }
-    no("DependenciesNotReady", message)
+    no(DEPENDENCIES_NOT_READY, message)
 }
 
 fn readiness(pod: &Pod) -> (bool, String) {
@@ -270,31 +271,10 @@ fn readiness(pod: &Pod) -> (bool, String) {
         return (false, "Pod is terminating".to_owned());
     }
     let (is_ready, mut text) = phase_and_readiness(pod);
-    if !is_ready && let Some(why) = stuck(pod) {
-        text.push_str("; ");
-        text.push_str(&why);
+    if !is_ready && let Some(waiting) = waiting(pod) {
+        text = format!("{text}; {waiting}");
     }
     (is_ready, text)
-}
-
-/// Why a container of `pod` does not start, in the kubelet's words.
-fn stuck(pod: &Pod) -> Option<String> {
-    /// What every container waits for at first (kubelet `kuberuntime` and `status`).
-    const USUAL: [&str; 2] = ["ContainerCreating", "PodInitializing"];
-    let status = pod.status.as_ref()?;
-    let lists = [&status.init_container_statuses, &status.container_statuses];
-    lists.into_iter().flatten().flatten().find_map(|container| {
-        let waiting = container.state.as_ref()?.waiting.as_ref()?;
-        let reason = waiting.reason.as_deref()?;
-        let message = waiting.message.as_deref().unwrap_or_default();
-        let message: String = message.chars().take(MESSAGE).collect();
-        let name = &container.name;
-        let is_stuck = !reason.is_empty() && !USUAL.contains(&reason);
-        is_stuck.then(|| match &*message {
-            "" => format!("container {name}{WAITS}{reason}"),
-            message => format!("container {name}{WAITS}{reason}: {message}"),
-        })
-    })
 }
 
 fn phase_and_readiness(pod: &Pod) -> (bool, String) {

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kiln_crds::{Sandbox, SandboxClaim, SandboxWarmPool};
 use kube::ResourceExt;
 
+use super::State;
 use crate::{
     cache::{IndexKey, Key},
     context::Context,
@@ -17,10 +18,11 @@ use crate::{
 };
 
 /// Has a Sandbox looked at, and who owns it, owned it, or may own it.
-pub(crate) fn changed(context: &Context, change: &Change<'_, Sandbox>) {
+pub(crate) fn changed(context: &Context, state: &State, change: &Change<'_, Sandbox>) {
     let sandbox = change.object();
     if change.is_gone() {
         context.observed.forget_sandbox(sandbox);
+        state.reported.forget(sandbox);
     }
     context.add(Class::Sandbox, Key::of(sandbox));
     if let Some(pools) = IndexKey::pools_of(sandbox) {
