@@ -32,7 +32,7 @@ pub(crate) enum Error {
         keys::ADOPTABLE,
         keys::SANDBOX_NAME_HASH
     )]
-    NotAdoptable { kind: &'static str, name: String },
+    NotOurs { kind: &'static str, name: String },
     #[error(
         "cannot adopt service \"{name}\": ClusterIP is \"{cluster_ip}\" (expected \"None\", field \
          is immutable)"
@@ -113,7 +113,7 @@ impl Error {
     }
 }
 
-/// The apiserver's own words, without the wrapping.
+/// The apiserver's own message, without the wrapping.
 fn api_message(e: &kube::Error) -> String {
     match e {
         kube::Error::Api(status) => status.message.clone(),
@@ -130,7 +130,7 @@ pub(crate) fn code(e: &kube::Error) -> Option<u16> {
 }
 
 /// Whether an object is not there. An apiserver that has just started does not serve our kinds for
-/// a moment, which is no word about any object: it names none.
+/// a moment, which says nothing of any object: it names none.
 pub(crate) fn is_not_found(e: &kube::Error) -> bool {
     match e {
         kube::Error::Api(status) => status.code == 404 && status.message.ends_with("\" not found"),

@@ -36,7 +36,7 @@ const RENEW_BEFORE: DurationSeconds = 10;
 /// Pause after a renewal that has failed.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often a leader looks at its Lease, and how long it waits for an answer.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_secs(2);
 
 /// A controller's part in the election.
 pub(crate) struct Candidate {
@@ -123,7 +123,7 @@ async fn ended(leases: &Api<Lease>, identity: &str) {
     let mut seen = Seen::new(Instant::now());
     loop {
         let asked = Instant::now();
-        let spec = match timeout(LOOK, leases.get(NAME)).await {
+        let spec = match timeout(POLL, leases.get(NAME)).await {
             Ok(Ok(lease)) => Some(lease.spec.unwrap_or_default()),
             Ok(Err(e)) if error::is_not_found(&e) => Some(LeaseSpec::default()),
             // Whatever the reason: it may be the one for which the Lease is not renewed either.
@@ -132,7 +132,7 @@ async fn ended(leases: &Api<Lease>, identity: &str) {
         if !seen.holds(identity, spec, asked, Instant::now()) {
             return;
         }
-        sleep(LOOK).await;
+        sleep(POLL).await;
     }
 }
 

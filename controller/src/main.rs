@@ -73,8 +73,8 @@ const FAREWELL: Duration = Duration::from_secs(10);
 fn main() -> anyhow::Result<()> {
     let (args, unknown) = Args::of_process();
     start_logging(args.log_json);
-    for word in unknown {
-        warn!("{word} is upstream's, or wrong, and means nothing here");
+    for argument in unknown {
+        warn!("{argument} is upstream's, or wrong, and means nothing here");
     }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(args.threads.max(1))

@@ -25,7 +25,7 @@ pub(crate) struct Options {
     pub(crate) pool_grace: Duration,
     /// How long it may take until a pool's status says that there are fewer ready.
     pub(crate) pool_status_delay: Duration,
-    /// How long a node's word counts.
+    /// How long a node's heartbeat counts.
     pub(crate) node_heartbeat_timeout: Duration,
 }
 

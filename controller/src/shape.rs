@@ -6,7 +6,8 @@ use k8s_openapi::{
     api::core::v1::{Container, PodSpec, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity,
 };
-use kiln_crds::{NodeClassSpec, NodeClassStatus};
+pub(crate) use kiln_crds::NodeClassSpec as WantedShape;
+use kiln_crds::NodeClassStatus as HeldShape;
 
 use crate::{condition::shorten, known::NAME, quantity};
 
@@ -35,15 +36,15 @@ impl Shape {
     }
 
     /// Whether what a node holds would do.
-    pub(crate) fn is_served_by(&self, held: &NodeClassStatus) -> bool {
+    pub(crate) fn is_served_by(&self, held: &HeldShape) -> bool {
         held.class == self.class
             && held.memory_bytes == self.memory
             && (held.cpu_milli == self.cpu || held.cpu_milli == 0)
     }
 
-    /// The wish for `warm` of them.
-    pub(crate) fn wish(&self, warm: usize) -> NodeClassSpec {
-        NodeClassSpec {
+    /// Asks a node for `warm` of them.
+    pub(crate) fn wanted(&self, warm: usize) -> WantedShape {
+        WantedShape {
             class: self.class.clone(),
             memory_bytes: self.memory,
             cpu_milli: self.cpu,
@@ -170,11 +171,11 @@ mod tests {
             memory: 7,
             cpu: 500,
         };
-        let held = |class: &str, memory_bytes, cpu_milli| NodeClassStatus {
+        let held = |class: &str, memory_bytes, cpu_milli| HeldShape {
             class: class.to_owned(),
             memory_bytes,
             cpu_milli,
-            ..NodeClassStatus::default()
+            ..HeldShape::default()
         };
         for (held, serves) in [
             (held("gvisor", 7, 500), true),

@@ -425,8 +425,8 @@ mod tests {
             );
             made.err().map(|e| e.to_string()).unwrap_or_default()
         };
-        let words = "cannot override template volume \"policy\"";
-        assert!(with("Allowed", "policy", &json!({})).ends_with(words));
+        let why = "cannot override template volume \"policy\"";
+        assert!(with("Allowed", "policy", &json!({})).ends_with(why));
         let source = json!({"kind": "VolumeSnapshot", "name": "s"});
         for spec in [
             json!({"volumeName": "pv"}),

@@ -267,11 +267,11 @@ mod tests {
         ] {
             let with = |domains| verdict_with(domains, &json!({}), &json!({key: "x"}));
             let refused = with(Some("sandbox.users.io"));
-            let words = match key.contains('/') {
+            let why = match key.contains('/') {
                 true => "not in the allowlist",
                 false => "must have a domain prefix",
             };
-            assert!(refused.contains(words), "{key}: {refused}");
+            assert!(refused.contains(why), "{key}: {refused}");
             // As upstream has it.
             assert_eq!(with(None), "fine", "{key}");
         }

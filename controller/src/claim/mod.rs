@@ -251,7 +251,7 @@ fn notes(
     notes
 }
 
-/// First the word that it is over, then the deed.
+/// Says in the status that the claim is over, then ends it.
 async fn expire(context: &Context, claim: &SandboxClaim, now: Timestamp) -> Result<Outcome> {
     let sandbox = bound(context, claim);
     let outline = sandbox.as_deref().map(Known::outline);
@@ -404,7 +404,7 @@ fn note_claim(context: &Context, template: Key) {
     enqueue::nodes(context);
 }
 
-/// Has a claim's next look begin with what the apiserver knows of a Sandbox, if that may have
+/// Has the next reconcile of a claim begin with what the apiserver knows of a Sandbox, if that may have
 /// become the claim's in spite of the error: else it could get a second one.
 fn note_unanswered(state: &State, claim: &SandboxClaim, sandbox: Key, e: &kube::Error) {
     if error::is_unanswered(e) {
@@ -607,7 +607,7 @@ fn is_free(
 }
 
 /// Brings the labels and annotations of a claimed Sandbox up to date with its claim. What the claim
-/// may not bring, or its template has another value of by now, takes nothing from it: it is told.
+/// may not bring, or its template has another value of by now, takes nothing from it: an event says so.
 async fn keep_metadata(
     context: &Context,
     claim: &SandboxClaim,

@@ -21,7 +21,7 @@ use futures_util::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{
     NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm,
 };
-use kiln_crds::{NodeClassSpec, NodeTotal, Sandbox, SandboxNode, SandboxNodeSpec, SandboxWarmPool};
+use kiln_crds::{NodeTotal, Sandbox, SandboxNode, SandboxNodeSpec, SandboxWarmPool};
 use kube::{ResourceExt, core::ObjectMeta};
 
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
     known::Known,
     lock::lock,
     queue::Outcome,
-    shape::Shape,
+    shape::{Shape, WantedShape},
 };
 pub(crate) use state::State;
 pub(crate) use status::{CAPACITY, capacity};
@@ -51,7 +51,7 @@ const WEIGHT: i32 = 50;
 /// Most warm sandboxes that a node is taken to hold, whatever its agent says.
 const MOST: usize = 1024;
 
-/// Writes the wishes of all nodes where they have changed.
+/// Asks nodes for other warm sandboxes, if what they should hold has changed.
 pub(crate) async fn reconcile(context: &Context, state: &State) -> Result<Outcome> {
     if context.store.nodes.is_empty() {
         lock(&state.asked).clear();
@@ -113,7 +113,7 @@ fn running(context: &Context, pool: &SandboxWarmPool) -> usize {
     members.iter().filter(|s| condition::is_ready(s)).count()
 }
 
-/// How many warm sandboxes a node can hold, by its agent's word. One that has made none yet, and
+/// How many warm sandboxes a node can hold, as its agent says. One that has made none yet, and
 /// does not say what it has room for, is taken to hold many.
 fn room(node: &SandboxNode) -> usize {
     let total = node.status.as_ref().and_then(|s| s.total.as_ref());
@@ -146,23 +146,23 @@ fn note_live(context: &Context, state: &State, live: BTreeSet<String>) {
     }
 }
 
-/// Whether a node has to be told. What others ask of it beside us stays, and is no reason to ask
+/// Whether a node has to be asked. What others ask of it beside us stays, and is no reason to ask
 /// again.
-fn is_due(state: &State, node: &SandboxNode, share: &[NodeClassSpec]) -> bool {
-    let has = |wish: &NodeClassSpec| node.spec.classes.contains(wish);
-    let is_told = share.iter().all(has);
+fn is_due(state: &State, node: &SandboxNode, share: &[WantedShape]) -> bool {
+    let has = |wanted: &WantedShape| node.spec.classes.contains(wanted);
+    let is_asked = share.iter().all(has);
     let has_more = node.spec.classes.len() > share.len();
-    let said = lock(&state.asked).get(&node.name_any()).cloned();
-    !is_told || (has_more && said.is_none_or(|said| said != share))
+    let asked = lock(&state.asked).get(&node.name_any()).cloned();
+    !is_asked || (has_more && asked.is_none_or(|asked| asked != share))
 }
 
 async fn ask(
     context: &Context,
     state: &State,
     node: Arc<Known<SandboxNode>>,
-    share: Vec<NodeClassSpec>,
+    share: Vec<WantedShape>,
 ) -> Result<()> {
-    let wish = SandboxNode {
+    let wanted = SandboxNode {
         metadata: ObjectMeta {
             name: Some(node.name_any()),
             // Not a new one, where this one has gone just now.
@@ -174,7 +174,7 @@ async fn ask(
         },
         status: None,
     };
-    if context.apply_existing(&wish).await? {
+    if context.apply_existing(&wanted).await? {
         lock(&state.asked).insert(node.name_any(), share);
     }
     Ok(())

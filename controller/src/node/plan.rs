@@ -7,10 +7,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use kiln_crds::{MOST_CLASSES, NodeClassSpec, SandboxTemplate, SandboxWarmPool, fair, keys};
+use kiln_crds::{MOST_CLASSES, SandboxTemplate, SandboxWarmPool, fair, keys};
 use kube::ResourceExt;
 
-use crate::{cache::Key, shape::Shape};
+use crate::{
+    cache::Key,
+    shape::{Shape, WantedShape},
+};
 
 /// A pool that nobody claims from holds one sandbox below its Pods for so many of them: enough to
 /// replace what the first claims take, without paying for each Pod twice.
@@ -74,8 +77,8 @@ pub(crate) fn fit(demand: &Demand, room_of: impl Fn(&str) -> usize) -> BTreeMap<
 pub(crate) fn share(
     demand: &BTreeMap<Shape, usize>,
     nodes: &BTreeMap<String, BTreeSet<String>>,
-) -> BTreeMap<String, Vec<NodeClassSpec>> {
-    let mut shares: BTreeMap<String, Vec<NodeClassSpec>> = BTreeMap::new();
+) -> BTreeMap<String, Vec<WantedShape>> {
+    let mut shares: BTreeMap<String, Vec<WantedShape>> = BTreeMap::new();
     for (shape, wanted) in demand {
         let able: Vec<&String> = nodes
             .iter()
@@ -92,13 +95,13 @@ pub(crate) fn share(
             let warm = each + usize::from(turn < rest);
             if warm > 0 {
                 let share = shares.entry((*name).clone()).or_default();
-                share.push(shape.wish(warm));
+                share.push(shape.wanted(warm));
             }
         }
     }
     for share in shares.values_mut() {
         if share.len() > MOST_CLASSES {
-            share.sort_by_key(|wish| Reverse(wish.warm));
+            share.sort_by_key(|wanted| Reverse(wanted.warm));
             share.truncate(MOST_CLASSES);
         }
     }
@@ -209,7 +212,7 @@ mod tests {
         let node = BTreeMap::from([("n".to_owned(), BTreeSet::from(["gvisor".to_owned()]))]);
         let shares = share(&demand.collect(), &node);
         assert_eq!(shares["n"].len(), MOST_CLASSES);
-        let most = shares["n"].iter().filter(|wish| wish.warm == 2);
+        let most = shares["n"].iter().filter(|wanted| wanted.warm == 2);
         assert_eq!(most.count(), 9);
     }
 
@@ -245,7 +248,7 @@ mod tests {
         assert_eq!(warm("gvisor", 2), [1]);
         assert_eq!(warm("kata", 1), [2]);
         assert_eq!(warm("unknown", 1), [0; 0]);
-        assert!(shares["b"].contains(&shape("kata", 1).wish(2)));
+        assert!(shares["b"].contains(&shape("kata", 1).wanted(2)));
         assert!(share(&demand, &nodes(&[])).is_empty());
     }
 
@@ -270,17 +273,17 @@ mod tests {
                 let shares = share(&demand, &nodes);
                 for (shape, wanted) in &demand {
                     let able = nodes.values().filter(|c| c.contains(&shape.class)).count();
-                    let wishes = shares.values().flatten();
-                    let wishes: Vec<usize> = wishes
+                    let shared = shares.values().flatten();
+                    let shared: Vec<usize> = shared
                         .filter(|w| w.class == shape.class && w.memory_bytes == shape.memory)
                         .map(|w| usize::try_from(w.warm).unwrap())
                         .collect();
-                    let sum: usize = wishes.iter().sum();
+                    let sum: usize = shared.iter().sum();
                     assert_eq!(sum, if able > 0 { *wanted } else { 0 });
-                    assert!(wishes.iter().all(|n| *n > 0 && *n <= wanted.div_ceil(able)));
+                    assert!(shared.iter().all(|n| *n > 0 && *n <= wanted.div_ceil(able)));
                 }
-                for (node, wishes) in &shares {
-                    assert!(wishes.iter().all(|w| nodes[node].contains(&w.class)));
+                for (node, share) in &shares {
+                    assert!(share.iter().all(|w| nodes[node].contains(&w.class)));
                 }
             });
     }

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! State of nodes between two looks at them.
+//! State of nodes between two reconciles.
 
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Mutex,
 };
 
-use kiln_crds::NodeClassSpec;
+use crate::shape::WantedShape;
 
 /// See the module.
 #[derive(Default)]
 pub(crate) struct State {
     /// Sandboxes that a node was asked for last.
-    pub(super) asked: Mutex<HashMap<String, Vec<NodeClassSpec>>>,
+    pub(super) asked: Mutex<HashMap<String, Vec<WantedShape>>>,
     /// Nodes that reported when they were looked at last.
     pub(super) live: Mutex<BTreeSet<String>>,
 }

@@ -40,8 +40,8 @@ pub(crate) use triggers::changed;
 /// When to look again at a pool whose Sandboxes wait for claims to pass.
 const HOLD_BACK: Duration = Duration::from_millis(100);
 /// When to look again at a Sandbox that was to go and that a claim was about to take, or that was
-/// to be taken in and that somebody else has changed.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// to be reclaimed and that somebody else has changed.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Sandboxes that are made of a pool before others have their turn.
 const TURN: usize = 256;
@@ -72,7 +72,7 @@ pub(crate) async fn reconcile(
         .map(|t| Source::new(&pool, t, &context.options))
         .transpose()?;
     let to_come = match &source {
-        Some(source) => adopt(context, &pool, source, lane).await?,
+        Some(source) => reclaim(context, &pool, source, lane).await?,
         None => 0,
     };
     let members = members(context, &pool, source.as_ref());
@@ -133,9 +133,9 @@ pub(crate) async fn reconcile(
     if failure.is_some_and(|e| !e.is_final()) {
         return Ok(Outcome::Failed);
     }
-    let look = (is_taken || to_come > 0).then_some(LOOK_AGAIN);
+    let retry = (is_taken || to_come > 0).then_some(RETRY);
     let held_back = (left > 0).then_some(HOLD_BACK);
-    let again = [wait, plan.again, look, held_back];
+    let again = [wait, plan.again, retry, held_back];
     let again = again.into_iter().flatten().min();
     Ok(again.map_or(Outcome::Done, Outcome::Again))
 }
@@ -156,7 +156,7 @@ fn grace(context: &Context, state: &State, pool: &SandboxWarmPool) -> Duration {
     grace.saturating_mul(1 << rounds.unwrap_or_default().min(MOST_DOUBLINGS))
 }
 
-/// Notes that Sandboxes of a pool are replaced because they are late, and tells.
+/// Notes that Sandboxes of a pool are replaced because they are late, and records it.
 fn note_late(context: &Context, state: &State, pool: &SandboxWarmPool, late: usize) {
     let had = grace(context, state, pool).as_secs();
     *lock(&state.late_rounds).entry(Key::of(pool)).or_default() += 1;
@@ -197,11 +197,11 @@ fn members(context: &Context, pool: &SandboxWarmPool, source: Option<&Source>) -
         .collect()
 }
 
-/// Takes in Sandboxes that say that they are the pool's and that nobody owns: a pool that was
+/// Reclaims Sandboxes that say that they are the pool's and that nobody owns: a pool that was
 /// deleted without them and made again gets them back. Only what the pool would make itself, to the
 /// last annotation, is given to claims in its name. Returns how many have changed meanwhile: the
 /// watch brings what they are now.
-async fn adopt(
+async fn reclaim(
     context: &Context,
     pool: &SandboxWarmPool,
     source: &Source,
@@ -222,7 +222,7 @@ async fn adopt(
             "ownerReferences": owners,
         }});
         match context.patch::<Sandbox>(&Key::of(&*orphan), &patch).await {
-            Ok(adopted) => context.observed.note_genuine(&adopted),
+            Ok(reclaimed) => context.observed.note_genuine(&reclaimed),
             Err(e) if error::is_not_found(&e) => {}
             Err(e) if error::is_conflict(&e) => changed += 1,
             Err(e) => return Err(e.into()),

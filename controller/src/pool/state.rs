@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! State of pools between two looks at them.
+//! State of pools between two reconciles.
 
 use std::{collections::HashMap, sync::Mutex, time::Instant};
 

@@ -101,7 +101,7 @@ pub(super) fn delay(
 }
 
 /// Tells why a pool is not ready, where that is not what it said before: of its Sandboxes by the
-/// reason alone, because others change their words with each try.
+/// reason alone, because others change their messages with each try.
 pub(super) fn record_event(
     context: &Context,
     pool: &SandboxWarmPool,

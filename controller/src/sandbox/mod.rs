@@ -35,7 +35,7 @@ use crate::{
 pub(crate) use state::State;
 pub(crate) use triggers::{changed, child_changed, pod_changed};
 
-/// How long the first status waits for a Pod that is about to be ready: then one write tells all.
+/// How long the first status waits for a Pod that is about to be ready: then one write says all.
 const FIRST_STATUS: Duration = Duration::from_millis(500);
 /// How often a Pod or Service is looked at that stands in the way and that no watch brings.
 const FOREIGN: Duration = Duration::from_secs(5);
@@ -100,7 +100,7 @@ pub(crate) async fn reconcile(
 async fn write_status(context: &Context, sandbox: &Sandbox, new: &SandboxStatus) -> Result<()> {
     let old = sandbox.status.clone().unwrap_or_default();
     let is_ready = condition::is_true(&new.conditions, condition::READY);
-    // Where a Pod was put comes seconds before it runs: one write can tell both.
+    // Where a Pod was put comes seconds before it runs: one write can say both.
     let mut same_node = new.clone();
     same_node.node_name.clone_from(&old.node_name);
     for c in &mut same_node.conditions {
@@ -132,7 +132,7 @@ async fn write_status(context: &Context, sandbox: &Sandbox, new: &SandboxStatus)
     Ok(())
 }
 
-/// First the word that it is over, then the deed: who waits for the Sandbox learns why it went.
+/// Says in the status that the Sandbox is over, then ends it: who waits for it learns why it went.
 async fn expire(context: &Context, sandbox: &Sandbox, now: Timestamp) -> Result<Outcome> {
     if !status::is_marked_expired(sandbox) {
         write_status(context, sandbox, &status::expired(sandbox, false, now)).await?;
@@ -216,7 +216,7 @@ impl Children {
 }
 
 /// Whether a Sandbox may take over an object that nobody owns.
-fn is_adoptable<K: ResourceExt>(object: &K, sandbox: &Sandbox) -> bool {
+fn may_take_over<K: ResourceExt>(object: &K, sandbox: &Sandbox) -> bool {
     let label = |key: &str| object.labels().get(key).map(String::as_str);
     label(keys::ADOPTABLE) == Some("true")
         || label(keys::SANDBOX_NAME_HASH) == Some(&keys::name_hash(&sandbox.name_any()))
@@ -227,8 +227,8 @@ fn check_owner<K: ResourceExt>(kind: &'static str, object: &K, sandbox: &Sandbox
     let name = object.name_any();
     match owner::of(object, sandbox) {
         Ownership::Ours => Ok(()),
-        Ownership::Nobodys if is_adoptable(object, sandbox) => Ok(()),
-        Ownership::Nobodys => Err(Error::NotAdoptable { kind, name }),
+        Ownership::Nobodys if may_take_over(object, sandbox) => Ok(()),
+        Ownership::Nobodys => Err(Error::NotOurs { kind, name }),
         Ownership::Theirs => {
             let owner = owner::controller(object)
                 .map(|r| format!("{}/{} (UID: {})", r.kind, r.name, r.uid));
@@ -268,8 +268,10 @@ async fn volume_claims(context: &Context, sandbox: &Sandbox) -> Result<()> {
         };
         check_owner("PVC", &*found, sandbox)?;
         if owner::of(&*found, sandbox) == Ownership::Nobodys {
-            let adopt = json!({"metadata": {"ownerReferences": [owner::reference(sandbox)]}});
-            context.patch::<PersistentVolumeClaim>(&key, &adopt).await?;
+            let take_over = json!({"metadata": {"ownerReferences": [owner::reference(sandbox)]}});
+            context
+                .patch::<PersistentVolumeClaim>(&key, &take_over)
+                .await?;
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! State of Sandboxes between two looks at them.
+//! State of Sandboxes between two reconciles.
 
 use crate::blocked::Reported;
 

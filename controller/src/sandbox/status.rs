@@ -210,7 +210,7 @@ fn pod_scheduled(sandbox: &Sandbox, seen: &Seen<'_>, own: Option<&Pod>) -> Optio
     let (reason, message) = match pods.reason.as_deref() {
         Some(reason) if condition::is_reason(reason) => (reason, message),
         // Other schedulers write what they like into a Pod, and a Sandbox would be refused for it.
-        Some(words) if !words.is_empty() => ("PodSchedulingUnknown", format!("{words}: {message}")),
+        Some(text) if !text.is_empty() => ("PodSchedulingUnknown", format!("{text}: {message}")),
         _ if is == Is::True => ("PodScheduled", message),
         _ => ("PodSchedulingUnknown", message),
     };
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_told_and_two_pods_before_all() {
+    fn errors_are_shown_and_two_pods_before_all() {
         let status = |errors: &[Error]| {
             let status = status_of(&sandbox(&json!({})), None, None, errors);
             let ready = condition::find(&status.conditions, READY).unwrap();

@@ -85,7 +85,7 @@ pub(crate) async fn ensure_policy(
     put_policy_right(context, template, are_labelled, lane).await
 }
 
-/// Makes the NetworkPolicy of a template what it says, and tells where that cannot be.
+/// Makes the NetworkPolicy of a template what it says, and records an event if that fails.
 async fn put_policy_right(
     context: &Context,
     template: &SandboxTemplate,
