@@ -41,44 +41,36 @@ impl Controller {
     pub(crate) fn watch(self: &Arc<Self>, synced: &Arc<Synced>, extensions: bool) {
         let watches = Watches::new(Arc::clone(&self.context), Arc::clone(synced));
         let ours = Some(keys::SANDBOX_NAME_HASH);
-        let controller = || Arc::clone(self);
-        let c = controller();
-        watches.start(None, move |change| {
+        watches.start(None, self, |c, change| {
             sandbox::changed(&c.context, &c.sandboxes, change);
         });
-        let c = controller();
-        watches.start(ours, move |change| sandbox::pod_changed(&c.context, change));
-        let c = controller();
-        watches.start::<Service>(ours, move |change| {
+        watches.start(ours, self, |c, change| {
+            sandbox::pod_changed(&c.context, change);
+        });
+        watches.start::<Service, _>(ours, self, |c, change| {
             sandbox::child_changed(&c.context, change);
         });
-        let c = controller();
-        watches.start::<PersistentVolumeClaim>(ours, move |change| {
+        watches.start::<PersistentVolumeClaim, _>(ours, self, |c, change| {
             sandbox::child_changed(&c.context, change);
         });
-        if extensions {
-            self.watch_extensions(&watches);
+        if !extensions {
+            return;
         }
-    }
-
-    fn watch_extensions(self: &Arc<Self>, watches: &Watches) {
-        let controller = || Arc::clone(self);
-        let c = controller();
-        watches.start(None, move |change| {
+        watches.start(None, self, |c, change| {
             claim::changed(&c.context, &c.claims, change);
         });
-        let c = controller();
-        watches.start(None, move |change| {
+        watches.start(None, self, |c, change| {
             pool::changed(&c.context, &c.pools, change);
         });
-        let c = controller();
-        watches.start(None, move |change| template::changed(&c.context, change));
-        let c = controller();
-        watches.start(None, move |change| {
+        watches.start(None, self, |c, change| {
+            template::changed(&c.context, change);
+        });
+        watches.start(None, self, |c, change| {
             template::policy_changed(&c.context, change);
         });
-        let c = controller();
-        watches.start(None, move |change| node::changed(&c.context, change));
+        watches.start(None, self, |c, change| {
+            node::changed(&c.context, change);
+        });
     }
 
     /// Does one piece of work.

@@ -30,12 +30,28 @@ impl Events {
         Self(Recorder::new(client, reporter))
     }
 
+    /// Records that `object` has come along.
+    pub(crate) fn inform<K: Kind>(&self, object: &K, reason: &str, note: impl Into<String>) {
+        self.record(object, EventType::Normal, reason, note);
+    }
+
+    /// Records that `object` has a problem.
+    pub(crate) fn warn<K: Kind>(&self, object: &K, reason: &str, note: impl Into<String>) {
+        self.record(object, EventType::Warning, reason, note);
+    }
+
     /// Records an event about `object`.
-    pub(crate) fn record<K: Kind>(&self, object: &K, kind: EventType, reason: &str, note: String) {
+    pub(crate) fn record<K: Kind>(
+        &self,
+        object: &K,
+        kind: EventType,
+        reason: &str,
+        note: impl Into<String>,
+    ) {
         let event = Event {
             type_: kind,
             reason: reason.to_owned(),
-            note: Some(shorten(note, NOTE)),
+            note: Some(shorten(note.into(), NOTE)),
             action: "Reconcile".to_owned(),
             secondary: None,
         };

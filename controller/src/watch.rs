@@ -140,23 +140,25 @@ impl Watches {
         }
     }
 
-    /// Watches the objects of a kind that have the `label`, or all. `trigger` puts into the queue
-    /// what a change concerns.
-    pub(crate) fn start<K: Stored>(
+    /// Watches the objects of a kind that have the `label`, or all. `trigger` puts into the queue of
+    /// the `controller` what a change concerns.
+    pub(crate) fn start<K: Stored, C: Send + Sync + 'static>(
         &self,
         label: Option<&str>,
-        trigger: impl Fn(&Change<'_, K>) + Send + Sync + 'static,
+        controller: &Arc<C>,
+        trigger: fn(&C, &Change<'_, K>),
     ) {
         let mut config = watcher::Config::default().timeout(LENGTH).page_size(PAGE);
         if let Some(label) = label {
             config = config.labels(label);
         }
         self.synced.started.fetch_add(1, Ordering::Relaxed);
+        let controller = Arc::clone(controller);
         let watch = Watch {
             context: Arc::clone(&self.context),
             synced: Arc::clone(&self.synced),
             listing: Arc::clone(&self.listing),
-            trigger,
+            trigger: move |change: &Change<'_, K>| trigger(&controller, change),
         };
         tokio::spawn(watch.follow::<K>(config));
     }

@@ -27,7 +27,7 @@ use kiln_crds::{
     ClaimShutdownPolicy, Sandbox, SandboxClaim, SandboxClaimStatus, SandboxTemplate,
     SandboxWarmPool, keys,
 };
-use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
+use kube::{Resource, ResourceExt, api::DeleteParams};
 use serde_json::json;
 
 use crate::{
@@ -131,9 +131,9 @@ fn record_failure(
         ready.map(|c| (c.reason.clone(), c.message.clone()))
     };
     if claim.status.as_ref().and_then(ready) != ready(new) {
-        let events = &context.events;
-        let note = error.to_string();
-        events.record(claim, EventType::Warning, "SandboxNotProvided", note);
+        context
+            .events
+            .warn(claim, "SandboxNotProvided", error.to_string());
     }
 }
 
@@ -154,9 +154,9 @@ fn record_blocked(
         .reported
         .is_news(claim, blocked.as_ref(), status_changes);
     if let Some(blocked) = blocked.filter(|_| is_news) {
-        let message = blocked.message().to_owned();
-        let events = &context.events;
-        events.record(claim, EventType::Warning, blocked.reason(), message);
+        context
+            .events
+            .warn(claim, blocked.reason(), blocked.message());
     }
 }
 
@@ -187,9 +187,7 @@ fn record_ready(
             _ => ("SandboxProvisioned", "Created"),
         };
         let note = format!("{verb} Sandbox \"{}\"", sandbox.name_any());
-        context
-            .events
-            .record(claim, EventType::Normal, reason, note);
+        context.events.inform(claim, reason, note);
     }
 }
 
@@ -258,10 +256,9 @@ async fn expire(context: &Context, claim: &SandboxClaim, now: Timestamp) -> Resu
     if !status::is_marked_expired(claim) {
         let new = status::expired(claim, outline, None, now);
         write_status(context, claim, &new).await?;
-        let note = "Claim has expired".to_owned();
         context
             .events
-            .record(claim, EventType::Normal, status::EXPIRED, note);
+            .inform(claim, status::EXPIRED, "Claim has expired");
         return Ok(Outcome::Again(Duration::ZERO));
     }
     let policy = claim
@@ -631,7 +628,7 @@ async fn keep_metadata(
         Err(e) => {
             context
                 .events
-                .record(claim, EventType::Warning, status::reason(&e), e.to_string());
+                .warn(claim, status::reason(&e), e.to_string());
             return Ok(sandbox);
         }
     };

@@ -18,7 +18,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kiln_crds::{Sandbox, SandboxTemplate, SandboxWarmPool, UpdateStrategyType, keys};
-use kube::{Resource, ResourceExt, runtime::events::EventType};
+use kube::{Resource, ResourceExt};
 use serde_json::json;
 
 use crate::{
@@ -164,9 +164,7 @@ fn note_late(context: &Context, state: &State, pool: &SandboxWarmPool, late: usi
     let note = format!(
         "Sandboxes that are not ready within {had} s are replaced, now {late}; the next have {have} s"
     );
-    context
-        .events
-        .record(pool, EventType::Warning, "SandboxesNotReady", note);
+    context.events.warn(pool, "SandboxesNotReady", note);
 }
 
 fn desired(pool: &SandboxWarmPool) -> usize {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kiln_crds::{SandboxWarmPool, SandboxWarmPoolStatus, keys};
-use kube::{ResourceExt, runtime::events::EventType};
+use kube::ResourceExt;
 
 use super::{desired, plan::Member};
 use crate::{
@@ -119,9 +119,7 @@ pub(super) fn record_event(
         UNSCHEDULABLE => "WarmPoolNotProgressing",
         reason => reason,
     };
-    context
-        .events
-        .record(pool, EventType::Warning, reason, new.message.clone());
+    context.events.warn(pool, reason, &new.message);
 }
 
 #[cfg(test)]

@@ -45,9 +45,7 @@ pub(super) fn record_blocked(
             true => POD_NOT_MADE,
             false => blocked.reason(),
         };
-        let message = blocked.message().to_owned();
-        let events = &context.events;
-        events.record(sandbox, EventType::Warning, reason, message);
+        context.events.warn(sandbox, reason, blocked.message());
     }
 }
 
@@ -63,18 +61,14 @@ pub(super) fn record_ownerless(context: &Context, sandbox: &Sandbox) {
          delete it",
         keys::CLAIM_UID
     );
-    context
-        .events
-        .record(sandbox, EventType::Warning, "SandboxOwnerless", note);
+    context.events.warn(sandbox, "SandboxOwnerless", note);
 }
 
 /// Records that a Sandbox has a new Pod.
 pub(super) fn record_pod(context: &Context, sandbox: &Sandbox, pod: &Pod) {
     if context.options.sandbox_events {
         let note = format!("Created Pod \"{}\"", pod.name_any());
-        context
-            .events
-            .record(sandbox, EventType::Normal, "SandboxPodCreated", note);
+        context.events.inform(sandbox, "SandboxPodCreated", note);
     }
 }
 
@@ -86,9 +80,7 @@ pub(super) fn record_changes(context: &Context, sandbox: &Sandbox, new: &Sandbox
     let old = sandbox.status.as_ref();
     let old = old.map_or(&[][..], |s| s.conditions.as_slice());
     for (kind, reason, note) in turns(old, &new.conditions) {
-        context
-            .events
-            .record(sandbox, kind, reason, note.to_owned());
+        context.events.record(sandbox, kind, reason, note);
     }
 }
 

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use kiln_crds::{Sandbox, SandboxTemplate, keys};
-use kube::{Resource, ResourceExt, api::DeleteParams, runtime::events::EventType};
+use kube::{Resource, ResourceExt, api::DeleteParams};
 use serde_json::json;
 
 use crate::{
@@ -101,9 +101,7 @@ async fn put_policy_right(
             _ => "NetworkPolicyFailed",
         };
         let note = format!("no Pod of this template can be made without its NetworkPolicy: {e}");
-        context
-            .events
-            .record(template, EventType::Warning, reason, note);
+        context.events.warn(template, reason, note);
     }
     done
 }
