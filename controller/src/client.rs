@@ -109,7 +109,7 @@ impl Context {
         }
     }
 
-    /// Has an object that is there say all that `object` says, with its uid; `false` where it has
+    /// Has an object that is there say all that `object` says, with its uid; `false` if it has
     /// gone. What others have added stays.
     pub(crate) async fn apply_existing<K: Stored>(&self, object: &K) -> Result<bool> {
         let _writing = self.metrics.write::<K>("PATCH", "");

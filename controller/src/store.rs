@@ -23,6 +23,7 @@ use crate::{
 
 /// Kind of object that has a cache.
 pub(crate) trait Stored: Kind {
+    /// The cache of this kind.
     fn cache(store: &Store) -> &Cache<Self>;
 }
 

@@ -38,8 +38,8 @@ pub(crate) use status::{CAPACITY, capacity};
 pub(crate) use triggers::changed;
 use triggers::enqueue_pools;
 
-/// How often nodes are looked at without a change: a heartbeat that stays away is none, and a
-/// burst is forgotten without one.
+/// How often nodes are polled without a change: a heartbeat that stays away is none, and a burst is
+/// forgotten without one.
 const ROUND: Duration = Duration::from_secs(30);
 /// Writes at the same time.
 const AT_ONCE: usize = 8;

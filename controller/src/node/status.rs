@@ -23,7 +23,7 @@ struct Capacity {
     room: i64,
 }
 
-/// The condition by which a pool says what nodes hold for it; `None` where no node is known, or
+/// The condition by which a pool says what nodes hold for it; `None` if no node is known, or
 /// its Pods have no class.
 pub(crate) fn capacity(
     context: &Context,

@@ -17,7 +17,7 @@ pub(crate) struct Heartbeats(HashMap<String, Heartbeat>);
 #[derive(Debug)]
 struct Heartbeat {
     beat: Timestamp,
-    /// When it came; none where it was old already.
+    /// When it came; none if it was old already.
     came: Option<Instant>,
 }
 

@@ -100,7 +100,7 @@ pub(super) fn delay(
     longest
 }
 
-/// Tells why a pool is not ready, where that is not what it said before: of its Sandboxes by the
+/// Records why a pool is not ready, if it did not say so before: of its Sandboxes by the
 /// reason alone, because others change their messages with each try.
 pub(super) fn record_event(
     context: &Context,
