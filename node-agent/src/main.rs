@@ -16,7 +16,7 @@ use kiln_node_agent::{
     install::{self, Outcome, Payload},
     presence::Presence,
     serve::{self, http},
-    warm::Keeper,
+    warm::WarmManager,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -133,10 +133,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let state = config.state.clone();
     let (socket, metrics) = (config.socket.clone(), config.metrics);
     let installs = config.install.is_some();
-    let keeper =
-        Keeper::new(config).with_context(|| format!("use the directory {}", state.display()))?;
+    let manager = WarmManager::new(config)
+        .with_context(|| format!("use the directory {}", state.display()))?;
     if args.drain {
-        return keeper.drain().await;
+        return manager.drain().await;
     }
     let node = args.node_name.filter(|_| !args.standalone);
     anyhow::ensure!(
@@ -146,28 +146,28 @@ async fn run(args: Args) -> anyhow::Result<()> {
     // Sentries lose their parent when `runsc create` ends. One that has ended and that nobody
     // collects keeps `runsc delete`, and so the end of a Pod, waiting: not every init is quick.
     reap::become_subreaper().context("become the parent of orphans")?;
-    keeper.outlive_container();
-    let mut server = serve::serve(keeper.clone(), &socket)
+    manager.outlive_container();
+    let presence = Presence::new(args.config, installs);
+    let mut server = serve::serve(manager.clone(), &presence, &socket)
         .await
         .with_context(|| format!("listen at {}", socket.display()))?;
     let slots = slots_socket(&socket);
-    serve::serve_slots(keeper.clone(), &slots)
+    serve::serve_gofers(manager.clone(), &slots)
         .with_context(|| format!("listen at {}", slots.display()))?;
     if let Some(address) = metrics {
-        http::serve(keeper.clone(), address).with_context(|| format!("listen at {address}"))?;
+        http::serve(manager.clone(), address).with_context(|| format!("listen at {address}"))?;
     }
-    let presence = Presence::new(args.config, installs);
     if let Some(node) = node {
         let client = kube::Client::try_default()
             .await
             .context("connect to the apiserver")?;
-        let reporter = Reporter::new(client, node, keeper.clone(), presence.clone());
+        let reporter = Reporter::new(client, node, manager.clone(), presence.clone());
         tokio::spawn(reporter.run());
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        () = presence.run(&keeper) => {}
+        () = presence.run(&manager) => {}
         _ = terminate.recv() => info!("told to end; warm sandboxes stay for the next agent"),
         _ = interrupt.recv() => info!("told to end; warm sandboxes stay for the next agent"),
     }

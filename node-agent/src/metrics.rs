@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::warm::{Miss, Pool, Recent, Ways};
+use crate::warm::{Miss, Recent, ShapeReport, Ways};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Class {
@@ -254,16 +254,14 @@ impl Metrics {
     ///
     /// # Errors
     /// None in practice: the text is made in memory.
-    pub(crate) fn text(&self, pool: &Pool) -> Result<String, std::fmt::Error> {
+    pub(crate) fn text(&self, shapes: &[ShapeReport]) -> Result<String, std::fmt::Error> {
         self.ready.clear();
         self.warming.clear();
-        for (_, wanted, counts) in pool.shapes() {
-            let class = wanted.map_or("", |w| &w.class).to_owned();
+        for of in shapes {
+            let class = of.wanted.as_ref().map_or("", |w| &w.class).to_owned();
             let class = Class { class };
-            self.ready.get_or_create(&class).inc_by(counts.ready.into());
-            self.warming
-                .get_or_create(&class)
-                .inc_by(counts.warming.into());
+            self.ready.get_or_create(&class).inc_by(of.ready.into());
+            self.warming.get_or_create(&class).inc_by(of.warming.into());
         }
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();

@@ -9,11 +9,12 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     install::{Check, Health, Outcome, run_on_node},
-    warm::Keeper,
+    metrics::Metrics,
+    warm::WarmManager,
 };
 
 /// How long a node is left alone after something was put on it, at first and at most.
@@ -63,6 +64,7 @@ pub struct Presence {
     config: PathBuf,
     installs: bool,
     state: Arc<watch::Sender<State>>,
+    health: Arc<watch::Sender<Health>>,
     wanted: Arc<watch::Sender<bool>>,
 }
 
@@ -74,10 +76,12 @@ impl Presence {
             true => State::Installing,
             false => State::Others,
         };
+        let unseen = "nobody has looked yet".to_owned();
         Self {
             config,
             installs,
             state: Arc::new(watch::Sender::new(state)),
+            health: Arc::new(watch::Sender::new(Health::Unknown(unseen))),
             wanted: Arc::new(watch::Sender::new(true)),
         }
     }
@@ -85,6 +89,26 @@ impl Presence {
     /// How it stands, now and from now on.
     pub(crate) fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
+    }
+
+    /// Whether Pods of the class can start, now and from now on.
+    pub(crate) fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// Notes whether Pods of the class can start. What was seen last holds while it cannot be seen.
+    fn set_health(&self, metrics: &Metrics, health: Health) {
+        let before = self.health.borrow().clone();
+        let was_seen = !matches!(before, Health::Unknown(_));
+        if health == before || (was_seen && matches!(health, Health::Unknown(_))) {
+            return;
+        }
+        match &health {
+            Health::Bad(why) => error!("Pods of the class cannot start: {why}"),
+            other => info!("whether Pods of the class can start: {other:?}"),
+        }
+        metrics.served.set((health == Health::Good).into());
+        self.health.send_replace(health);
     }
 
     /// Has it put there, or taken away. Without effect where others see to it.
@@ -112,13 +136,13 @@ impl Presence {
         self.state.subscribe().wait_for(usable).await.ok();
     }
 
-    /// Puts everything on the node, has `keeper` hold sandboxes as soon as they run there, and
+    /// Puts everything on the node, has `manager` hold sandboxes as soon as they run there, and
     /// takes everything away when it is no longer wanted. Returns when it then is wanted again,
     /// which is for a new process to begin with.
-    pub async fn run(&self, keeper: &Arc<Keeper>) {
+    pub async fn run(&self, manager: &Arc<WarmManager>) {
         let hold = async {
             self.until_usable().await;
-            keeper.clone().run().await;
+            manager.clone().run().await;
         };
         let hold = async {
             tokio::select! {
@@ -126,23 +150,23 @@ impl Presence {
                 () = self.until_wanted_is(false) => {}
             }
         };
-        tokio::join!(self.uphold(keeper), hold);
-        self.remove(keeper).await;
+        tokio::join!(self.uphold(manager), hold);
+        self.remove(manager).await;
         self.until_wanted_is(true).await;
         info!("wanted again");
     }
 
     /// Puts everything on the node, and sees that it stays there; until it is no longer wanted.
-    async fn uphold(&self, keeper: &Keeper) {
-        let install = keeper.config().install.as_ref();
+    async fn uphold(&self, manager: &WarmManager) {
+        let install = manager.config.install.as_ref();
         let repairs = install.is_some_and(|install| install.repair);
-        let mut check = Check::new(keeper.config().clone());
+        let mut check = Check::new(manager.config.clone());
         let mut brake = Brake::new(Instant::now());
         let mut is_due = self.installs;
         loop {
             if is_due && brake.allows(Instant::now()) {
                 let is_first = *self.state.borrow() == State::Installing;
-                if !self.install(keeper).await || !is_first {
+                if !self.install(manager).await || !is_first {
                     brake.hold(Instant::now());
                 }
             }
@@ -151,7 +175,7 @@ impl Presence {
                 brake.ease(Instant::now());
             }
             let is_bad = matches!(health, Health::Bad(_));
-            keeper.set_health(health);
+            self.set_health(&manager.metrics, health);
             let has_failed = matches!(*self.state.borrow(), State::InstallFailed { .. });
             is_due = self.installs && (has_failed || (is_bad && repairs));
             tokio::select! {
@@ -162,7 +186,7 @@ impl Presence {
     }
 
     /// Puts everything on the node, or back. Returns whether that has worked.
-    async fn install(&self, keeper: &Keeper) -> bool {
+    async fn install(&self, manager: &WarmManager) -> bool {
         self.state.send_replace(State::Installing);
         let state = match run_on_node("install", &self.config).await {
             Outcome::Done(done) => {
@@ -175,17 +199,17 @@ impl Presence {
             }
         };
         let is_done = matches!(state, State::Installed(_));
-        keeper.metrics.installed(is_done);
+        manager.metrics.installed(is_done);
         self.state.send_replace(state);
         is_done
     }
 
     /// Takes everything away, the sandboxes that are no Pods' first, and the rest when the last Pod
     /// that needs it has ended; unless it is wanted again before.
-    async fn remove(&self, keeper: &Keeper) {
+    async fn remove(&self, manager: &WarmManager) {
         self.state.send_replace(State::Removing);
         info!("told to take away what was installed");
-        if !self.drain(keeper).await {
+        if !self.drain(manager).await {
             return;
         }
         loop {
@@ -211,10 +235,10 @@ impl Presence {
 
     /// Destroys the sandboxes that are no Pods', without which nobody would know of them any more.
     /// Returns whether that was done before all was wanted again.
-    async fn drain(&self, keeper: &Keeper) -> bool {
+    async fn drain(&self, manager: &WarmManager) -> bool {
         let mut tries = 0;
         loop {
-            match keeper.drain().await {
+            match manager.drain().await {
                 Ok(()) => return true,
                 Err(e) => {
                     info!("drain: {e:#}");

@@ -6,14 +6,21 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kiln_crds::{SandboxNodeStatus, keys};
 
-use crate::{install::Health, presence::State, warm::Guarding};
+use crate::{
+    install::Health,
+    presence::State,
+    warm::{self, Guarding},
+};
 
 /// Whether the node boots sandboxes ahead.
-pub(super) fn ready(problem: &str, last: Option<&SandboxNodeStatus>) -> Condition {
-    match problem {
-        "" => condition("Ready", "True", "SandboxesCanBeAdopted", problem, last),
-        _ => condition("Ready", "False", "NoWarmSandboxes", problem, last),
-    }
+pub(super) fn ready(health: &warm::Health, last: Option<&SandboxNodeStatus>) -> Condition {
+    let (status, reason) = match health {
+        warm::Health::Untried => ("Unknown", "NotTriedYet"),
+        warm::Health::Works(_) => ("True", "SandboxesCanBeAdopted"),
+        warm::Health::Broken(_) => ("False", "NoWarmSandboxes"),
+    };
+    let message = health.problem().unwrap_or_default();
+    condition("Ready", status, reason, message, last)
 }
 
 /// Whether what Pods of the class need is on the node, where that is the agent's to say.
@@ -87,5 +94,21 @@ fn condition(
         message: message.chars().take(1024).collect(),
         last_transition_time: since.unwrap_or_else(|| Time(Timestamp::now())),
         observed_generation: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_that_was_not_tried_is_no_broken_one() {
+        let untried = ready(&warm::Health::Untried, None);
+        assert_eq!(
+            (&*untried.status, &*untried.reason),
+            ("Unknown", "NotTriedYet")
+        );
+        let broken = ready(&warm::Health::Broken("why".to_owned()), None);
+        assert_eq!((&*broken.status, &*broken.message), ("False", "why"));
     }
 }

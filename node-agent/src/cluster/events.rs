@@ -23,7 +23,7 @@ impl Reporter {
             instance: Some(self.node.clone()),
         };
         let recorder = Recorder::new(self.client.clone(), reporter);
-        let (mut state, mut health) = (self.presence.state(), self.keeper.health());
+        let (mut state, mut health) = (self.presence.state(), self.presence.health());
         let mut last = (state.borrow().clone(), health.borrow().clone());
         loop {
             // The senders live as long as `self`.

@@ -25,9 +25,9 @@ impl Reporter {
     /// Has the node's label say whether Pods of the class can run there. It is written again from
     /// time to time, because without it no Pod comes: a node may lose its labels, or be made anew.
     pub(super) async fn label(&self) {
-        let key = format!("{READY_LABEL}{}", self.keeper.class());
+        let key = format!("{READY_LABEL}{}", self.manager.config.runtime_class);
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let (mut state, mut health) = (self.presence.state(), self.keeper.health());
+        let (mut state, mut health) = (self.presence.state(), self.presence.health());
         loop {
             let value = label_of(&state.borrow_and_update(), &health.borrow_and_update());
             let mut pause = LABEL;

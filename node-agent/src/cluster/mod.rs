@@ -28,9 +28,9 @@ use self::{
     status::status,
 };
 use crate::{
-    config::{Class, default_sysctl},
+    config::{Class, Config, default_sysctl},
     presence::Presence,
-    warm::Keeper,
+    warm::WarmManager,
 };
 
 /// Who writes.
@@ -52,18 +52,23 @@ const PERIOD: u64 = 100_000;
 pub struct Reporter {
     client: Client,
     node: String,
-    keeper: Arc<Keeper>,
+    manager: Arc<WarmManager>,
     presence: Presence,
 }
 
 impl Reporter {
-    /// For the node of this name, with what the keeper holds and whether the node is as it must
-    /// be.
-    pub fn new(client: Client, node: String, keeper: Arc<Keeper>, presence: Presence) -> Self {
+    /// Makes one for the node of this name, with what the manager holds and whether the node is as
+    /// it must be.
+    pub fn new(
+        client: Client,
+        node: String,
+        manager: Arc<WarmManager>,
+        presence: Presence,
+    ) -> Self {
         Self {
             client,
             node,
-            keeper,
+            manager,
             presence,
         }
     }
@@ -77,7 +82,7 @@ impl Reporter {
         tokio::join!(self.follow(), self.report(), self.label(), self.tell());
     }
 
-    /// Has the keeper hold what the object says.
+    /// Has the manager hold what the object says.
     async fn follow(&self) {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.node));
         let mut events = pin!(watcher(self.api(), config));
@@ -87,8 +92,8 @@ impl Reporter {
                     let wanted = !node.annotations().contains_key(keys::REMOVE);
                     self.presence.set_wanted(wanted);
                     let wished = node.spec.classes.iter();
-                    let wished = wished.filter_map(|c| class(c, &self.keeper));
-                    self.keeper.wish(wished.collect());
+                    let wished = wished.filter_map(|c| class(c, &self.manager.config));
+                    self.manager.wish(wished.collect());
                 }
                 // What it last said holds as long as nobody says otherwise.
                 Ok(_) => {}
@@ -100,7 +105,7 @@ impl Reporter {
         }
     }
 
-    /// Writes what the keeper holds whenever that changes, and from time to time without.
+    /// Writes what the manager holds whenever that changes, and from time to time without.
     async fn report(&self) {
         while let Err(e) = self.make().await {
             warn!("make SandboxNode {}: {e}", self.node);
@@ -114,8 +119,8 @@ impl Reporter {
         loop {
             ticks.tick().await;
             let before = last.as_ref().map(|(status, _)| status);
-            let mut status = status(&self.keeper, before);
-            let health = self.keeper.health().borrow().clone();
+            let mut status = status(&self.manager.snapshot(), &self.manager.config, before);
+            let health = self.presence.health().borrow().clone();
             let installed = installed(&self.presence.state().borrow(), &health, before);
             status.conditions.extend(installed);
             status.conditions.push(served(&health, before));
@@ -175,15 +180,15 @@ impl Reporter {
 }
 
 /// What is to be held for a wish, where it is for this node's class.
-fn class(wish: &NodeClassSpec, keeper: &Keeper) -> Option<Class> {
-    if wish.class != keeper.class() {
+fn class(wish: &NodeClassSpec, config: &Config) -> Option<Class> {
+    if wish.class != config.runtime_class {
         return None;
     }
     let positive = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0);
     Some(Class {
         name: wish.class.clone(),
         warm: u32::try_from(wish.warm).unwrap_or_default(),
-        memory: positive(wish.memory_bytes).map(|m| m.saturating_add(keeper.overhead())),
+        memory: positive(wish.memory_bytes).map(|m| m.saturating_add(config.overhead)),
         cpu: positive(wish.cpu_milli).map(|milli| (milli.saturating_mul(PERIOD) / 1000, PERIOD)),
         sysctl: default_sysctl(),
     })

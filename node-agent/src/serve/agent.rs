@@ -2,13 +2,7 @@
 
 //! The agent's socket.
 
-use std::{
-    collections::HashMap,
-    io,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::stream;
@@ -21,34 +15,37 @@ use kiln_agent_api::{
     },
 };
 use runsc_wrapper::ContainerId;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
 use ttrpc::r#async::{Server, TtrpcContext, transport::Listener};
 
 use super::{
     AT_ONCE,
-    listener::{Door, accept},
+    listener::{RebindingListener, accept},
 };
 use crate::{
-    install::Health,
-    warm::{Keeper, Miss, Ways},
+    install,
+    presence::Presence,
+    warm::{Active, Handout, Miss, ShapeReport, WarmManager},
 };
 
-/// Sandboxes handed out whose adoption nobody has told of, of which the shape is remembered.
-const REMEMBERED: usize = 1024;
-
-/// Longest reason that is logged, in bytes.
+/// Longest reason that is logged, in characters.
 const MAX_REASON: usize = 1024;
 
-/// Serves shims at `socket` until the result is dropped.
+/// Serves shims at `socket` until the result is dropped, with what `manager` holds and what
+/// `presence` knows of the node.
 ///
 /// # Errors
 /// When it cannot be listened there.
-pub async fn serve(keeper: Arc<Keeper>, socket: &Path) -> io::Result<Server> {
-    let listener = Door::open(Arc::clone(&keeper), socket)?;
+pub async fn serve(
+    manager: Arc<WarmManager>,
+    presence: &Presence,
+    socket: &Path,
+) -> io::Result<Server> {
+    let listener = RebindingListener::open(Arc::clone(&manager), socket)?;
     let service = Service {
-        keeper,
-        handed: Mutex::default(),
+        manager,
+        handler: presence.health(),
         turns: Semaphore::new(AT_ONCE),
     };
     let mut server = Server::new()
@@ -60,15 +57,16 @@ pub async fn serve(keeper: Arc<Keeper>, socket: &Path) -> io::Result<Server> {
 }
 
 struct Service {
-    keeper: Arc<Keeper>,
-    handed: Mutex<HashMap<String, Shape>>,
+    manager: Arc<WarmManager>,
+    /// Whether Pods of the class can start.
+    handler: watch::Receiver<install::Health>,
     turns: Semaphore,
 }
 
 impl Service {
-    async fn find(&self, request: &AcquireRequest) -> Result<(String, u32), Miss> {
+    async fn find(&self, request: &AcquireRequest) -> Result<Handout, Miss> {
         let missed = |miss| {
-            self.keeper.metrics.missed(miss, 1);
+            self.manager.metrics.missed(miss, 1);
             miss
         };
         let Ok(_turn) = self.turns.try_acquire() else {
@@ -79,21 +77,9 @@ impl Service {
         }
         let shape = Shape::from_json(&request.shape).map_err(|_| missed(Miss::Invalid))?;
         // A handler is dropped half-way when its client hangs up, and half a hand-out is a leak.
-        let keeper = Arc::clone(&self.keeper);
-        let wanted = shape.clone();
-        let acquired = tokio::spawn(async move { keeper.acquire(&wanted).await }).await;
-        let (id, pid) = acquired.map_err(|_| Miss::Broken)??;
-        let mut handed = self.handed.lock().unwrap_or_else(PoisonError::into_inner);
-        if handed.len() >= REMEMBERED {
-            handed.clear(); // of these no count by shape will be kept
-        }
-        handed.insert(id.clone(), shape);
-        Ok((id, pid))
-    }
-
-    fn forget(&self, id: &str) -> Option<Shape> {
-        let mut handed = self.handed.lock().unwrap_or_else(PoisonError::into_inner);
-        handed.remove(id)
+        let manager = Arc::clone(&self.manager);
+        let found = tokio::spawn(async move { manager.hand_out(&shape).await });
+        found.await.map_err(|_| Miss::Broken)?
     }
 }
 
@@ -106,19 +92,9 @@ impl Agent for Service {
     ) -> ttrpc::Result<AcquireResponse> {
         let mut answer = AcquireResponse::new();
         match self.find(&request).await {
-            Ok((id, pid)) => {
-                info!("{id} is for {}", request.sandbox_id);
-                let file = self.keeper.file(&id);
-                answer.warm = Some(Warm {
-                    file: file.to_string_lossy().into_owned(),
-                    cgroup: self.keeper.cgroup_of(&id),
-                    has_slots: self.keeper.gofers.has(&id),
-                    network_call: self.keeper.start_way().method().to_owned(),
-                    id,
-                    pid,
-                    ..Warm::default()
-                })
-                .into();
+            Ok(handout) => {
+                info!("{} is for {}", handout.id, request.sandbox_id);
+                answer.warm = Some(warm(handout)).into();
             }
             Err(miss) => answer.miss = miss.name().to_owned(),
         }
@@ -131,10 +107,8 @@ impl Agent for Service {
         request: AdoptedRequest,
     ) -> ttrpc::Result<AdoptedResponse> {
         let took = Duration::from_micros(request.microseconds);
-        if let Some(shape) = self.forget(&request.id) {
-            let keeper = Arc::clone(&self.keeper);
-            tokio::spawn(async move { keeper.adopted(request.id, &shape, took).await });
-        }
+        let manager = Arc::clone(&self.manager);
+        tokio::spawn(async move { manager.adopted(request.id, took).await });
         Ok(AdoptedResponse::new())
     }
 
@@ -143,11 +117,9 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: ReleaseRequest,
     ) -> ttrpc::Result<ReleaseResponse> {
-        if self.forget(&request.id).is_some() {
-            let reason: String = request.reason.chars().take(MAX_REASON).collect();
-            let keeper = Arc::clone(&self.keeper);
-            tokio::spawn(async move { keeper.release(request.id, &reason).await });
-        }
+        let reason: String = request.reason.chars().take(MAX_REASON).collect();
+        let manager = Arc::clone(&self.manager);
+        tokio::spawn(async move { manager.release(request.id, &reason).await });
         Ok(ReleaseResponse::new())
     }
 
@@ -159,58 +131,71 @@ impl Agent for Service {
         let Ok(id) = request.sandbox_id.parse::<ContainerId>() else {
             return Ok(GuardedResponse::new());
         };
-        let metrics = &self.keeper.metrics;
+        let metrics = &self.manager.metrics;
         metrics.dropped.inc_by(request.dropped);
         if !request.failure.is_empty() {
-            let words: String = request.failure.chars().take(MAX_REASON).collect();
-            warn!("Pod sandbox {id} may send to link-local addresses: {words}");
+            let failure: String = request.failure.chars().take(MAX_REASON).collect();
+            warn!("Pod sandbox {id} may send to link-local addresses: {failure}");
             metrics.unguarded.inc();
         }
         Ok(GuardedResponse::new())
     }
 
     async fn report(&self, _: &TtrpcContext, _: ReportRequest) -> ttrpc::Result<ReportResponse> {
-        Ok(report(&self.keeper))
+        let metrics = &self.manager.metrics;
+        let held = self.manager.snapshot();
+        let missed = |miss: Miss| (miss.name().to_owned(), metrics.missed_by(miss));
+        Ok(ReportResponse {
+            classes: held.shapes.iter().map(class).collect(),
+            problem: held.health.problem().unwrap_or_default().to_owned(),
+            held_bytes: held.held_bytes,
+            failed: metrics.released.get(),
+            link_local_dropped: metrics.dropped.get(),
+            link_local_unguarded: metrics.unguarded.get(),
+            missed: Miss::ALL.map(missed).into(),
+            adoption_milliseconds: milliseconds(metrics.adoption_time()),
+            runtime: held.health.active().map(|active| runtime(active)).into(),
+            handler_problem: match &*self.handler.borrow() {
+                install::Health::Bad(why) => why.clone(),
+                _ => String::new(),
+            },
+            ..ReportResponse::default()
+        })
     }
 }
 
-/// What the agent holds.
-pub(crate) fn report(keeper: &Keeper) -> ReportResponse {
-    let mut report = ReportResponse::new();
-    keeper.look(|pool, problem| {
-        report.problem = problem.to_owned();
-        for (shape, wanted, counts) in pool.shapes() {
-            report.classes.push(ClassReport {
-                key: shape.key(),
-                class: wanted.map_or_else(String::new, |w| w.class.clone()),
-                shape: shape.to_json(),
-                wanted: wanted.map_or(0, |w| w.count),
-                ready: counts.ready,
-                warming: counts.warming,
-                adopted: counts.adopted,
-                missed: counts.missed,
-                boot_milliseconds: milliseconds(counts.boot_time()),
-                ..ClassReport::default()
-            });
-        }
-    });
-    report.runtime = keeper.runtime().map(runtime).into();
-    if let Health::Bad(why) = &*keeper.health().borrow() {
-        report.handler_problem.clone_from(why);
+fn warm(handout: Handout) -> Warm {
+    Warm {
+        id: handout.id,
+        file: handout.file.to_string_lossy().into_owned(),
+        cgroup: handout.cgroup,
+        pid: handout.pid,
+        has_slots: handout.has_gofer,
+        network_call: handout.way.method().to_owned(),
+        ..Warm::default()
     }
-    report.held_bytes = keeper.held();
-    report.failed = keeper.metrics.released.get();
-    report.link_local_dropped = keeper.metrics.dropped.get();
-    report.link_local_unguarded = keeper.metrics.unguarded.get();
-    let missed = |miss: Miss| (miss.name().to_owned(), keeper.metrics.missed_by(miss));
-    report.missed = Miss::ALL.map(missed).into();
-    report.adoption_milliseconds = milliseconds(keeper.metrics.adoption_time());
-    report
 }
 
-fn runtime((version, ways): (String, Ways)) -> RuntimeReport {
+fn class(of: &ShapeReport) -> ClassReport {
+    let wanted = of.wanted.as_ref();
+    ClassReport {
+        key: of.shape.key(),
+        class: wanted.map_or_else(String::new, |wanted| wanted.class.clone()),
+        shape: of.shape.to_json(),
+        wanted: wanted.map_or(0, |wanted| wanted.count),
+        ready: of.ready,
+        warming: of.warming,
+        adopted: of.adopted,
+        missed: of.missed,
+        boot_milliseconds: milliseconds(of.boot_time),
+        ..ClassReport::default()
+    }
+}
+
+fn runtime(active: &Active) -> RuntimeReport {
+    let ways = active.ways();
     RuntimeReport {
-        version,
+        version: active.version.clone(),
         known: ways.is_known,
         start: ways.start_name().to_owned(),
         image: ways.image,
@@ -235,14 +220,15 @@ mod tests {
             state: dir.path().join("state"),
             ..Config::default()
         };
+        let unknown = install::Health::Unknown(String::new());
         let service = Service {
-            keeper: Keeper::new(config).unwrap(),
-            handed: Mutex::default(),
+            manager: WarmManager::new(config).unwrap(),
+            handler: watch::channel(unknown).1,
             turns: Semaphore::new(0),
         };
         let found = service.find(&AcquireRequest::new()).await;
         assert_eq!(found, Err(Miss::Busy));
-        let missed = [Miss::Busy, Miss::Empty].map(|miss| service.keeper.metrics.missed_by(miss));
+        let missed = [Miss::Busy, Miss::Empty].map(|miss| service.manager.metrics.missed_by(miss));
         assert_eq!(missed, [1, 0]);
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! The socket for gofers that were started with sandboxes.
+//! The socket for prestarted gofers.
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
@@ -10,19 +10,19 @@ use tracing::warn;
 
 use super::{
     AT_ONCE,
-    listener::{Door, accept},
+    listener::{RebindingListener, accept},
 };
-use crate::warm::Keeper;
+use crate::warm::WarmManager;
 
-/// How long a shim may take to say which gofer it wants.
-const ASK: Duration = Duration::from_secs(1);
+/// How long a shim may take to ask for a gofer, and to take it.
+const REQUEST_LIMIT: Duration = Duration::from_secs(1);
 
-/// Hands out the gofers of sandboxes that were handed out, at `socket`, for ever.
+/// Serves the gofers of sandboxes that were handed out, at `socket`, for ever.
 ///
 /// # Errors
 /// When it cannot be listened there.
-pub fn serve_slots(keeper: Arc<Keeper>, socket: &Path) -> io::Result<()> {
-    let mut listener = Door::open(Arc::clone(&keeper), socket)?;
+pub fn serve_gofers(manager: Arc<WarmManager>, socket: &Path) -> io::Result<()> {
+    let mut listener = RebindingListener::open(Arc::clone(&manager), socket)?;
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     tokio::spawn(async move {
         while let Some((Ok(stream), again)) = accept(listener).await {
@@ -31,9 +31,9 @@ pub fn serve_slots(keeper: Arc<Keeper>, socket: &Path) -> io::Result<()> {
             let Ok(turn) = Arc::clone(&turns).try_acquire_owned() else {
                 continue;
             };
-            let keeper = Arc::clone(&keeper);
+            let manager = Arc::clone(&manager);
             tokio::spawn(async move {
-                if let Err(e) = hand_out_slots(keeper, stream).await {
+                if let Err(e) = hand_out(manager, stream).await {
                     warn!("hand out a gofer: {e}");
                 }
                 drop(turn);
@@ -43,12 +43,12 @@ pub fn serve_slots(keeper: Arc<Keeper>, socket: &Path) -> io::Result<()> {
     Ok(())
 }
 
-async fn hand_out_slots(keeper: Arc<Keeper>, stream: UnixStream) -> io::Result<()> {
+async fn hand_out(manager: Arc<WarmManager>, stream: UnixStream) -> io::Result<()> {
     let stream = stream.into_std()?;
     let sent = tokio::task::spawn_blocking(move || {
-        let id = gofer::read_request(&stream, ASK)?;
-        match keeper.gofers.take(&id) {
-            Some(slots) => slots.send(&stream),
+        let id = gofer::read_request(&stream, REQUEST_LIMIT)?;
+        match manager.take_gofer(&id) {
+            Some(gofer) => gofer.send(&stream),
             None => Ok(()), // the end of the stream says so
         }
     });

@@ -8,24 +8,24 @@ use http_body_util::Full;
 use hyper::{Response, StatusCode, body::Bytes};
 use kiln_http::serve_probes;
 
-use crate::warm::Keeper;
+use crate::warm::WarmManager;
 
 /// Serves on `address` until the process ends.
 ///
 /// # Errors
 /// When it cannot be listened there.
-pub fn serve(keeper: Arc<Keeper>, address: SocketAddr) -> io::Result<()> {
-    serve_probes(address, move |path| answer(&keeper, path)).map(drop)
+pub fn serve(manager: Arc<WarmManager>, address: SocketAddr) -> io::Result<()> {
+    serve_probes(address, move |path| answer(&manager, path)).map(drop)
 }
 
-fn answer(keeper: &Keeper, path: &str) -> Response<Full<Bytes>> {
+fn answer(manager: &WarmManager, path: &str) -> Response<Full<Bytes>> {
     let (status, text) = match path {
         "/healthz" => (StatusCode::OK, "ok".to_owned()),
-        "/readyz" => match keeper.look(|_, problem| problem.to_owned()) {
-            problem if problem.is_empty() => (StatusCode::OK, "ok".to_owned()),
-            problem => (StatusCode::SERVICE_UNAVAILABLE, problem),
+        "/readyz" => match manager.snapshot().health.problem() {
+            None => (StatusCode::OK, "ok".to_owned()),
+            Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, problem.to_owned()),
         },
-        "/metrics" => match keeper.look(|pool, _| keeper.metrics.text(pool)) {
+        "/metrics" => match manager.metrics.text(&manager.snapshot().shapes) {
             Ok(text) => (StatusCode::OK, text),
             Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
         },

@@ -21,26 +21,26 @@ use tracing::warn;
 
 use kiln_host::fs::remove_file_if_there;
 
-use crate::warm::{Keeper, blocking};
+use crate::warm::{WarmManager, blocking};
 
-/// How often a socket to which nobody connects is looked for.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often the file of a socket to which nobody connects is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Where shims connect.
-pub(super) struct Door {
-    keeper: Arc<Keeper>,
+/// Listener that binds its socket anew when the file is gone.
+pub(super) struct RebindingListener {
+    manager: Arc<WarmManager>,
     path: PathBuf,
     listener: UnixListener,
     /// Device and inode of its file.
     file: (u64, u64),
 }
 
-impl Door {
+impl RebindingListener {
     /// Listens at `path`. Blocks.
-    pub(super) fn open(keeper: Arc<Keeper>, path: &Path) -> io::Result<Self> {
+    pub(super) fn open(manager: Arc<WarmManager>, path: &Path) -> io::Result<Self> {
         let listener = bind(path)?;
         Ok(Self {
-            keeper,
+            manager,
             path: path.to_owned(),
             listener,
             file: file_at(path)?,
@@ -49,24 +49,24 @@ impl Door {
 
     /// Listens anew where the file is gone, without which no shim comes. What another agent listens
     /// at is left to it.
-    async fn keep(&mut self) {
+    async fn rebind(&mut self) {
         // It went with all that the agent had here.
-        if self.keeper.is_drained() {
+        if self.manager.is_drained() {
             return;
         }
-        let (keeper, path, file) = (Arc::clone(&self.keeper), self.path.clone(), self.file);
+        let (manager, path, file) = (Arc::clone(&self.manager), self.path.clone(), self.file);
         let opened = blocking("listen anew", move || {
             let is_there = file_at(&path).is_ok_and(|found| found == file);
             if is_there || unix::net::UnixStream::connect(&path).is_ok() {
                 return Ok(None);
             }
-            Self::open(keeper, &path).map(Some)
+            Self::open(manager, &path).map(Some)
         });
         match opened.await {
             Ok(None) => {}
-            Ok(Some(door)) => {
+            Ok(Some(new)) => {
                 warn!("{} was gone, listening anew", self.path.display());
-                *self = door;
+                *self = new;
             }
             Err(e) => warn!("{} is gone: {e}", self.path.display()),
         }
@@ -91,13 +91,15 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// The next connection of root's.
-pub(super) async fn accept(mut listener: Door) -> Option<(io::Result<UnixStream>, Door)> {
+/// Waits for the next connection of root's.
+pub(super) async fn accept(
+    mut listener: RebindingListener,
+) -> Option<(io::Result<UnixStream>, RebindingListener)> {
     loop {
-        let stream = match timeout(LOOK, listener.listener.accept()).await {
+        let stream = match timeout(CHECK_INTERVAL, listener.listener.accept()).await {
             Ok(Ok((stream, _))) => stream,
             Err(_) => {
-                listener.keep().await;
+                listener.rebind().await;
                 continue;
             }
             Ok(Err(e)) => {
@@ -127,22 +129,22 @@ mod tests {
             state: dir.path().join("state"),
             ..Config::default()
         };
-        let keeper = Keeper::new(config).unwrap();
+        let manager = WarmManager::new(config).unwrap();
         let path = dir.path().join("a.sock");
-        let mut door = Door::open(keeper.clone(), &path).unwrap();
-        door.keep().await;
-        assert_eq!(file_at(&path).unwrap(), door.file);
+        let mut listener = RebindingListener::open(manager.clone(), &path).unwrap();
+        listener.rebind().await;
+        assert_eq!(file_at(&path).unwrap(), listener.file);
         fs::remove_file(&path).unwrap();
-        door.keep().await;
-        assert_eq!(file_at(&path).unwrap(), door.file);
-        let (shim, found) = tokio::join!(UnixStream::connect(&path), door.listener.accept());
+        listener.rebind().await;
+        assert_eq!(file_at(&path).unwrap(), listener.file);
+        let (shim, found) = tokio::join!(UnixStream::connect(&path), listener.listener.accept());
         shim.unwrap();
         found.unwrap();
-        let other = Door::open(keeper, &path).unwrap();
-        door.keep().await;
+        let other = RebindingListener::open(manager, &path).unwrap();
+        listener.rebind().await;
         assert_eq!(file_at(&path).unwrap(), other.file);
         drop(other);
-        door.keep().await;
-        assert_eq!(file_at(&path).unwrap(), door.file);
+        listener.rebind().await;
+        assert_eq!(file_at(&path).unwrap(), listener.file);
     }
 }

@@ -8,7 +8,7 @@ pub mod http;
 mod listener;
 
 pub use agent::serve;
-pub use gofers::serve_slots;
+pub use gofers::serve_gofers;
 
 /// Calls that are worked on at a time; more are answered with a miss at once, so that a flood
 /// delays nobody.

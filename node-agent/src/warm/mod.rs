@@ -1,26 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Sandboxes that are booted before there are Pods for them. [`pool`] decides, [`keeper::Keeper`]
-//! acts. What a sandbox is follows from where its file lies ([`store`]), so that an agent that starts
-//! anew finds out what there is by looking.
+//! Warm sandboxes: sandboxes that are booted before there are Pods for them.
+//!
+//! The life of one, by the directory that its file is in. Every step is one rename ([`store`]):
+//!
+//! ```text
+//! booting/<id> ──► ready/<id> ──► handed/<id> ──► (the shim's own directory)
+//!      └──────────────┴───────────────┴──► doomed/<id> ──► gone
+//! ```
+//!
+//! An agent that starts anew finds out by these files what there is ([`recovery`]). Within an agent a
+//! sandbox is a value with one owner:
+//!
+//! | directory | the sandbox is | owner |
+//! |---|---|---|
+//! | `booting` | not a value yet | the task that boots it ([`boot`]) |
+//! | `ready` | a [`WarmSandbox`](sandbox::WarmSandbox) | [`pool::Pool`] |
+//! | `handed` | a [`HandedOut`](sandbox::HandedOut) | [`sandbox::Handed`], until its shim answers |
+//! | `doomed` | an id | the [`Booter`](boot::Booter) that retires it |
+//!
+//! [`WarmManager`] is the loop: it has the runtime tried out ([`reload`], [`trial`]), boots what the
+//! pool says is lacking, retires what is surplus, and hands out.
 
 mod boot;
 pub(crate) mod bundle;
 mod cgroup;
 mod erofs;
-mod keeper;
+mod manager;
 mod memory;
 mod netns;
 mod pool;
+mod recovery;
+mod reload;
 mod rlimits;
 mod rootfs;
+mod sandbox;
 mod store;
-mod ways;
+mod trial;
 
 pub(crate) use self::{
     boot::blocking,
-    keeper::Guarding,
-    pool::{Counts, Miss, Pool, Recent, Wanted},
-    ways::Ways,
+    manager::Snapshot,
+    pool::{Miss, Recent, ShapeReport, Wanted},
+    reload::{Active, Guarding, Health},
+    sandbox::Handout,
+    trial::Ways,
 };
-pub use keeper::Keeper;
+pub use manager::WarmManager;

@@ -11,6 +11,7 @@ use std::{
 use kiln_agent_api::Shape;
 use kiln_crds::fair;
 
+use super::sandbox::WarmSandbox;
 use crate::config::Limits;
 
 /// After this time without a Pod that asks for it, a learned shape is forgotten.
@@ -60,34 +61,40 @@ impl Miss {
     }
 }
 
-/// How many sandboxes of a shape should be ready, and who says so.
+/// How many sandboxes of a shape should be ready, and which class says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    /// Name of the class; empty for a shape that was learned.
+    /// Name of the class.
     pub(crate) class: String,
-    /// How many.
+    /// Number of sandboxes.
     pub(crate) count: u32,
 }
 
-/// What became of the sandboxes of one shape.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    /// How many can be handed out.
+/// What there is of one shape, and what became of earlier sandboxes of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ShapeReport {
+    pub(crate) shape: Shape,
+    /// `None` for a shape that was learned.
+    pub(crate) wanted: Option<Wanted>,
+    /// Sandboxes that can be handed out.
     pub(crate) ready: u32,
-    /// How many boot.
+    /// Sandboxes that boot.
     pub(crate) warming: u32,
-    /// How many were handed out and became Pods.
+    /// Sandboxes that were handed out and became Pods.
     pub(crate) adopted: u64,
-    /// How many Pods got none.
+    /// Pods that got none.
     pub(crate) missed: u64,
-    boots: Recent,
+    /// Median of the last boots.
+    pub(crate) boot_time: Option<Duration>,
 }
 
-impl Counts {
-    /// Median of the last boots.
-    pub(crate) fn boot_time(&self) -> Option<Duration> {
-        self.boots.median()
-    }
+/// What is counted of one shape.
+#[derive(Debug, Clone, Default)]
+struct Tally {
+    warming: u32,
+    adopted: u64,
+    missed: u64,
+    boots: Recent,
 }
 
 /// How long something took the last times.
@@ -116,22 +123,20 @@ pub(crate) struct Pool {
     wanted: BTreeMap<Shape, Wanted>,
     /// Shapes that Pods have missed, and when.
     learned: BTreeMap<Shape, Instant>,
-    ready: BTreeMap<String, Shape>,
-    /// Ready ones in the order in which they became so.
-    order: VecDeque<String>,
-    counts: BTreeMap<Shape, Counts>,
+    /// Sandboxes in the order in which they became ready.
+    ready: VecDeque<WarmSandbox>,
+    tallies: BTreeMap<Shape, Tally>,
 }
 
 impl Pool {
-    /// An empty one.
+    /// Makes an empty one.
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             wanted: BTreeMap::new(),
             learned: BTreeMap::new(),
-            ready: BTreeMap::new(),
-            order: VecDeque::new(),
-            counts: BTreeMap::new(),
+            ready: VecDeque::new(),
+            tallies: BTreeMap::new(),
         }
     }
 
@@ -149,16 +154,33 @@ impl Pool {
         self.prune();
     }
 
-    /// Drops the counts of shapes that nobody asks for and none is left of: a stream of Pods of
+    /// Drops the tallies of shapes that nobody asks for and none is left of: a stream of Pods of
     /// ever new shapes must not fill the memory.
     fn prune(&mut self) {
-        let (wanted, learned) = (&self.wanted, &self.learned);
-        self.counts.retain(|shape, c| {
-            c.ready + c.warming > 0 || wanted.contains_key(shape) || learned.contains_key(shape)
+        let (wanted, learned, ready) = (&self.wanted, &self.learned, &self.ready);
+        self.tallies.retain(|shape, tally| {
+            tally.warming > 0
+                || wanted.contains_key(shape)
+                || learned.contains_key(shape)
+                || ready.iter().any(|sandbox| sandbox.shape == *shape)
         });
     }
 
-    /// How many of each shape should be ready: what was asked for, shared fairly between the shapes,
+    fn tally(&mut self, shape: &Shape) -> &mut Tally {
+        self.tallies.entry(shape.clone()).or_default()
+    }
+
+    /// Counts sandboxes of `shape` that are ready.
+    fn ready_of(&self, shape: &Shape) -> u32 {
+        let ready = self.ready.iter().filter(|sandbox| sandbox.shape == *shape);
+        u32::try_from(ready.count()).unwrap_or(u32::MAX)
+    }
+
+    fn warming(&self) -> u32 {
+        self.tallies.values().map(|tally| tally.warming).sum()
+    }
+
+    /// Decides how many of each shape should be ready: what was asked for, shared fairly between the shapes,
     /// then what was learned last, within the bounds.
     fn targets(&self) -> Vec<(&Shape, u32)> {
         let mut room = self.limits.total;
@@ -184,16 +206,14 @@ impl Pool {
             .collect()
     }
 
-    /// The shape to boot next: the one that lacks most.
+    /// Decides which shape to boot next: the one that lacks most.
     pub(crate) fn next_boot(&self) -> Option<Shape> {
-        let all: u32 = self.counts.values().map(|c| c.ready + c.warming).sum();
-        let warming: u32 = self.counts.values().map(|c| c.warming).sum();
-        if all >= self.limits.total || warming >= self.limits.boots.max(1) {
+        if self.room() == 0 || self.warming() >= self.limits.boots.max(1) {
             return None;
         }
         let lacks = |shape: &Shape, target: u32| {
-            let there = self.counts.get(shape).map_or(0, |c| c.ready + c.warming);
-            target.saturating_sub(there)
+            let warming = self.tallies.get(shape).map_or(0, |tally| tally.warming);
+            target.saturating_sub(self.ready_of(shape) + warming)
         };
         let targets = self.targets().into_iter();
         let lacking = targets.map(|(shape, target)| (lacks(shape, target), shape));
@@ -204,92 +224,80 @@ impl Pool {
         most.map(|(_, shape)| shape.clone())
     }
 
-    /// Ready sandboxes that are more than there should be, oldest first.
-    pub(crate) fn surplus(&self) -> Vec<String> {
-        let mut room: BTreeMap<&Shape, u32> = BTreeMap::new();
+    /// Takes the ready sandboxes that are more than there should be, oldest first.
+    pub(crate) fn take_surplus(&mut self) -> Vec<WarmSandbox> {
+        let mut room: BTreeMap<Shape, u32> = BTreeMap::new();
         for (shape, target) in self.targets() {
-            *room.entry(shape).or_default() += target;
+            *room.entry(shape.clone()).or_default() += target;
         }
-        let mut exceeds = |id: &&String| {
-            let shape = self.ready.get(*id);
-            match shape.and_then(|shape| room.get_mut(shape)) {
+        let (mut kept, mut surplus) = (VecDeque::new(), VecDeque::new());
+        // Seen from the newest, so that the oldest are the surplus.
+        while let Some(sandbox) = self.ready.pop_back() {
+            match room.get_mut(&sandbox.shape) {
                 Some(left) if *left > 0 => {
                     *left -= 1;
-                    false
+                    kept.push_front(sandbox);
                 }
-                _ => true,
+                _ => surplus.push_front(sandbox),
             }
-        };
-        // Seen from the newest, so that the oldest are the surplus.
-        let mut surplus: Vec<_> = self
-            .order
-            .iter()
-            .rev()
-            .filter(&mut exceeds)
-            .cloned()
-            .collect();
-        surplus.reverse();
-        surplus
+        }
+        self.ready = kept;
+        surplus.into()
     }
 
     /// Notes that a sandbox of `shape` begins to boot.
     pub(crate) fn booting(&mut self, shape: &Shape) {
-        self.counts.entry(shape.clone()).or_default().warming += 1;
+        self.tally(shape).warming += 1;
     }
 
-    /// Notes that a boot has ended; `id` is `None` where it failed.
-    pub(crate) fn booted(&mut self, shape: &Shape, id: Option<&str>, took: Duration) {
-        let counts = self.counts.entry(shape.clone()).or_default();
-        counts.warming = counts.warming.saturating_sub(1);
-        if let Some(id) = id {
-            counts.boots.add(took);
-            self.recovered(shape, id);
+    /// Notes that a boot of `shape` has ended: well after `took`, or in vain.
+    pub(crate) fn booted(&mut self, shape: &Shape, took: Option<Duration>) {
+        let tally = self.tally(shape);
+        tally.warming = tally.warming.saturating_sub(1);
+        if let Some(took) = took {
+            tally.boots.add(took);
         }
     }
 
-    /// Notes a ready sandbox.
-    pub(crate) fn recovered(&mut self, shape: &Shape, id: &str) {
-        self.counts.entry(shape.clone()).or_default().ready += 1;
-        self.ready.insert(id.to_owned(), shape.clone());
-        self.order.push_back(id.to_owned());
+    /// Holds a sandbox that can be handed out.
+    pub(crate) fn add(&mut self, sandbox: WarmSandbox) {
+        self.ready.push_back(sandbox);
     }
 
-    /// Forgets a ready sandbox, and says whether it was one.
-    pub(crate) fn lost(&mut self, id: &str) -> bool {
-        let Some(shape) = self.ready.remove(id) else {
-            return false;
-        };
-        self.order.retain(|other| other != id);
-        if let Some(counts) = self.counts.get_mut(&shape) {
-            counts.ready = counts.ready.saturating_sub(1);
-        }
-        true
+    /// Takes the ready sandbox `id` out, if it is there.
+    pub(crate) fn take(&mut self, id: &str) -> Option<WarmSandbox> {
+        let at = self.ready.iter().position(|sandbox| sandbox.id == id)?;
+        self.ready.remove(at)
+    }
+
+    /// Lets go of all ready sandboxes.
+    pub(crate) fn clear(&mut self) {
+        self.ready.clear();
     }
 
     /// Hands out the sandbox of `shape` that has been ready for longest.
     ///
     /// # Errors
     /// The reason why there is none.
-    pub(crate) fn acquire(&mut self, shape: &Shape, now: Instant) -> Result<String, Miss> {
-        let fitting = |id: &&String| self.ready.get(*id) == Some(shape);
-        if let Some(id) = self.order.iter().find(fitting).cloned() {
-            self.lost(&id);
+    pub(crate) fn hand_out(&mut self, shape: &Shape, now: Instant) -> Result<WarmSandbox, Miss> {
+        let oldest = self.ready.iter().position(|ready| ready.shape == *shape);
+        if let Some(sandbox) = oldest.and_then(|at| self.ready.remove(at)) {
             if let Some(at) = self.learned.get_mut(shape) {
                 *at = now;
             }
-            return Ok(id);
+            return Ok(sandbox);
         }
         let known = self.wanted.contains_key(shape) || self.learned.contains_key(shape);
         self.learn(shape, now);
         if known || self.learned.contains_key(shape) {
-            self.counts.entry(shape.clone()).or_default().missed += 1;
+            self.tally(shape).missed += 1;
         }
         Err(if known { Miss::Empty } else { Miss::Unknown })
     }
 
     /// Notes that a sandbox of `shape` has become a Pod.
     pub(crate) fn adopted(&mut self, shape: &Shape) {
-        self.counts.entry(shape.clone()).or_default().adopted += 1;
+        self.tally(shape).adopted += 1;
     }
 
     fn learn(&mut self, shape: &Shape, now: Instant) {
@@ -306,37 +314,47 @@ impl Pool {
         }
     }
 
-    /// Every shape with what is wanted of it and what became of it.
-    pub(crate) fn shapes(&self) -> Vec<(&Shape, Option<&Wanted>, Counts)> {
-        let mut all: Vec<&Shape> = self.wanted.keys().chain(self.counts.keys()).collect();
+    /// Reports every shape that is wanted, was learned, or of which something was counted.
+    pub(crate) fn shapes(&self) -> Vec<ShapeReport> {
+        let mut all: Vec<&Shape> = self.wanted.keys().chain(self.tallies.keys()).collect();
         all.extend(self.learned.keys());
         all.sort_unstable();
         all.dedup();
-        all.into_iter()
-            .map(|shape| {
-                let counts = self.counts.get(shape).cloned().unwrap_or_default();
-                (shape, self.wanted.get(shape), counts)
-            })
-            .collect()
+        let report = |shape: &Shape| {
+            let tally = self.tallies.get(shape).cloned().unwrap_or_default();
+            ShapeReport {
+                shape: shape.clone(),
+                wanted: self.wanted.get(shape).cloned(),
+                ready: self.ready_of(shape),
+                warming: tally.warming,
+                adopted: tally.adopted,
+                missed: tally.missed,
+                boot_time: tally.boots.median(),
+            }
+        };
+        all.into_iter().map(report).collect()
     }
 
-    /// Those that can be handed out, the oldest first.
+    /// Lists those that can be handed out, the oldest first.
     pub(crate) fn ids(&self) -> Vec<String> {
-        self.order.iter().cloned().collect()
+        self.ready.iter().map(|ready| ready.id.clone()).collect()
     }
 
-    /// How many more there is room for.
+    /// Says how many more there is room for.
     pub(crate) fn room(&self) -> u32 {
-        let all: u32 = self.counts.values().map(|c| c.ready + c.warming).sum();
-        self.limits.total.saturating_sub(all)
+        let ready = u32::try_from(self.ready.len()).unwrap_or(u32::MAX);
+        let held = ready.saturating_add(self.warming());
+        self.limits.total.saturating_sub(held)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, sync::Arc};
 
     use kiln_agent_api::{RuntimeFile, Setup};
+    use kiln_host::reap::Tracked;
+    use runsc_wrapper::StartWay;
     use serde_json::json;
 
     use super::*;
@@ -379,14 +397,31 @@ mod tests {
         while let Some(shape) = pool.next_boot() {
             pool.booting(&shape);
             let id = format!("w{}-{}", ids.len(), shape.memory.unwrap_or_default());
-            pool.booted(&shape, Some(&id), Duration::from_millis(5));
+            pool.booted(&shape, Some(Duration::from_millis(5)));
+            pool.add(WarmSandbox {
+                id: id.clone(),
+                shape,
+                process: Arc::new(Tracked::gone(1)),
+                gofer: None,
+                way: StartWay::Command,
+            });
             ids.push(id);
         }
         ids
     }
 
-    #[test]
-    fn what_is_wanted_is_booted_within_the_bounds() {
+    fn take_surplus(pool: &mut Pool) -> Vec<String> {
+        let surplus = pool.take_surplus().into_iter();
+        surplus.map(WarmSandbox::into_id).collect()
+    }
+
+    fn hand_out(pool: &mut Pool, memory: u64, now: Instant) -> Result<String, Miss> {
+        let handed = pool.hand_out(&shape(memory), now);
+        handed.map(WarmSandbox::into_id)
+    }
+
+    #[tokio::test]
+    async fn what_is_wanted_is_booted_within_the_bounds() {
         let mut small = pool(16, 0, &[(1, 2), (2, 3)]);
         assert_eq!(fill(&mut small).len(), 5);
         assert_eq!((small.ids().len(), small.room()), (5, 11));
@@ -398,12 +433,12 @@ mod tests {
             two_at_a_time.booting(&shape);
         }
         assert_eq!(two_at_a_time.next_boot(), None);
-        two_at_a_time.booted(&shape(1), None, Duration::ZERO);
+        two_at_a_time.booted(&shape(1), None);
         assert_eq!(two_at_a_time.next_boot(), Some(shape(1)));
     }
 
-    #[test]
-    fn a_shape_that_is_wanted_without_end_leaves_the_others_their_share() {
+    #[tokio::test]
+    async fn a_shape_that_is_wanted_without_end_leaves_the_others_their_share() {
         let mut pool = pool(16, 0, &[(1, u32::MAX), (512, 2), (1024, u32::MAX)]);
         let ids = fill(&mut pool);
         let of = |memory: &str| ids.iter().filter(|id| id.ends_with(memory)).count();
@@ -421,45 +456,45 @@ mod tests {
             )
         };
         full.want(BTreeMap::from([wanted(1, u32::MAX), wanted(512, 4)]));
-        assert_eq!(full.surplus().len(), 4);
+        assert_eq!(full.take_surplus().len(), 4);
     }
 
-    #[test]
-    fn each_is_handed_out_once_and_the_oldest_first() {
+    #[tokio::test]
+    async fn each_is_handed_out_once_and_the_oldest_first() {
         let mut pool = pool(16, 0, &[(1, 3)]);
         let ids = fill(&mut pool);
         let now = Instant::now();
         let taken: Vec<_> = (0..3)
-            .map(|_| pool.acquire(&shape(1), now).unwrap())
+            .map(|_| hand_out(&mut pool, 1, now).unwrap())
             .collect();
         assert_eq!(taken, ids);
-        assert_eq!(pool.acquire(&shape(1), now), Err(Miss::Empty));
-        assert_eq!(pool.acquire(&shape(2), now), Err(Miss::Unknown));
-        assert!(!pool.lost(&taken[0]));
+        assert_eq!(hand_out(&mut pool, 1, now), Err(Miss::Empty));
+        assert_eq!(hand_out(&mut pool, 2, now), Err(Miss::Unknown));
+        assert!(pool.take(&taken[0]).is_none());
         assert_eq!(pool.next_boot(), Some(shape(1)));
     }
 
-    #[test]
-    fn a_shape_that_pods_miss_is_learned_and_forgotten_again() {
+    #[tokio::test]
+    async fn a_shape_that_pods_miss_is_learned_and_forgotten_again() {
         let mut pool = pool(16, 2, &[(1, 1)]);
         fill(&mut pool);
         let start = Instant::now();
         for (after, memory) in [(0, 2), (1, 3), (2, 4)] {
             let now = start + Duration::from_secs(after);
-            assert_eq!(pool.acquire(&shape(memory), now), Err(Miss::Unknown));
+            assert_eq!(hand_out(&mut pool, memory, now), Err(Miss::Unknown));
         }
         // Only the last two are held.
         assert_eq!(fill(&mut pool), ["w0-4", "w1-3"]);
-        assert_eq!(pool.acquire(&shape(4), start).unwrap(), "w0-4");
-        assert!(pool.surplus().is_empty());
+        assert_eq!(hand_out(&mut pool, 4, start).unwrap(), "w0-4");
+        assert!(pool.take_surplus().is_empty());
         pool.forget(start + FORGET + Duration::from_secs(1), |_| true);
-        assert_eq!(pool.surplus(), ["w1-3"]);
+        assert_eq!(take_surplus(&mut pool), ["w1-3"]);
         pool.forget(start, |_| false);
         assert_eq!(pool.next_boot(), None);
     }
 
-    #[test]
-    fn what_is_no_longer_wanted_is_surplus_oldest_first() {
+    #[tokio::test]
+    async fn what_is_no_longer_wanted_is_surplus_oldest_first() {
         let mut pool = pool(16, 0, &[(1, 3)]);
         let ids = fill(&mut pool);
         let class = Wanted {
@@ -467,12 +502,9 @@ mod tests {
             count: 1,
         };
         pool.want(BTreeMap::from([(shape(1), class)]));
-        assert_eq!(pool.surplus(), ids[..2]);
+        assert_eq!(take_surplus(&mut pool), ids[..2]);
         pool.want(BTreeMap::new());
-        assert_eq!(pool.surplus(), ids);
-        for id in ids {
-            assert!(pool.lost(&id));
-        }
+        assert_eq!(take_surplus(&mut pool), ids[2..]);
         pool.want(BTreeMap::new());
         assert!(pool.shapes().is_empty());
     }
@@ -483,7 +515,7 @@ mod tests {
         let start = Instant::now();
         for memory in 1..1000 {
             let now = start + Duration::from_millis(memory);
-            assert!(pool.acquire(&shape(memory), now).is_err());
+            assert!(pool.hand_out(&shape(memory), now).is_err());
             assert!(pool.shapes().len() <= 3);
         }
     }

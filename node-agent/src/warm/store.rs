@@ -1,15 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The files of warm sandboxes. Each has a bundle, which stays where it is, and one file that
-//! stands for it. Where that lies says what the sandbox is:
-//!
-//! ```text
-//! booting/<id> ──► ready/<id> ──► handed/<id> ──► (the shim's own directory)
-//!      └──────────────┴───────────────┴──► doomed/<id> ──► gone
-//! ```
-//!
-//! Every step is one rename, so that a sandbox has one owner whoever is killed when. What sandboxes
-//! execute is in [`exec_dir`], which is not renamed and may be on another file system.
+//! stands for it. The directory of that file says what the sandbox is, as the diagram in
+//! [`super`] shows. Every step is one rename, so that a sandbox has one owner whoever is killed
+//! when. What sandboxes execute is in [`exec_dir`], which is not renamed and may be on another file
+//! system.
 
 use std::{
     fs, io,
@@ -25,7 +20,7 @@ use kiln_host::fs::{remove_dir_if_there, remove_file_if_there};
 
 use crate::exec_dir;
 
-/// What a sandbox is, by its file.
+/// State of a sandbox, by the directory of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     /// It boots.
@@ -35,18 +30,18 @@ pub(crate) enum Place {
     /// It was handed out, and nobody has taken it yet.
     Handed,
     /// It is to be destroyed.
-    Doomed,
+    Retired,
 }
 
 impl Place {
-    pub(crate) const ALL: [Self; 4] = [Self::Booting, Self::Ready, Self::Handed, Self::Doomed];
+    pub(crate) const ALL: [Self; 4] = [Self::Booting, Self::Ready, Self::Handed, Self::Retired];
 
     fn name(self) -> &'static str {
         match self {
             Self::Booting => "booting",
             Self::Ready => "ready",
             Self::Handed => "handed",
-            Self::Doomed => "doomed",
+            Self::Retired => "doomed",
         }
     }
 }
@@ -106,8 +101,8 @@ impl Store {
         exec_dir::of(&self.root).join("rootfs.erofs")
     }
 
-    /// What gofers with slots are made from.
-    pub(crate) fn slots(&self) -> PathBuf {
+    /// What prestarted gofers are made from.
+    pub(crate) fn gofer_dir(&self) -> PathBuf {
         exec_dir::of(&self.root).join("slots")
     }
 
@@ -126,7 +121,7 @@ impl Store {
     }
 
     /// What is written down of sandbox `id` in `place`. Blocks.
-    pub(crate) fn note(&self, place: Place, id: &str) -> io::Result<Note> {
+    fn note(&self, place: Place, id: &str) -> io::Result<Note> {
         Ok(serde_json::from_slice(&fs::read(self.file(place, id))?)?)
     }
 
@@ -135,13 +130,11 @@ impl Store {
         fs::rename(self.file(from, id), self.file(to, id))
     }
 
-    /// Moves sandbox `id`, which is ready, to where a shim may take it, and returns what is written
-    /// down of it. Blocks.
-    pub(crate) fn hand_out(&self, id: &str) -> io::Result<Note> {
+    /// Moves sandbox `id`, which is ready, to where a shim may take it. Blocks.
+    pub(crate) fn hand_out(&self, id: &str) -> io::Result<()> {
         self.advance(id, Place::Ready, Place::Handed)?;
         // What `sweep` goes by: it may have been ready for long, and the shim still has to start it.
-        fs::File::open(self.bundle(id))?.set_modified(SystemTime::now())?;
-        self.note(Place::Handed, id)
+        fs::File::open(self.bundle(id))?.set_modified(SystemTime::now())
     }
 
     /// Every sandbox in `place`, with what is written down of it. Blocks.
@@ -195,10 +188,10 @@ impl Store {
         remove_dir_if_there(&self.bundle(id))
     }
 
-    /// Removes what is left of a doomed sandbox that is gone. Blocks.
+    /// Removes what is left of a retired sandbox that is gone. Blocks.
     pub(crate) fn remove(&self, id: &str) -> io::Result<()> {
         self.remove_bundle(id)?;
-        remove_file_if_there(&self.file(Place::Doomed, id))
+        remove_file_if_there(&self.file(Place::Retired, id))
     }
 }
 
@@ -253,10 +246,12 @@ mod tests {
         store.sweep().unwrap();
         assert!(store.bundle("a").exists());
         store.advance("a", Place::Ready, Place::Handed).unwrap();
-        let late = store.advance("a", Place::Ready, Place::Doomed).unwrap_err();
+        let late = store
+            .advance("a", Place::Ready, Place::Retired)
+            .unwrap_err();
         assert_eq!(late.kind(), io::ErrorKind::NotFound);
         assert_eq!(store.list(Place::Handed).unwrap().len(), 1);
-        store.advance("a", Place::Handed, Place::Doomed).unwrap();
+        store.advance("a", Place::Handed, Place::Retired).unwrap();
         store.remove("a").unwrap();
         store.remove("a").unwrap();
         for place in Place::ALL {
