@@ -3,16 +3,17 @@
 //! The agent of a node: boots sandboxes before there are Pods for them, and gives each to one
 //! shim, once.
 //!
-//! [`warm`] has the sandboxes, [`serve`] the sockets that shims ask at, and [`cluster`] what the
-//! apiserver is told.
+//! [`warm`] has the sandboxes, [`serve`] the sockets that shims connect to, [`cluster`] the node's
+//! objects in Kubernetes, and [`installer`] what Pods of the class need on the node.
 
 pub mod cluster;
 pub mod config;
 mod cri;
 mod exec_dir;
 pub mod install;
+pub mod installer;
 mod metrics;
-pub mod presence;
+pub mod report;
 pub mod serve;
 mod setup;
 pub mod warm;

@@ -8,11 +8,11 @@ use kiln_crds::{SandboxNodeStatus, keys};
 
 use crate::{
     install::Health,
-    presence::State,
+    installer::State,
     warm::{self, Guarding},
 };
 
-/// Whether the node boots sandboxes ahead.
+/// Makes condition `Ready`: whether the node boots sandboxes ahead.
 pub(super) fn ready(health: &warm::Health, last: Option<&SandboxNodeStatus>) -> Condition {
     let (status, reason) = match health {
         warm::Health::Untried => ("Unknown", "NotTriedYet"),
@@ -23,7 +23,8 @@ pub(super) fn ready(health: &warm::Health, last: Option<&SandboxNodeStatus>) -> 
     condition("Ready", status, reason, message, last)
 }
 
-/// Whether what Pods of the class need is on the node, where that is the agent's to say.
+/// Makes condition `Installed`: whether what Pods of the class need is on the node, if the agent
+/// installs it.
 pub(super) fn installed(
     state: &State,
     health: &Health,
@@ -31,30 +32,30 @@ pub(super) fn installed(
 ) -> Option<Condition> {
     let (status, reason, message) = match (state, health) {
         (State::Installed(_), Health::Bad(why)) => ("False", "Damaged", why.as_str()),
-        (State::Installed(words), _) => ("True", "Installed", words.as_str()),
+        (State::Installed(message), _) => ("True", "Installed", message.as_str()),
         (State::InstallFailed { why, is_installed }, _) => match (is_installed, health) {
             (true, Health::Bad(_)) => ("False", "RepairFailed", why.as_str()),
             (true, _) => ("False", "UpgradeFailed", why.as_str()),
             (false, _) => ("False", "InstallFailed", why.as_str()),
         },
-        (state, _) => state_of_others(state)?,
+        (state, _) => state_of_change(state)?,
     };
     Some(condition(keys::INSTALLED, status, reason, message, last))
 }
 
-/// What is said of a state in which it does not count what is on the node.
-fn state_of_others(state: &State) -> Option<(&'static str, &'static str, &str)> {
+/// Returns status, reason and message of a state in which it does not count what is on the node.
+fn state_of_change(state: &State) -> Option<(&'static str, &'static str, &str)> {
     Some(match state {
-        State::Others | State::Installed(_) | State::InstallFailed { .. } => return None,
+        State::Unmanaged | State::Installed(_) | State::InstallFailed { .. } => return None,
         State::Installing => ("Unknown", "Installing", ""),
         State::Removing => ("False", "Removing", ""),
-        State::InUse(words) => ("False", keys::IN_USE, words.as_str()),
-        State::Removed(words) => ("False", keys::REMOVED, words.as_str()),
+        State::InUse(message) => ("False", keys::IN_USE, message.as_str()),
+        State::Removed(message) => ("False", keys::REMOVED, message.as_str()),
         State::RemoveFailed(why) => ("False", keys::REMOVE_FAILED, why.as_str()),
     })
 }
 
-/// Whether Pods of the class can start.
+/// Makes condition `HandlerServed`: whether Pods of the class can start.
 pub(super) fn served(health: &Health, last: Option<&SandboxNodeStatus>) -> Condition {
     let (status, reason, message) = match health {
         Health::Unknown(why) => ("Unknown", "NotSeen", why.as_str()),
@@ -64,7 +65,8 @@ pub(super) fn served(health: &Health, last: Option<&SandboxNodeStatus>) -> Condi
     condition(keys::HANDLER_SERVED, status, reason, message, last)
 }
 
-/// Whether Pods of the node can send to link-local and metadata addresses.
+/// Makes condition `LinkLocalDropped`: whether packets of Pods to link-local and metadata addresses
+/// are dropped.
 pub(super) fn guarded(guarding: &Guarding, last: Option<&SandboxNodeStatus>) -> Condition {
     let (status, reason, message) = match guarding {
         Guarding::Unknown => ("Unknown", "NotTriedYet", ""),
@@ -75,7 +77,7 @@ pub(super) fn guarded(guarding: &Guarding, last: Option<&SandboxNodeStatus>) -> 
     condition("LinkLocalDropped", status, reason, message, last)
 }
 
-/// A condition; the time is that of the last change of its status.
+/// Makes a condition. Its time is that of the last change of its status.
 fn condition(
     kind: &str,
     status: &str,

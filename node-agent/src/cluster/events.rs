@@ -10,20 +10,20 @@ use kube::{
 use tracing::warn;
 
 use super::{MANAGER, Reporter};
-use crate::{install::Health, presence::State};
+use crate::{install::Health, installer::State};
 
 /// Longest text of an event, in characters; 1024 bytes are allowed.
-const NOTE: usize = 256;
+const MAX_NOTE: usize = 256;
 
 impl Reporter {
-    /// Tells of what happens to the node by events of it.
-    pub(super) async fn tell(&self) {
+    /// Publishes what happens to the node as events of it.
+    pub(super) async fn publish_events(&self) {
         let reporter = events::Reporter {
             controller: MANAGER.to_owned(),
             instance: Some(self.node.clone()),
         };
         let recorder = Recorder::new(self.client.clone(), reporter);
-        let (mut state, mut health) = (self.presence.state(), self.presence.health());
+        let (mut state, mut health) = (self.installer.state(), self.installer.health());
         let mut last = (state.borrow().clone(), health.borrow().clone());
         loop {
             // The senders live as long as `self`.
@@ -61,22 +61,22 @@ impl Reporter {
     }
 }
 
-/// What is told of a change from `before` to `now`.
+/// Makes the event of a change from `before` to `now`.
 fn event_of_health(before: &Health, now: &Health) -> Option<Event> {
     match (before, now) {
         (_, Health::Bad(why)) => Some(event(EventType::Warning, "SandboxesCannotStart", why)),
         (Health::Bad(_), Health::Good) => {
-            let words = "Pods of the class can start again";
-            Some(event(EventType::Normal, "SandboxesCanStart", words))
+            let message = "Pods of the class can start again";
+            Some(event(EventType::Normal, "SandboxesCanStart", message))
         }
         _ => None,
     }
 }
 
-/// What is told of a state that has just begun.
+/// Makes the event of a state that has just begun.
 fn event_of_state(state: &State) -> Option<Event> {
     match state {
-        State::Installed(words) => Some(event(EventType::Normal, "SandboxesInstalled", words)),
+        State::Installed(message) => Some(event(EventType::Normal, "SandboxesInstalled", message)),
         State::InstallFailed { why, .. } => {
             Some(event(EventType::Warning, "SandboxesNotInstalled", why))
         }
@@ -89,7 +89,7 @@ fn event(type_: EventType, reason: &str, note: &str) -> Event {
     Event {
         type_,
         reason: reason.to_owned(),
-        note: Some(note.chars().take(NOTE).collect()),
+        note: Some(note.chars().take(MAX_NOTE).collect()),
         action: "Install".to_owned(),
         secondary: None,
     }
@@ -100,11 +100,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_changes_for_pods_is_told() {
+    fn only_what_changes_for_pods_is_an_event() {
         let bad = Health::Bad("é".repeat(2000));
-        let told = event_of_health(&Health::Good, &bad).unwrap();
-        assert!(told.note.unwrap().len() <= 1024);
-        assert_eq!(told.reason, "SandboxesCannotStart");
+        let event = event_of_health(&Health::Good, &bad).unwrap();
+        assert!(event.note.unwrap().len() <= 1024);
+        assert_eq!(event.reason, "SandboxesCannotStart");
         let again = event_of_health(&bad, &Health::Good).unwrap();
         assert_eq!(again.reason, "SandboxesCanStart");
         let unknown = Health::Unknown(String::new());

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::{RETRY, Reporter};
-use crate::{install::Health, presence::State};
+use crate::{install::Health, installer::State};
 
-/// How often the node's label is written where nothing has changed.
-const LABEL: Duration = Duration::from_secs(60);
+/// How often the node's label is written if nothing has changed.
+const LABEL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Start of the label of nodes on which Pods of a class can run; the class follows.
 const READY_LABEL: &str = "kiln.dev/";
@@ -27,10 +27,10 @@ impl Reporter {
     pub(super) async fn label(&self) {
         let key = format!("{READY_LABEL}{}", self.manager.config.runtime_class);
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let (mut state, mut health) = (self.presence.state(), self.presence.health());
+        let (mut state, mut health) = (self.installer.state(), self.installer.health());
         loop {
             let value = label_of(&state.borrow_and_update(), &health.borrow_and_update());
-            let mut pause = LABEL;
+            let mut pause = LABEL_INTERVAL;
             if let Some(value) = value {
                 let patch = Patch::Merge(json!({"metadata": {"labels": {(key.as_str()): value}}}));
                 let params = PatchParams::default();
@@ -49,10 +49,10 @@ impl Reporter {
     }
 }
 
-/// What the node's label should be, null for none, where that is the agent's to say.
+/// Decides the value of the node's label, null for none, if the agent decides it.
 fn label_of(state: &State, health: &Health) -> Option<Value> {
     match state {
-        State::Others => None,
+        State::Unmanaged => None,
         State::Installing | State::Installed(_) | State::InstallFailed { .. }
             if matches!(health, Health::Bad(_)) =>
         {
@@ -114,6 +114,6 @@ mod tests {
             let wanted = (label.clone(), Some(reason.to_owned()));
             assert_eq!(found, wanted, "{state:?} {health:?}");
         }
-        assert_eq!(said(&State::Others, &bad), (None, None));
+        assert_eq!(said(&State::Unmanaged, &bad), (None, None));
     }
 }

@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     config::{Class, Config, default_sysctl},
-    presence::Presence,
+    installer::Installer,
     warm::WarmManager,
 };
 
@@ -37,7 +37,7 @@ use crate::{
 const MANAGER: &str = "kiln-node-agent";
 
 /// Least time between two writes.
-const PAUSE: Duration = Duration::from_secs(1);
+const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Longest time between two writes.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -46,14 +46,14 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Period of CPU quotas in microseconds, as a kubelet sets it.
-const PERIOD: u64 = 100_000;
+const CPU_PERIOD: u64 = 100_000;
 
 /// The agent's side of a `SandboxNode`.
 pub struct Reporter {
     client: Client,
     node: String,
     manager: Arc<WarmManager>,
-    presence: Presence,
+    installer: Installer,
 }
 
 impl Reporter {
@@ -63,13 +63,13 @@ impl Reporter {
         client: Client,
         node: String,
         manager: Arc<WarmManager>,
-        presence: Presence,
+        installer: Installer,
     ) -> Self {
         Self {
             client,
             node,
             manager,
-            presence,
+            installer,
         }
     }
 
@@ -79,7 +79,12 @@ impl Reporter {
 
     /// Reads and writes, for ever.
     pub async fn run(self) {
-        tokio::join!(self.follow(), self.report(), self.label(), self.tell());
+        tokio::join!(
+            self.follow(),
+            self.report(),
+            self.label(),
+            self.publish_events()
+        );
     }
 
     /// Has the manager hold what the object says.
@@ -90,7 +95,7 @@ impl Reporter {
             match event {
                 Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
                     let wanted = !node.annotations().contains_key(keys::REMOVE);
-                    self.presence.set_wanted(wanted);
+                    self.installer.set_wanted(wanted);
                     let wished = node.spec.classes.iter();
                     let wished = wished.filter_map(|c| class(c, &self.manager.config));
                     self.manager.wish(wished.collect());
@@ -112,7 +117,7 @@ impl Reporter {
             tokio::time::sleep(RETRY).await;
         }
         info!("SandboxNode {} is there", self.node);
-        let mut ticks = interval(PAUSE);
+        let mut ticks = interval(MIN_WRITE_INTERVAL);
         // After a slow write the next must not follow at once.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last: Option<(SandboxNodeStatus, Instant)> = None;
@@ -120,8 +125,8 @@ impl Reporter {
             ticks.tick().await;
             let before = last.as_ref().map(|(status, _)| status);
             let mut status = status(&self.manager.snapshot(), &self.manager.config, before);
-            let health = self.presence.health().borrow().clone();
-            let installed = installed(&self.presence.state().borrow(), &health, before);
+            let health = self.installer.health().borrow().clone();
+            let installed = installed(&self.installer.state().borrow(), &health, before);
             status.conditions.extend(installed);
             status.conditions.push(served(&health, before));
             let old = |(old, at): &(SandboxNodeStatus, Instant)| {
@@ -189,7 +194,8 @@ fn class(wish: &NodeClassSpec, config: &Config) -> Option<Class> {
         name: wish.class.clone(),
         warm: u32::try_from(wish.warm).unwrap_or_default(),
         memory: positive(wish.memory_bytes).map(|m| m.saturating_add(config.overhead)),
-        cpu: positive(wish.cpu_milli).map(|milli| (milli.saturating_mul(PERIOD) / 1000, PERIOD)),
+        cpu: positive(wish.cpu_milli)
+            .map(|milli| (milli.saturating_mul(CPU_PERIOD) / 1000, CPU_PERIOD)),
         sysctl: default_sysctl(),
     })
 }

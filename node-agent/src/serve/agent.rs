@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     install,
-    presence::Presence,
+    installer::Installer,
     warm::{Active, Handout, Miss, ShapeReport, WarmManager},
 };
 
@@ -33,19 +33,19 @@ use crate::{
 const MAX_REASON: usize = 1024;
 
 /// Serves shims at `socket` until the result is dropped, with what `manager` holds and what
-/// `presence` knows of the node.
+/// `installer` knows of the node.
 ///
 /// # Errors
 /// When it cannot be listened there.
 pub async fn serve(
     manager: Arc<WarmManager>,
-    presence: &Presence,
+    installer: &Installer,
     socket: &Path,
 ) -> io::Result<Server> {
     let listener = RebindingListener::open(Arc::clone(&manager), socket)?;
     let service = Service {
         manager,
-        handler: presence.health(),
+        handler: installer.health(),
         turns: Semaphore::new(AT_ONCE),
     };
     let mut server = Server::new()

@@ -216,7 +216,6 @@ impl Booter {
             bundle,
             stdio: Stdio::default(),
             console_socket: None,
-            user_log: None,
         };
         Ok(self.runtime.create(&opts).await?)
     }
@@ -328,7 +327,7 @@ impl Booter {
             return;
         };
         if let Ok(known) = id.parse()
-            && let Err(e) = self.runtime.delete(&known, true).await
+            && let Err(e) = self.runtime.delete(&known).await
         {
             warn!("{id}: {e}");
             return;

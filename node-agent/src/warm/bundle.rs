@@ -59,7 +59,7 @@ pub(crate) fn write(
     fs::write(dir.join("config.json"), spec.to_string())
 }
 
-/// Writes the bundle of a container that finds out whether slots work: a program that is in a
+/// Writes the bundle of a container that finds out whether prestarted gofers work: a program that is in a
 /// volume, beside a file that is mounted alone, in a root file system that is `rootfs`. Blocks.
 pub(crate) fn write_trial(dir: &Path, rootfs: &Path, sandbox: &ContainerId) -> io::Result<()> {
     let bind = |source: &Path, target: &str| {

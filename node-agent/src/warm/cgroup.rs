@@ -18,7 +18,7 @@ const CPU_WEIGHT: [(&str, &str); 2] = [("cpu.shares", "256"), ("cpu.weight", "10
 /// How long killed processes may take to leave their cgroup.
 pub(crate) const END_TIME: Duration = Duration::from_secs(1);
 
-/// Pause between two looks at whether they have.
+/// Pause between two attempts to remove a cgroup.
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// `cgroupsPath` of sandbox `id` below the cgroup `parent`.

@@ -29,7 +29,7 @@ pub(crate) enum Miss {
     Unknown,
     /// The agent answers as many shims at once as it may.
     Busy,
-    /// The runtime or its configuration has changed between the shim's look and the agent's.
+    /// The runtime or its configuration has changed between the shim's reading of it and the agent's.
     Stale,
     /// Warm sandboxes do not work on this node.
     Broken,

@@ -172,7 +172,6 @@ impl Booter {
             bundle,
             stdio: Stdio::default(),
             console_socket: None,
-            user_log: None,
             log_dir: None,
         };
         let made = self.runtime.create_in_slots(&opts, gofer).await?;
@@ -183,7 +182,7 @@ impl Booter {
             Ok(()) => exit.await,
             Err(e) => Err(e),
         };
-        self.runtime.delete(&id, true).await?;
+        self.runtime.delete(&id).await?;
         match ended?.code {
             0 => Ok(()),
             code => Err(unfit(&format!(

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Whether what Pods of the class need is on the node. Where the agent is the one to put it there,
-//! it also puts back what is taken away or changed later.
+//! What Pods of the class need on the node: the agent checks whether it is there. An agent with
+//! `[install]` also installs it, and puts back what is taken away or changed later.
+
+pub mod process;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -17,50 +19,51 @@ use crate::{
     warm::WarmManager,
 };
 
-/// How long a node is left alone after something was put on it, at first and at most.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+/// How long a node is left alone after it was changed, at first and at most.
+const CHANGE_BACKOFF: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
-/// How often it is looked whether everything is there still.
-const CHECK: Duration = Duration::from_secs(10);
+/// How often the node is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long something has to be wrong: somebody may be changing the node by hand right now.
-const CONFIRM: Duration = Duration::from_secs(2);
+const CONFIRM_AFTER: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether Pods still run that need what is installed.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often an uninstallation that Pods are in the way of is tried again.
+const IN_USE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often draining is tried, a second after the other: a sandbox may be booting.
-const DRAINS: u32 = 20;
+/// How often draining is tried, a second after the other, before that is a failure: a sandbox may
+/// be booting.
+const DRAIN_ATTEMPTS: u32 = 20;
 
-/// How it stands.
+/// State of what the agent installs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// It is others who see to it.
-    Others,
-    /// It is being put there.
+    /// Others install it, or not.
+    Unmanaged,
+    /// It is being installed.
     Installing,
-    /// It is there, and sandboxes run.
+    /// It is installed, and sandboxes run.
     Installed(String),
-    /// It could not be put there.
+    /// It was not installed.
     InstallFailed {
         /// Why.
         why: String,
         /// Whether an earlier one is there.
         is_installed: bool,
     },
-    /// It is being taken away.
+    /// It is being uninstalled.
     Removing,
-    /// It is to be taken away when the Pods have ended that need it.
+    /// It is uninstalled when the Pods have ended that need it.
     InUse(String),
-    /// It was taken away.
+    /// It is uninstalled.
     Removed(String),
-    /// It could not be taken away.
+    /// It was not uninstalled.
     RemoveFailed(String),
 }
 
-/// Sees to it.
+/// Owner of what is installed on the node, and of what is known of it.
 #[derive(Debug, Clone)]
-pub struct Presence {
+pub struct Installer {
     config: PathBuf,
     installs: bool,
     state: Arc<watch::Sender<State>>,
@@ -68,13 +71,14 @@ pub struct Presence {
     wanted: Arc<watch::Sender<bool>>,
 }
 
-impl Presence {
-    /// By the configuration in the file `config`; `installs` is whether that has `[install]`.
+impl Installer {
+    /// Makes one with the configuration in the file `config`; `installs` says whether that has
+    /// `[install]`.
     #[must_use]
     pub fn new(config: PathBuf, installs: bool) -> Self {
         let state = match installs {
             true => State::Installing,
-            false => State::Others,
+            false => State::Unmanaged,
         };
         let unseen = "nobody has looked yet".to_owned();
         Self {
@@ -86,12 +90,12 @@ impl Presence {
         }
     }
 
-    /// How it stands, now and from now on.
+    /// Watches the state.
     pub(crate) fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }
 
-    /// Whether Pods of the class can start, now and from now on.
+    /// Watches whether Pods of the class can start.
     pub(crate) fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }
@@ -111,7 +115,7 @@ impl Presence {
         self.health.send_replace(health);
     }
 
-    /// Has it put there, or taken away. Without effect where others see to it.
+    /// Has it installed or uninstalled. Does nothing if others install it.
     pub(crate) fn set_wanted(&self, wanted: bool) {
         if self.installs {
             self.wanted.send_replace(wanted);
@@ -129,16 +133,16 @@ impl Presence {
 
     async fn until_usable(&self) {
         let usable = |state: &State| match state {
-            State::Others | State::Installed(_) => true,
+            State::Unmanaged | State::Installed(_) => true,
             State::InstallFailed { is_installed, .. } => *is_installed,
             _ => false,
         };
         self.state.subscribe().wait_for(usable).await.ok();
     }
 
-    /// Puts everything on the node, has `manager` hold sandboxes as soon as they run there, and
-    /// takes everything away when it is no longer wanted. Returns when it then is wanted again,
-    /// which is for a new process to begin with.
+    /// Installs, has `manager` hold sandboxes as soon as they run on the node, and uninstalls when
+    /// that is no longer wanted. Returns when it then is wanted again, which is for a new process
+    /// to begin with.
     pub async fn run(&self, manager: &Arc<WarmManager>) {
         let hold = async {
             self.until_usable().await;
@@ -156,7 +160,7 @@ impl Presence {
         info!("wanted again");
     }
 
-    /// Puts everything on the node, and sees that it stays there; until it is no longer wanted.
+    /// Installs, checks and repairs, until that is no longer wanted.
     async fn uphold(&self, manager: &WarmManager) {
         let install = manager.config.install.as_ref();
         let repairs = install.is_some_and(|install| install.repair);
@@ -179,13 +183,13 @@ impl Presence {
             let has_failed = matches!(*self.state.borrow(), State::InstallFailed { .. });
             is_due = self.installs && (has_failed || (is_bad && repairs));
             tokio::select! {
-                () = sleep(CHECK) => {}
+                () = sleep(CHECK_INTERVAL) => {}
                 () = self.until_wanted_is(false) => return,
             }
         }
     }
 
-    /// Puts everything on the node, or back. Returns whether that has worked.
+    /// Installs, or repairs. Returns whether that has worked.
     async fn install(&self, manager: &WarmManager) -> bool {
         self.state.send_replace(State::Installing);
         let state = match run_on_node("install", &self.config).await {
@@ -204,11 +208,11 @@ impl Presence {
         is_done
     }
 
-    /// Takes everything away, the sandboxes that are no Pods' first, and the rest when the last Pod
-    /// that needs it has ended; unless it is wanted again before.
+    /// Destroys the sandboxes that are no Pods', and uninstalls when the last Pod has ended that
+    /// needs what is installed; unless that is wanted again before.
     async fn remove(&self, manager: &WarmManager) {
         self.state.send_replace(State::Removing);
-        info!("told to take away what was installed");
+        info!("uninstalling, as the cluster asks");
         if !self.drain(manager).await {
             return;
         }
@@ -227,7 +231,7 @@ impl Presence {
                 return;
             }
             tokio::select! {
-                () = sleep(LOOK) => {}
+                () = sleep(IN_USE_INTERVAL) => {}
                 () = self.until_wanted_is(true) => return,
             }
         }
@@ -243,7 +247,7 @@ impl Presence {
                 Err(e) => {
                     info!("drain: {e:#}");
                     tries += 1;
-                    if tries >= DRAINS {
+                    if tries >= DRAIN_ATTEMPTS {
                         let why = format!("its warm sandboxes cannot be destroyed: {e:#}");
                         self.state.send_replace(State::RemoveFailed(why));
                     }
@@ -257,13 +261,13 @@ impl Presence {
     }
 }
 
-/// Looks, and once more where something is wrong.
+/// Checks the node, and once more when something is wrong.
 async fn confirmed(check: &mut Check) -> Health {
     let health = check.look().await;
     if !matches!(health, Health::Bad(_)) {
         return health;
     }
-    sleep(CONFIRM).await;
+    sleep(CONFIRM_AFTER).await;
     check.look().await
 }
 
@@ -280,7 +284,7 @@ impl Brake {
     fn new(now: Instant) -> Self {
         Self {
             next: now,
-            pause: BACKOFF.0,
+            pause: CHANGE_BACKOFF.0,
         }
     }
 
@@ -291,13 +295,13 @@ impl Brake {
     /// The node has just been changed.
     fn hold(&mut self, now: Instant) {
         self.next = now + self.pause;
-        self.pause = (self.pause * 2).min(BACKOFF.1);
+        self.pause = (self.pause * 2).min(CHANGE_BACKOFF.1);
     }
 
     /// All is well: after some time of that, the next trouble is the first again.
     fn ease(&mut self, now: Instant) {
         if now >= self.next + self.pause {
-            self.pause = BACKOFF.0;
+            self.pause = CHANGE_BACKOFF.0;
         }
     }
 }
