@@ -9,13 +9,11 @@
 //! the sandbox is destroyed, and the Pod starts cold.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     fs::{self, File},
     net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::PoisonError,
     time::{Duration, Instant},
 };
 
@@ -25,34 +23,29 @@ use kiln_agent_api::{
 use kiln_host::{blocking, cgroup::Cgroup, in_netns};
 use log::{debug, info, warn};
 use nix::ifaddrs::getifaddrs;
-use runsc_wrapper::{ContainerId, ExecOpts, Slots, StartWay, Stdio};
+use runsc_wrapper::{ContainerId, ExecOpts, Slots as PrestartedGofer, StartWay, Stdio};
 
 use crate::{
+    boot::Boot,
     bundle::{Network, Spec},
-    config::NodeConfig,
     error::{Error, Result},
-    sandbox::{Record, Sandbox, Scratch},
+    sandbox::Origin,
+    scratch::Scratch,
     systemd,
 };
 
-/// What is needed to ask the agent for a sandbox.
-pub(crate) struct Adopter {
-    socket: PathBuf,
-    binary: PathBuf,
-    root: PathBuf,
-    flags: BTreeMap<String, String>,
-}
-
 /// How long a Pod waits for a gofer before it does without: no longer than the command takes on a
 /// busy node by which its container is made then.
-const SLOTS: Duration = Duration::from_secs(1);
+const GOFER: Duration = Duration::from_secs(1);
 
-/// Whether a Pod has got a sandbox that was booted ahead.
-pub(crate) enum Adoption {
-    /// It has, with this sentry.
-    Done(u32),
-    /// It has not, and must boot one.
-    Cold,
+/// A sandbox that has become the Pod's, and that was started.
+pub(crate) struct Adopted {
+    /// The id that the runtime knows it by.
+    pub(crate) id: ContainerId,
+    /// Its sentry.
+    pub(crate) pid: u32,
+    /// A gofer for its first container, if the agent had one.
+    pub(crate) gofer: Option<PrestartedGofer>,
 }
 
 /// How long each step of an adoption took.
@@ -94,116 +87,96 @@ struct Handed {
     cgroup: Cgroup,
     way: StartWay,
     /// Where its gofer can be had, if it has one.
-    slots: Option<PathBuf>,
+    gofer: Option<PathBuf>,
     /// Of the Pod.
     netns: OwnedFd,
 }
 
-impl Adopter {
-    /// What asks the agent that `config` names, if it names one.
-    pub(crate) fn new(config: &NodeConfig, namespace: &str) -> Option<Self> {
-        let socket = &config.policy.agent;
-        if socket.as_os_str().is_empty() {
+/// Gets a sandbox for the Pod of `spec`, which must be as the runtime would get it, from the agent
+/// at `socket`. `None` when the Pod starts cold.
+///
+/// # Errors
+/// When the Pod cannot start cold either: a start that failed half-way has taken the addresses of
+/// its network.
+pub(crate) async fn adopt(
+    boot: &Boot,
+    socket: &Path,
+    spec: &Spec,
+    bundle: &Path,
+) -> Result<Option<Adopted>> {
+    let begun = Instant::now();
+    let mut steps = Steps::new();
+    let Some(handed) = acquire(boot, socket, spec).await else {
+        return Ok(None);
+    };
+    steps.done("acquire");
+    let id = handed.id.clone();
+    if let Err(e) = handed.become_sandbox(boot, spec, bundle, &mut steps).await {
+        warn!("{id} cannot be adopted, the Pod starts cold: {e}");
+        handed.discard(boot, &e).await?;
+        return Ok(None);
+    }
+    let gofer = handed.gofer().await;
+    steps.done("slots");
+    let took = begun.elapsed();
+    info!("adopted {id} in {} us:{steps}", took.as_micros());
+    let (agent, warm, pod) = (handed.agent, id.clone(), boot.plan.id.clone());
+    tokio::spawn(async move {
+        if let Err(e) = agent.adopted(warm.as_str(), pod.as_str(), took).await {
+            debug!("tell the agent: {e}");
+        }
+    });
+    Ok(Some(Adopted {
+        id,
+        pid: handed.pid,
+        gofer,
+    }))
+}
+
+/// Asks the agent. Whatever goes wrong here means that the Pod starts cold.
+async fn acquire(boot: &Boot, socket: &Path, spec: &Spec) -> Option<Handed> {
+    let Network::Netns(netns) = boot.plan.network.clone() else {
+        info!("starts cold: it has no network of its own");
+        return None;
+    };
+    let agent = match Agent::connect(socket).await {
+        Ok(agent) => agent,
+        Err(AgentError::Absent(_)) => return None,
+        Err(e) => {
+            warn!("starts cold: {e}");
             return None;
         }
-        Some(Self {
-            socket: socket.clone(),
-            binary: config.runtime.binary.clone(),
-            root: config.runtime.root.join(namespace),
-            flags: config.runtime.flags.clone(),
-        })
-    }
-
-    /// Gets a sandbox for the Pod of `spec`, which must be as the runtime would get it.
-    ///
-    /// # Errors
-    /// When the Pod cannot start cold either: a start that failed half-way has taken the
-    /// addresses of its network.
-    pub(crate) async fn adopt(
-        self,
-        sandbox: &Sandbox,
-        spec: &Spec,
-        bundle: &Path,
-    ) -> Result<Adoption> {
-        let begun = Instant::now();
-        let mut steps = Steps::new();
-        let Some(handed) = self.acquire(sandbox, spec).await else {
-            return Ok(Adoption::Cold);
+    };
+    let (spec, runtime) = (spec.clone(), boot.plan.runtime_record());
+    let root = runtime.root.join(&boot.plan.namespace);
+    let looked = blocking(move || {
+        let setup = Setup {
+            runtime: RuntimeFile::of(&runtime.binary)
+                .map_err(Error::io("look at", &runtime.binary))?,
+            root: &root,
+            flags: &runtime.flags,
         };
-        steps.done("acquire");
-        let id = handed.id.clone();
-        match handed
-            .become_sandbox(sandbox, spec, bundle, &mut steps)
-            .await
-        {
-            Ok(()) => {
-                let slots = handed.slots().await;
-                *sandbox.slots.lock().unwrap_or_else(PoisonError::into_inner) = slots;
-                steps.done("slots");
-                // Nobody asks before the first container is made, and it is made by one shim once.
-                sandbox.adopted.set(id.clone()).ok();
-                info!("adopted {id} in {} us:{steps}", begun.elapsed().as_micros());
-                let (agent, pod, took) = (handed.agent, sandbox.id.clone(), begun.elapsed());
-                tokio::spawn(async move {
-                    if let Err(e) = agent.adopted(id.as_str(), pod.as_str(), took).await {
-                        debug!("tell the agent: {e}");
-                    }
-                });
-                Ok(Adoption::Done(handed.pid))
-            }
-            Err(e) => {
-                warn!("{id} cannot be adopted, the Pod starts cold: {e}");
-                handed.discard(sandbox, &e).await?;
-                Ok(Adoption::Cold)
-            }
-        }
-    }
-
-    /// Asks the agent. Whatever goes wrong here means that the Pod starts cold.
-    async fn acquire(self, sandbox: &Sandbox, spec: &Spec) -> Option<Handed> {
-        let Network::Netns(netns) = sandbox.network.clone() else {
-            info!("starts cold: it has no network of its own");
+        let netns = File::open(&netns).map_err(Error::io("open", &netns))?;
+        Ok::<_, Error>((Shape::of(spec.value(), setup), OwnedFd::from(netns)))
+    });
+    let (shape, netns) = match looked.await {
+        Ok((Ok(shape), netns)) => (shape, netns),
+        Ok((Err(why), _)) => {
+            info!("starts cold: {why}");
             return None;
-        };
-        let agent = match Agent::connect(&self.socket).await {
-            Ok(agent) => agent,
-            Err(AgentError::Absent(_)) => return None,
-            Err(e) => {
-                warn!("starts cold: {e}");
-                return None;
-            }
-        };
-        let spec = spec.clone();
-        let looked = blocking(move || {
-            let runtime =
-                RuntimeFile::of(&self.binary).map_err(Error::io("look at", &self.binary))?;
-            let setup = Setup {
-                runtime,
-                root: &self.root,
-                flags: &self.flags,
-            };
-            let netns = File::open(&netns).map_err(Error::io("open", &netns))?;
-            Ok::<_, Error>((Shape::of(spec.value(), setup), OwnedFd::from(netns)))
-        });
-        let (shape, netns) = match looked.await {
-            Ok((Ok(shape), netns)) => (shape, netns),
-            Ok((Err(why), _)) => {
-                info!("starts cold: {why}");
-                return None;
-            }
-            Err(e) => {
-                warn!("starts cold: {e}");
-                return None;
-            }
-        };
-        match agent.acquire(&shape, sandbox.id.as_str()).await {
-            Ok(warm) => Handed::new(agent, &self.socket, &warm, netns, sandbox)
-                .inspect_err(|e| warn!("the agent's answer makes no sense: {e}"))
-                .ok(),
-            Err(e) => {
-                info!("starts cold: {e}");
-                None
-            }
+        }
+        Err(e) => {
+            warn!("starts cold: {e}");
+            return None;
+        }
+    };
+    match agent.acquire(&shape, boot.plan.id.as_str()).await {
+        Ok(warm) => Handed::new(agent, socket, &warm, netns, &boot.plan.cgroup)
+            .inspect_err(|e| warn!("the agent's answer makes no sense: {e}"))
+            .ok(),
+        Err(e) => {
+            info!("starts cold: {e}");
+            None
         }
     }
 }
@@ -214,35 +187,30 @@ impl Handed {
         socket: &Path,
         warm: &Warm,
         netns: OwnedFd,
-        sandbox: &Sandbox,
+        pods: &Cgroup,
     ) -> Result<Self> {
         Ok(Self {
             agent,
             id: warm.id.parse()?,
             pid: warm.pid,
             file: PathBuf::from(&warm.file),
-            cgroup: sandbox.cgroup.beside(&warm.cgroup)?,
+            cgroup: pods.beside(&warm.cgroup)?,
             way: StartWay::by_method(&warm.network_call),
-            slots: warm.has_slots.then(|| slots_socket(socket)),
+            gofer: warm.has_slots.then(|| slots_socket(socket)),
             netns,
         })
     }
 
     async fn become_sandbox(
         &self,
-        sandbox: &Sandbox,
+        boot: &Boot,
         spec: &Spec,
         bundle: &Path,
         steps: &mut Steps,
     ) -> Result<()> {
-        let path = sandbox.cgroup.spec_path();
-        let record = Record::new(&sandbox.id, sandbox.config_file.clone(), path.clone());
-        let record = record.known_as(&self.id);
-        let (from, to, bundle) = (
-            self.file.clone(),
-            sandbox.scratch.adopted(),
-            bundle.to_owned(),
-        );
+        let record = boot.record(&Origin::Adopted(self.id.clone()));
+        let (from, to) = (self.file.clone(), boot.scratch.adopted());
+        let bundle = bundle.to_owned();
         blocking(move || {
             // Whoever cleans up after this shim must know of the sandbox before it is ours.
             record.save(&bundle)?;
@@ -250,21 +218,21 @@ impl Handed {
         })
         .await?;
         steps.done("take");
-        let runtime = &sandbox.runtime;
+        let (runtime, cgroup) = (&boot.runtime, &boot.plan.cgroup);
         let started = async {
             let started = runtime.start_on_network(&self.id, self.netns.as_fd(), self.way);
             started.await?;
             steps.done("start");
             let name = spec.hostname().unwrap_or_default();
-            self.set_hostname(sandbox, name).await?;
+            self.set_hostname(boot, name).await?;
             steps.done("hostname");
             Ok::<_, Error>(())
         };
         // The kernel takes its time to move processes, and nothing else waits for it.
-        let (moved, started) = tokio::join!(self.move_to(&sandbox.cgroup), started);
+        let (moved, started) = tokio::join!(self.move_to(cgroup), started);
         started?;
         steps.done.push(("cgroup", moved?));
-        runtime.note_cgroup(&self.id, &path).await?;
+        runtime.note_cgroup(&self.id, &cgroup.spec_path()).await?;
         Ok(())
     }
 
@@ -289,17 +257,17 @@ impl Handed {
     }
 
     /// Its gofer, which it can do without.
-    async fn slots(&self) -> Option<Slots> {
-        let (socket, id) = (self.slots.clone()?, self.id.clone());
-        blocking(move || receive_slots(&socket, id.as_str()))
+    async fn gofer(&self) -> Option<PrestartedGofer> {
+        let (socket, id) = (self.gofer.clone()?, self.id.clone());
+        blocking(move || receive_gofer(&socket, id.as_str()))
             .await
             .inspect_err(|e| info!("{e}"))
             .ok()
     }
 
-    async fn set_hostname(&self, sandbox: &Sandbox, name: &str) -> Result<()> {
-        let scratch = sandbox.scratch.subdir()?;
-        let exec = sandbox
+    async fn set_hostname(&self, boot: &Boot, name: &str) -> Result<()> {
+        let scratch = boot.scratch.subdir()?;
+        let exec = boot
             .runtime
             .exec(&ExecOpts {
                 container: self.id.clone(),
@@ -313,7 +281,7 @@ impl Handed {
             Ok(exec) => exec.exit.await,
             Err(e) => Err(e),
         };
-        Scratch::remove_subdir(&scratch)?;
+        Scratch::remove_dir(&scratch)?;
         match exit?.code {
             0 => Ok(()),
             code => Err(Error::InvalidArgument(format!(
@@ -322,15 +290,15 @@ impl Handed {
         }
     }
 
-    async fn destroy(&self, sandbox: &Sandbox) -> Result<()> {
-        let taken = sandbox.scratch.adopted();
+    async fn destroy(&self, boot: &Boot) -> Result<()> {
+        let taken = boot.scratch.adopted();
         if !taken.exists() {
             return Ok(()); // the agent does it
         }
         // A gofer that nobody will use would keep the cgroups.
-        drop(self.slots().await);
-        sandbox.runtime.delete(&self.id).await?;
-        let (old, new) = (self.cgroup.clone(), sandbox.cgroup.clone());
+        drop(self.gofer().await);
+        boot.runtime.delete(&self.id).await?;
+        let (old, new) = (self.cgroup.clone(), boot.plan.cgroup.clone());
         blocking(move || {
             fs::remove_file(&taken).map_err(Error::io("remove", &taken))?;
             old.remove()?;
@@ -342,8 +310,8 @@ impl Handed {
 
     /// Destroys a sandbox that did not become the Pod's. What stays of it is for the Pod's own
     /// clean-up, which knows of it by the record.
-    async fn discard(&self, sandbox: &Sandbox, why: &Error) -> Result<()> {
-        if let Err(e) = self.destroy(sandbox).await {
+    async fn discard(&self, boot: &Boot, why: &Error) -> Result<()> {
+        if let Err(e) = self.destroy(boot).await {
             warn!("destroy {}: {e}", self.id);
         }
         if let Err(e) = self.agent.release(self.id.as_str(), &why.to_string()).await {
@@ -356,21 +324,23 @@ impl Handed {
         if blocking(move || has_addresses(&netns)).await? {
             return Ok(());
         }
-        let words = format!("its network was left without addresses by a start that failed: {why}");
-        Err(Error::InvalidArgument(words))
+        let message =
+            format!("its network was left without addresses by a start that failed: {why}");
+        Err(Error::InvalidArgument(message))
     }
 }
 
 /// Gets the gofer of the sandbox `id` at `socket`. Blocks.
-fn receive_slots(socket: &Path, id: &str) -> Result<Slots> {
-    let received = gofer::request(socket, id, SLOTS).and_then(|stream| Slots::receive(&stream));
+fn receive_gofer(socket: &Path, id: &str) -> Result<PrestartedGofer> {
+    let received =
+        gofer::request(socket, id, GOFER).and_then(|stream| PrestartedGofer::receive(&stream));
     received.map_err(Error::io("get a gofer at", socket))
 }
 
 /// Ends the gofer of the sandbox `id` that the agent at `socket` may still have: it would keep the
 /// sandbox's cgroups. Blocks.
 pub(crate) fn end_gofer(socket: &Path, id: &str) {
-    if let Err(e) = receive_slots(&slots_socket(socket), id) {
+    if let Err(e) = receive_gofer(&slots_socket(socket), id) {
         debug!("{e}"); // none is left, or none was there
     }
 }

@@ -20,19 +20,18 @@ use crate::{
     bundle::Role,
     error::{Error, Result},
     process::Process,
+    sandbox::{Origin, Sandbox},
 };
 
 /// A container that the runtime has made.
 pub(crate) struct Container {
     pub(crate) id: ContainerId,
-    /// The id that the runtime knows it by: another one where its sandbox was adopted.
-    pub(crate) runtime_id: ContainerId,
+    pub(crate) sandbox: Arc<Sandbox>,
     pub(crate) role: Role,
     pub(crate) bundle: PathBuf,
     pub(crate) init: Process,
-    /// The host cgroup that the container is charged to: its sandbox's, where it has one.
-    pub(crate) cgroup: Cgroup,
-    /// The host cgroup that goes with the container, if one does.
+    /// The host cgroup that goes with the container, if one does. What runs in it is charged to the
+    /// cgroup of its sandbox.
     pub(crate) own_cgroup: Option<Cgroup>,
     /// Processes can outlive the first one, because its pid namespace is not its own.
     pub(crate) shares_pids: bool,
@@ -84,6 +83,19 @@ pub(crate) struct Exec {
 }
 
 impl Container {
+    /// The id that the runtime knows it by: another one for the first of an adopted sandbox.
+    pub(crate) fn runtime_id(&self) -> &ContainerId {
+        match self.role {
+            Role::Sandbox => self.sandbox.runtime_id(),
+            Role::Member(_) => &self.id,
+        }
+    }
+
+    /// Whether it came with a sandbox that was booted ahead.
+    pub(crate) fn was_adopted(&self) -> bool {
+        self.role == Role::Sandbox && matches!(self.sandbox.origin, Origin::Adopted(_))
+    }
+
     pub(crate) fn limits(&self) -> Option<Limits> {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -9,6 +9,7 @@
 //! speaks the Task API ([`task`]) and keeps what it knows of the Pod in [`pod`].
 
 mod adopt;
+mod boot;
 pub mod bundle;
 pub mod cli;
 pub mod config;
@@ -22,18 +23,22 @@ mod hints;
 pub mod io;
 mod kata;
 mod logging;
+mod make;
 mod masks;
 mod paths;
+mod plan;
 pub mod pod;
 mod port_forward;
 mod process;
+mod record;
 mod rootfs;
 mod sandbox;
+mod scratch;
 pub mod server;
+mod start_queue;
 pub mod state;
 mod stats;
 mod systemd;
 pub mod task;
-mod turn;
 
 pub use error::{Error, Result};

@@ -2,6 +2,19 @@
 
 //! The containers of one Pod: every operation of the Task API, free of ttrpc.
 //!
+//! ```text
+//!         create of a sandbox           it is booted
+//!  Empty ─────────────────────► Booting ────────────► Up
+//!    ▲                             │
+//!    └─────── it cannot be ────────┘
+//! ```
+//!
+//! `Booting` has a [`BootPlan`](crate::plan) and no sandbox: creates of other containers are
+//! refused. `Up` has a [`Sandbox`](crate::sandbox), which does not change, and takes members. It
+//! stays when the last container is deleted, and no other sandbox comes after it: the process ends
+//! with [`Pod::shutdown`]. Each process of a container has a life of its own
+//! ([`crate::state`]).
+//!
 //! Order that clients rely on: TaskCreate, TaskStart, TaskExit, TaskDelete, whatever the timing,
 //! and TaskExit only when the output is drained. A process that ends at once keeps that order
 //! because the task that waits for its end is spawned after its start was published.
@@ -11,11 +24,11 @@
 
 mod create;
 mod life;
+mod phase;
 
 use std::{
-    collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -31,21 +44,18 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use kiln_host::{
-    blocking,
-    cgroup::{self, Cgroup, Limits},
-};
+use self::phase::Phase;
+use kiln_host::cgroup::{self, Cgroup, Limits};
 
 use crate::{
     config::NodeConfig,
     container::{Container, Exec, Said},
     error::{Error, Result},
     events::{EventSink, publish},
-    io::{ConsoleSocket, IoSpec, ProcessIo},
+    io::IoSpec,
     paths,
     process::Process,
-    rootfs,
-    sandbox::{RUN_DIR, Record, Sandbox},
+    scratch::{RUN_DIR, Scratch},
     state::{Event, State},
 };
 
@@ -78,10 +88,11 @@ pub struct CreateRequest {
 pub struct Pod {
     namespace: String,
     host: HostDirs,
+    /// The socket that the shim serves.
+    socket: PathBuf,
     runtime: RuntimeFactory,
     events: Arc<dyn EventSink>,
-    sandbox: Mutex<Option<Arc<Sandbox>>>,
-    containers: Mutex<BTreeMap<ContainerId, Option<Arc<Container>>>>,
+    phase: Mutex<Phase>,
     done: CancellationToken,
 }
 
@@ -92,18 +103,13 @@ pub struct HostDirs {
     pub cgroups: PathBuf,
     /// Where shims keep sockets and files of calls in flight.
     pub run: PathBuf,
-    /// The socket that the shim serves.
-    pub socket: PathBuf,
 }
 
-impl HostDirs {
-    /// Those of a shim that serves `socket`.
-    #[must_use]
-    pub fn of(socket: PathBuf) -> Self {
+impl Default for HostDirs {
+    fn default() -> Self {
         Self {
             cgroups: cgroup::MOUNT.into(),
             run: RUN_DIR.into(),
-            socket,
         }
     }
 }
@@ -138,20 +144,21 @@ pub(crate) struct Figures {
 }
 
 impl Pod {
-    /// A Pod without containers in containerd's `namespace`.
+    /// A Pod without containers in containerd's `namespace`, whose shim serves `socket`.
     pub fn new(
         namespace: String,
         host: HostDirs,
+        socket: PathBuf,
         runtime: RuntimeFactory,
         events: Arc<dyn EventSink>,
     ) -> Arc<Self> {
         Arc::new(Self {
             namespace,
             host,
+            socket,
             runtime,
             events,
-            sandbox: Mutex::default(),
-            containers: Mutex::default(),
+            phase: Mutex::default(),
             done: CancellationToken::new(),
         })
     }
@@ -176,7 +183,7 @@ impl Pod {
             )));
         }
         container.add_exec(Exec {
-            process: Process::new(exec_id.clone(), io),
+            process: Process::exec(exec_id.clone(), io),
             spec,
         })?;
         publish(
@@ -193,7 +200,6 @@ impl Pod {
     /// Sends a signal to a container, an exec, or with `all` to every process of a container.
     pub async fn kill(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<()> {
         let container = self.container(id)?;
-        let sandbox = self.sandbox()?;
         let signal = i32::try_from(signal)
             .ok()
             .filter(|s| (0..=64).contains(s))
@@ -225,11 +231,8 @@ impl Pod {
             None if all => KillTarget::All,
             None => KillTarget::Init,
         };
-        match sandbox
-            .runtime
-            .kill(&container.runtime_id, target, signal)
-            .await
-        {
+        let runtime = &container.sandbox.runtime;
+        match runtime.kill(container.runtime_id(), target, signal).await {
             // The runtime may know of an end before the shim has announced it.
             Err(RuntimeError::NotRunning { .. }) => Err(Error::NotFound {
                 kind: "process",
@@ -243,7 +246,8 @@ impl Pod {
     pub async fn pause(&self, id: &str) -> Result<()> {
         let container = self.container(id)?;
         container.init.require("pause", |s| s == State::Running)?;
-        self.sandbox()?.runtime.pause(&container.runtime_id).await?;
+        let runtime = &container.sandbox.runtime;
+        runtime.pause(container.runtime_id()).await?;
         self.shift_all(Event::Paused);
         let container_id = container.id.to_string();
         publish(
@@ -260,10 +264,8 @@ impl Pod {
     pub async fn resume(&self, id: &str) -> Result<()> {
         let container = self.container(id)?;
         container.init.require("resume", |s| s == State::Paused)?;
-        self.sandbox()?
-            .runtime
-            .resume(&container.runtime_id)
-            .await?;
+        let runtime = &container.sandbox.runtime;
+        runtime.resume(container.runtime_id()).await?;
         self.shift_all(Event::Resumed);
         let container_id = container.id.to_string();
         publish(
@@ -278,7 +280,7 @@ impl Pod {
 
     /// Pausing stops a whole sandbox, so that its other containers follow.
     fn shift_all(&self, event: Event) {
-        for container in self.all() {
+        for container in self.containers() {
             // Those that have not started or have ended stay what they are.
             container.init.apply("pause", event).ok();
         }
@@ -303,10 +305,8 @@ impl Pod {
             image,
             leave_running: !exit,
         };
-        self.sandbox()?
-            .runtime
-            .checkpoint(&container.runtime_id, &opts)
-            .await?;
+        let runtime = &container.sandbox.runtime;
+        runtime.checkpoint(container.runtime_id(), &opts).await?;
         publish(
             &*self.events,
             &events::TaskCheckpointed {
@@ -384,13 +384,13 @@ impl Pod {
         if container.init.state().exit().is_some() {
             return Ok(init);
         }
-        let sandbox = self.sandbox()?;
         let late = RuntimeError::Timeout {
             op: "ps",
             id: id.to_owned(),
             deadline: PIDS,
         };
-        let asked = sandbox.runtime.processes(&container.runtime_id);
+        let runtime = &container.sandbox.runtime;
+        let asked = runtime.processes(container.runtime_id());
         let answer = timeout(PIDS, asked).await.unwrap_or(Err(late));
         let processes = answer.unwrap_or_else(|e| {
             warn!("{e}");
@@ -416,16 +416,16 @@ impl Pod {
     pub(crate) async fn stats(&self, id: &str) -> Result<Figures> {
         let container = self.container(id)?;
         container.init.require("stat", |s| s.exit().is_none())?;
-        let sandbox = self.sandbox()?;
-        let said = sandbox.runtime.stats(&container.runtime_id).await?;
+        let sandbox = Arc::clone(&container.sandbox);
+        let said = sandbox.runtime.stats(container.runtime_id()).await?;
         // From time to time is enough, and whoever asks for figures does that.
         tokio::spawn(async move { sandbox.egress.tell(&sandbox.id).await });
-        let members = self.all();
+        let members = self.containers();
         container.said.note(said.cpu_ns, said.memory_bytes);
         // Only of containers that there are: a sentry could hide what these use behind others.
         for member in &members {
             let mut figures = said.sandbox_cpu_ns.iter();
-            if let Some((_, ns)) = figures.find(|(id, _)| id == member.runtime_id.as_str()) {
+            if let Some((_, ns)) = figures.find(|(id, _)| id == member.runtime_id().as_str()) {
                 member.said.note_cpu(*ns);
             }
             if member.init.require("stat", |s| s.exit().is_none()).is_err() {
@@ -440,7 +440,7 @@ impl Pod {
             cpu: of_each(Said::cpu),
             memory: of_each(Said::memory),
             said,
-            cgroup: container.cgroup.clone(),
+            cgroup: container.sandbox.cgroup.clone(),
             limits: container.limits().unwrap_or_default(),
         })
     }
@@ -448,54 +448,31 @@ impl Pod {
     /// Ends the shim if it has no containers any more; otherwise it goes on, unless it must end
     /// `now`.
     pub fn shutdown(&self, now: bool) {
-        if !now && !self.map().is_empty() {
+        let phase = self.phase();
+        if !now && !phase.is_idle() {
             return;
         }
-        if let Ok(sandbox) = self.sandbox()
-            && let Err(e) = sandbox.scratch.remove()
-        {
+        let removed = match &*phase {
+            Phase::Empty => Ok(()),
+            // The boot ends with the process.
+            Phase::Booting(id) => {
+                Scratch::remove_dir(&Scratch::place(&self.host, id, &self.socket))
+            }
+            Phase::Up(up) => up.sandbox.scratch.remove(),
+        };
+        drop(phase);
+        if let Err(e) = removed {
             warn!("{e}");
         }
         self.done.cancel();
     }
 
     fn limit_sandbox(&self) {
-        let Ok(sandbox) = self.sandbox() else { return };
-        let limits = self.all().into_iter().filter_map(|c| c.limits());
+        let Some(sandbox) = self.sandbox() else {
+            return;
+        };
+        let limits = self.containers().into_iter().filter_map(|c| c.limits());
         sandbox.limit(&limits.collect::<Vec<_>>());
-    }
-
-    fn sandbox(&self) -> Result<Arc<Sandbox>> {
-        let sandbox = self.sandbox_slot().clone();
-        sandbox.ok_or(Error::NotFound {
-            kind: "sandbox",
-            id: String::new(),
-        })
-    }
-
-    fn sandbox_slot(&self) -> MutexGuard<'_, Option<Arc<Sandbox>>> {
-        // An option has no invariant that a panic elsewhere could break.
-        self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn container(&self, id: &str) -> Result<Arc<Container>> {
-        let id: ContainerId = id.parse()?;
-        let container = self.map().get(&id).cloned().flatten();
-        container.ok_or_else(|| Error::NotFound {
-            kind: "container",
-            id: id.to_string(),
-        })
-    }
-
-    fn all(&self) -> Vec<Arc<Container>> {
-        self.map().values().flatten().cloned().collect()
-    }
-
-    fn map(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Option<Arc<Container>>>> {
-        // A map has no invariant that a panic elsewhere could break.
-        self.containers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -504,27 +481,4 @@ fn exec_of(container: &Container, exec_id: &str) -> Result<Option<Arc<Exec>>> {
         return Ok(None);
     }
     container.exec(&exec_id.parse()?).map(Some)
-}
-
-/// Takes away what the runtime leaves to its caller.
-async fn clean_up(bundle: PathBuf, cgroup: Option<Cgroup>) -> Result<()> {
-    blocking(move || {
-        let unmounted = rootfs::unmount(&bundle.join("rootfs"));
-        cgroup
-            .map_or(Ok(()), |c| c.remove())
-            .map_err(Error::from)
-            .and(unmounted)?;
-        // containerd runs `delete` also after a shim that ended well; without a record it knows
-        // that nothing is left to do.
-        Record::remove(&bundle)
-    })
-    .await
-}
-
-/// Connects the terminal that the runtime has made.
-async fn attach(process: &Process, console: &ConsoleSocket) -> Result<()> {
-    let io = ProcessIo::default();
-    io.attach_terminal(&process.io_spec, console.receive().await?)?;
-    process.set_io(io.into());
-    Ok(())
 }

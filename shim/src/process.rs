@@ -3,7 +3,7 @@
 //! One process that containerd knows: the first of a container, or an exec.
 
 use std::sync::{
-    Mutex, OnceLock, PoisonError,
+    Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU32, Ordering},
 };
 
@@ -13,6 +13,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use crate::{
     error::{Error, Result},
     io::{IoSpec, SharedIo},
+    make::Made,
     state::{Event, State},
 };
 
@@ -27,22 +28,35 @@ pub(crate) struct Process {
     /// runtime works, which is its purpose.
     pub(crate) lifecycle: AsyncMutex<Stdio>,
     state: watch::Sender<State>,
+    /// 0 until an exec has started.
     pid: AtomicU32,
-    io: OnceLock<SharedIo>,
-    /// Whether CloseIO came, also before there was stdio.
-    stdin_closed: Mutex<bool>,
+    streams: Mutex<Streams>,
+}
+
+/// Stdio of a process, as far as the shim has it.
+enum Streams {
+    /// There is none yet.
+    None,
+    /// There is none yet, and CloseIO came.
+    Closed,
+    Connected(SharedIo),
 }
 
 impl Process {
-    pub(crate) fn new(id: ContainerId, io_spec: IoSpec) -> Self {
+    /// An exec that was not started.
+    pub(crate) fn exec(id: ContainerId, io_spec: IoSpec) -> Self {
+        Self::new(id, io_spec, Made::default())
+    }
+
+    /// The first process of a container that the runtime has made.
+    pub(crate) fn new(id: ContainerId, io_spec: IoSpec, made: Made) -> Self {
         Self {
             id,
             io_spec,
-            lifecycle: AsyncMutex::default(),
+            lifecycle: AsyncMutex::new(made.stdio),
             state: watch::Sender::new(State::Created),
-            pid: AtomicU32::new(0),
-            io: OnceLock::new(),
-            stdin_closed: Mutex::new(false),
+            pid: AtomicU32::new(made.pid),
+            streams: Mutex::new(made.io.map_or(Streams::None, Streams::Connected)),
         }
     }
 
@@ -50,41 +64,50 @@ impl Process {
         *self.state.borrow()
     }
 
+    /// Resolves when the process has started or ended, or is gone.
+    pub(crate) fn started_or_gone(&self) -> impl Future<Output = ()> + use<> {
+        let mut states = self.state.subscribe();
+        async move {
+            // An error means that the process is gone.
+            states.wait_for(|s| *s != State::Created).await.ok();
+        }
+    }
+
+    /// The host pid that stands for it, or the pid inside of an exec, 0 before its start.
     pub(crate) fn pid(&self) -> u32 {
         self.pid.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_pid(&self, pid: u32) {
+    /// Connects an exec that the runtime has started with its stdio.
+    pub(crate) fn connect(&self, pid: u32, io: SharedIo) {
         self.pid.store(pid, Ordering::Relaxed);
-    }
-
-    /// Gives the process its stdio, once.
-    pub(crate) fn set_io(&self, io: SharedIo) {
-        let closed = self
-            .stdin_closed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if *closed {
+        let mut streams = self.streams();
+        if let Streams::Closed = *streams {
             io.close_stdin();
         }
-        // Start runs once per process, under the lifecycle lock.
-        self.io.set(io).ok();
+        *streams = Streams::Connected(io);
     }
 
-    pub(crate) fn io(&self) -> Option<&SharedIo> {
-        self.io.get()
+    /// Its stdio, if it has any.
+    pub(crate) fn io(&self) -> Option<SharedIo> {
+        match &*self.streams() {
+            Streams::Connected(io) => Some(io.clone()),
+            Streams::None | Streams::Closed => None,
+        }
     }
 
     /// CloseIO, which may come before there is anything to close.
     pub(crate) fn close_stdin(&self) {
-        let mut closed = self
-            .stdin_closed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *closed = true;
-        if let Some(io) = self.io() {
-            io.close_stdin();
+        let mut streams = self.streams();
+        match &*streams {
+            Streams::Connected(io) => io.close_stdin(),
+            Streams::None | Streams::Closed => *streams = Streams::Closed,
         }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        // No panic elsewhere could leave it half changed.
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the state as `event` has it.

@@ -70,7 +70,8 @@ pub(crate) async fn serve(opts: ServerOpts) -> Result<()> {
     let events = Arc::clone(&publisher) as Arc<dyn EventSink>;
     let pod = Pod::new(
         opts.namespace,
-        HostDirs::of(socket.clone()),
+        HostDirs::default(),
+        socket.clone(),
         Box::new(runtime),
         events,
     );

@@ -82,11 +82,11 @@ impl Shim {
         let host = HostDirs {
             cgroups: dir.path().join("cgroup"),
             run: dir.path().join("run"),
-            socket: dir.path().join("sock"),
         };
         let pod = Pod::new(
             "k8s.io".into(),
             host,
+            dir.path().join("sock"),
             Box::new(move |_, _| Ok(Arc::clone(&made) as _)),
             Arc::clone(&events) as _,
         );
@@ -444,19 +444,36 @@ async fn a_client_that_hangs_up_leaves_nothing_half_made() {
 #[tokio::test]
 async fn a_create_that_fails_leaves_nothing_and_can_be_tried_again() {
     let shim = Shim::new().await;
-    shim.create("pod").await.unwrap();
-    let failure = RuntimeError::Failed {
-        op: "create",
-        id: "c1".into(),
-        status: 128,
-        message: "the runtime's own words".into(),
-    };
-    shim.runtime.fail_next("create", failure);
-    let error = shim.create("c1").await.unwrap_err().to_string();
-    assert!(error.contains("the runtime's own words"), "{error}");
-    assert!(!shim.dir.path().join("c1/kiln.json").exists());
-    assert_eq!(code(shim.start("c1", "").await), Code::NOT_FOUND);
+    for id in ["pod", "c1"] {
+        let failure = RuntimeError::Failed {
+            op: "create",
+            id: id.into(),
+            status: 128,
+            message: "the runtime's own words".into(),
+        };
+        shim.runtime.fail_next("create", failure);
+        let error = shim.create(id).await.unwrap_err().to_string();
+        assert!(error.contains("the runtime's own words"), "{error}");
+        assert!(!shim.dir.path().join(id).join("kiln.json").exists());
+        assert_eq!(code(shim.start(id, "").await), Code::NOT_FOUND);
+        shim.create(id).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn nothing_joins_a_sandbox_that_is_being_booted() {
+    let shim = Shim::new().await;
+    let held = shim.runtime.hold("create");
+    let (task, request) = (shim.task.clone(), shim.request("pod"));
+    let booted = tokio::spawn(async move { task.create(context::with_timeout(0), &request).await });
+    let runtime = Arc::clone(&shim.runtime);
+    until(|| runtime.ops("pod").contains(&"create")).await;
+    assert_eq!(code(shim.create("c1").await), Code::INVALID_ARGUMENT);
+    assert_eq!(code(shim.create("pod").await), Code::ALREADY_EXISTS);
+    drop(held);
+    booted.await.unwrap().unwrap();
     shim.create("c1").await.unwrap();
+    assert_eq!(shim.runtime.containers(), ["c1", "pod"]);
 }
 
 #[tokio::test]

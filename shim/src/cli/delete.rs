@@ -18,15 +18,16 @@ use containerd_shim_protos::{
 use runsc_wrapper::{ContainerId, Exit};
 
 use super::{address_in, socket_path};
-use kiln_host::cgroup::{self, Cgroup};
+use kiln_host::cgroup::Cgroup;
 
 use crate::{
     adopt::end_gofer,
-    config::NodeConfig,
     error::{Error, Result},
     events::timestamp,
+    pod::HostDirs,
+    record::Record,
     rootfs,
-    sandbox::{RUN_DIR, Record, Scratch, left_scratch_dir, scratch_dir},
+    scratch::Scratch,
     server,
 };
 
@@ -45,6 +46,7 @@ pub(super) async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResp
         what: "become a subreaper".to_owned(),
         source,
     })?;
+    let host = HostDirs::default();
     let mut errors = Vec::new();
     let server = Server::of(&bundle);
     if let Some(server) = server.as_ref().filter(|s| s.listens()) {
@@ -60,15 +62,18 @@ pub(super) async fn delete(flags: &Flags, id: &ContainerId) -> Result<DeleteResp
             }
             let pod = LeftPod {
                 is_lost: serving.is_none(),
-                scratch: of_pod.as_ref().and_then(|s| s.scratch(&record.sandbox)),
+                scratch: of_pod
+                    .as_ref()
+                    .and_then(|s| s.scratch(&host, &record.sandbox)),
+                host,
             };
             delete_recorded(flags, id, &record, &pod, &mut errors).await;
         }
         // No record: create never came to the runtime.
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             if let Some(server) = &server {
-                let dir = scratch_dir(Path::new(RUN_DIR), id, socket_path(&server.address));
-                errors.extend(Scratch::remove_stale(&dir).err());
+                let dir = Scratch::place(&host, id, socket_path(&server.address));
+                errors.extend(Scratch::remove_dir(&dir).err());
             }
         }
         Err(e) => errors.push(e),
@@ -95,6 +100,7 @@ struct LeftPod {
     is_lost: bool,
     /// The directory for its calls, where its bundle tells that.
     scratch: Option<PathBuf>,
+    host: HostDirs,
 }
 
 /// Takes away a container that came to the runtime, and the whole Pod where that has lost its shim.
@@ -107,8 +113,8 @@ async fn delete_recorded(
 ) {
     let is_lost = pod.is_lost;
     // containerd deletes all containers of a Pod at once, and runsc's files suffer from it.
-    let _turn = pod.scratch.as_deref().and_then(Scratch::lock);
-    let config = NodeConfig::load(record.config.as_deref()).map_err(Error::from);
+    let _alone = pod.scratch.as_deref().and_then(Scratch::lock);
+    let config = record.node_config();
     if let (Ok(config), true) = (&config, is_lost && !record.adopted.is_empty()) {
         end_gofer(&config.policy.agent, &record.adopted);
     }
@@ -118,14 +124,14 @@ async fn delete_recorded(
             // each container to stop.
             let sandbox = record.runtime_id().parse().unwrap_or_else(|_| id.clone());
             let member = (record.sandbox != id.as_str()).then_some(id);
-            for doomed in [is_lost.then_some(&sandbox), member].into_iter().flatten() {
-                errors.extend(runtime.delete(doomed).await.err().map(Error::from));
+            for left in [is_lost.then_some(&sandbox), member].into_iter().flatten() {
+                errors.extend(runtime.delete(left).await.err().map(Error::from));
             }
         }
         Err(e) => errors.push(e),
     }
     if !record.cgroup.is_empty() {
-        let cgroup = Cgroup::new(Path::new(cgroup::MOUNT), &record.cgroup);
+        let cgroup = Cgroup::new(&pod.host.cgroups, &record.cgroup);
         let removed = cgroup.and_then(|cgroup| {
             if !record.adopted.is_empty() {
                 // The agent may have kept a gofer of which the runtime does not know.
@@ -140,7 +146,7 @@ async fn delete_recorded(
         .as_deref()
         .filter(|_| record.sandbox == id.as_str())
     {
-        errors.extend(Scratch::remove_stale(dir).err());
+        errors.extend(Scratch::remove_dir(dir).err());
     }
 }
 
@@ -159,10 +165,9 @@ impl Server {
     }
 
     /// The directory for calls of the sandbox that it serves.
-    fn scratch(&self, sandbox: &str) -> Option<PathBuf> {
+    fn scratch(&self, host: &HostDirs, sandbox: &str) -> Option<PathBuf> {
         let id = sandbox.parse().ok()?;
-        let socket = socket_path(&self.address);
-        Some(left_scratch_dir(Path::new(RUN_DIR), &id, socket))
+        Some(Scratch::left_by(host, &id, socket_path(&self.address)))
     }
 
     fn listens(&self) -> bool {

@@ -8,7 +8,7 @@ use containerd_shim_protos::events::task as events;
 use log::{info, warn};
 use runsc_wrapper::{ContainerId, ExecOpts, Exit, ExitFuture, KillTarget, RuntimeError, Stdio};
 
-use super::{Pod, attach, clean_up, exec_of};
+use super::{Pod, exec_of};
 use kiln_host::cgroup::OomKills;
 
 use crate::{
@@ -16,10 +16,12 @@ use crate::{
     container::{Container, Exec},
     error::Result,
     events::{publish, timestamp},
-    io::{ConsoleSocket, ProcessIo},
+    io::{ConsoleSocket, IoSpec, ProcessIo, SharedIo},
+    make::{attach, clean_up},
     port_forward,
     process::Process,
-    sandbox::{Sandbox, Scratch},
+    sandbox::Sandbox,
+    scratch::Scratch,
     state::{Event, State},
 };
 
@@ -32,31 +34,22 @@ impl Pod {
     pub async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32> {
         let container = self.container(id)?;
         match exec_of(&container, exec_id)? {
-            None => {
-                let sandbox = self.sandbox()?;
-                let started = self.start_init(&sandbox, container).await;
-                sandbox.end_turn();
-                started
-            }
+            None => self.start_init(container).await,
             Some(exec) => self.start_exec(container, exec).await,
         }
     }
 
-    async fn start_init(
-        self: &Arc<Self>,
-        sandbox: &Sandbox,
-        container: Arc<Container>,
-    ) -> Result<u32> {
+    async fn start_init(self: &Arc<Self>, container: Arc<Container>) -> Result<u32> {
+        let sandbox = &container.sandbox;
         let mut stdio = container.init.lifecycle.lock().await;
         container.init.require("start", |s| s == State::Created)?;
-        let (runtime, id) = (&sandbox.runtime, &container.runtime_id);
+        let (runtime, id) = (&sandbox.runtime, container.runtime_id());
         let exit = runtime.watch(id).await?;
         // Memory may be gone before the runtime says that it has started.
-        let oom_kills = container.cgroup.oom_kills();
+        let oom_kills = sandbox.cgroup.oom_kills();
         match &container.restore {
             Some(image) => runtime.restore(id, image, &stdio).await?,
-            // It was started when it was adopted.
-            None if *id != container.id => {}
+            None if container.was_adopted() => {} // and started then
             None => runtime.start(id, &stdio).await?,
         }
         *stdio = Stdio::default();
@@ -99,24 +92,24 @@ impl Pod {
         container: Arc<Container>,
         exec: Arc<Exec>,
     ) -> Result<u32> {
-        let sandbox = self.sandbox()?;
+        let sandbox = &container.sandbox;
         let order = exec.process.lifecycle.lock().await;
         exec.process.require("start", |s| s == State::Created)?;
         container.init.require("exec in", |s| s == State::Running)?;
         let opts = ExecOpts {
-            container: container.runtime_id.clone(),
+            container: container.runtime_id().clone(),
             process: exec.spec.clone(),
             stdio: Stdio::default(),
             console_socket: None,
             scratch: sandbox.scratch.subdir()?,
         };
         let scratch = opts.scratch.clone();
-        let started = run_exec(&sandbox, &exec.process, opts).await;
-        if let Err(e) = Scratch::remove_subdir(&scratch) {
+        let started = run_exec(sandbox, &exec.process.io_spec, opts).await;
+        if let Err(e) = Scratch::remove_dir(&scratch) {
             warn!("exec {}: {e}", exec.process.id);
         }
-        let (pid, exit) = started?;
-        exec.process.set_pid(pid);
+        let (pid, io, exit) = started?;
+        exec.process.connect(pid, io);
         exec.process.apply("start", Event::Started)?;
         publish(
             &*self.events,
@@ -145,12 +138,12 @@ impl Pod {
         oom_kills: OomKills,
     ) {
         let exit = outcome(&container.id, exit).await;
-        let Ok(sandbox) = self.sandbox() else { return };
+        let sandbox = &container.sandbox;
         if container.shares_pids && container.role != Role::Sandbox {
             // Processes that the first one left behind have lost their container.
             match sandbox
                 .runtime
-                .kill(&container.runtime_id, KillTarget::All, libc::SIGKILL)
+                .kill(container.runtime_id(), KillTarget::All, libc::SIGKILL)
                 .await
             {
                 Ok(()) | Err(RuntimeError::NotFound { .. }) => {}
@@ -170,7 +163,7 @@ impl Pod {
                 );
             }
         }
-        if exit.code == Exit::KILLED && container.cgroup.oom_kills().rose_since(&oom_kills) {
+        if exit.code == Exit::KILLED && sandbox.cgroup.oom_kills().rose_since(&oom_kills) {
             let container_id = container.id.to_string();
             publish(
                 &*self.events,
@@ -241,23 +234,20 @@ impl Pod {
     /// with it, but for how it ended: a containerd that comes back deletes sandboxes first
     /// (`internal/cri/server/restart.go`).
     async fn remove(&self, container: &Arc<Container>) {
-        let id = &container.id;
-        let mut doomed = vec![container.runtime_id.clone()];
+        let (id, sandbox) = (&container.id, &container.sandbox);
+        let mut all = Vec::new();
         if container.role == Role::Sandbox {
+            sandbox.egress.tell(&sandbox.id).await;
+            // A gofer that nobody has used would keep the cgroup.
+            drop(self.take_gofer());
             // runsc takes an id that begins another one for ambiguous: members first.
-            let members = self.all().into_iter().filter(|c| c.role != Role::Sandbox);
-            doomed.splice(0..0, members.map(|c| c.runtime_id.clone()));
+            all = self.containers();
+            all.retain(|c| c.role != Role::Sandbox);
         }
-        if let Ok(sandbox) = self.sandbox() {
-            if container.role == Role::Sandbox {
-                sandbox.egress.tell(&sandbox.id).await;
-                // A gofer that nobody has used would keep the cgroup.
-                drop(sandbox.take_slots());
-            }
-            for id in doomed {
-                if let Err(e) = sandbox.runtime.delete(&id).await {
-                    warn!("delete {id}: {e}");
-                }
+        all.push(Arc::clone(container));
+        for id in all.iter().map(|c| c.runtime_id()) {
+            if let Err(e) = sandbox.runtime.delete(id).await {
+                warn!("delete {id}: {e}");
             }
         }
         if let Some(io) = container.init.io() {
@@ -266,7 +256,7 @@ impl Pod {
         if let Err(e) = clean_up(container.bundle.clone(), container.own_cgroup.clone()).await {
             warn!("clean up {id}: {e}");
         }
-        self.map().remove(id);
+        self.forget(id);
         self.limit_sandbox();
         info!("deleted {id}");
     }
@@ -287,24 +277,22 @@ impl Pod {
     }
 }
 
-/// Has the runtime start an exec, and returns its pid and what resolves at its end.
+/// Has the runtime start an exec, and returns its pid, its stdio and what resolves at its end.
 async fn run_exec(
     sandbox: &Sandbox,
-    process: &Process,
+    io_spec: &IoSpec,
     mut opts: ExecOpts,
-) -> Result<(u32, ExitFuture)> {
-    if !process.io_spec.terminal {
-        let (io, stdio) = ProcessIo::open(&process.io_spec)?;
+) -> Result<(u32, SharedIo, ExitFuture)> {
+    if !io_spec.terminal {
+        let (io, stdio) = ProcessIo::open(io_spec)?;
         opts.stdio = stdio;
         let exec = sandbox.runtime.exec(&opts).await?;
-        process.set_io(io.into());
-        return Ok((exec.pid, exec.exit));
+        return Ok((exec.pid, io.into(), exec.exit));
     }
     let console = ConsoleSocket::bind(&opts.scratch, "tty")?;
     opts.console_socket = Some(console.path().to_owned());
     let exec = sandbox.runtime.exec(&opts).await?;
-    attach(process, &console).await?;
-    Ok((exec.pid, exec.exit))
+    Ok((exec.pid, attach(io_spec, &console).await?, exec.exit))
 }
 
 /// How a process ended. A watch that fails has lost its sandbox.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! How many sandboxes of a node start at a time, from their boot or adoption on.
+//! Queue of the sandboxes of a node that are about to start, from their boot or adoption on.
 //!
 //! A sentry costs CPU for its timers from the moment that it boots, and a Pod that comes a little
 //! later may find a warm sandbox instead. Of a hundred Pods that start at once, most therefore
@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 /// Below the directory of all shims; a dot, because the others in there are ids of sandboxes.
 const DIR: &str = ".turns";
 
-/// After so long a sandbox starts without a turn: those before it may hang. Half of the four
+/// After so long a sandbox starts without a permit: those before it may hang. Half of the four
 /// minutes that a kubelet gives a Pod's sandbox (twice its `runtimeRequestTimeout`).
 const LONGEST: Duration = Duration::from_secs(120);
 
@@ -38,9 +38,9 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// A place among those that start, free again when this is dropped or its process is gone.
 #[derive(Debug)]
-pub(crate) struct Turn(#[expect(dead_code, reason = "held for its lock")] Flock<File>);
+pub(crate) struct StartPermit(#[expect(dead_code, reason = "held for its lock")] Flock<File>);
 
-impl Turn {
+impl StartPermit {
     /// Waits for one of `places`, or of twice as many as there are CPUs where that is 0. `None`
     /// where there was none for [`LONGEST`], or where places cannot be had: a sandbox starts
     /// all the same.
@@ -49,7 +49,7 @@ impl Turn {
             0 => 2 * thread::available_parallelism().map_or(1, NonZero::get),
             n => n as usize,
         };
-        let (sender, turn) = oneshot::channel();
+        let (sender, permit) = oneshot::channel();
         let dir = run.join(DIR);
         // Of its own, because the end of the process need not wait for it.
         let spawned = thread::Builder::new().spawn(move || {
@@ -57,13 +57,13 @@ impl Turn {
             sender.send(taken).ok();
         });
         if let Err(e) = spawned {
-            warn!("sandbox {id} starts without a turn: {e}");
+            warn!("sandbox {id} starts without a permit: {e}");
             return None;
         }
-        match timeout(LONGEST, turn).await {
-            Ok(Ok(Ok(turn))) => return Some(turn),
-            Ok(Ok(Err(e))) => warn!("sandbox {id} starts without a turn: {e}"),
-            Ok(Err(_)) | Err(_) => warn!("sandbox {id} starts without a turn, after {LONGEST:?}"),
+        match timeout(LONGEST, permit).await {
+            Ok(Ok(Ok(permit))) => return Some(permit),
+            Ok(Ok(Err(e))) => warn!("sandbox {id} starts without a permit: {e}"),
+            Ok(Err(_)) | Err(_) => warn!("sandbox {id} starts without a permit, after {LONGEST:?}"),
         }
         None
     }
@@ -72,7 +72,7 @@ impl Turn {
 /// Queues for one of `places` until nobody waits for it any more. Only the first of the queue
 /// looks for one that is free. Blocks.
 #[expect(clippy::disallowed_methods, reason = "a thread of its own may sleep")]
-fn take(dir: &Path, places: usize, given_up: impl Fn() -> bool) -> Result<Turn> {
+fn take(dir: &Path, places: usize, given_up: impl Fn() -> bool) -> Result<StartPermit> {
     let mut private = fs::DirBuilder::new();
     private.recursive(true).mode(0o700);
     private.create(dir).map_err(Error::io("make", dir))?;
@@ -85,8 +85,8 @@ fn take(dir: &Path, places: usize, given_up: impl Fn() -> bool) -> Result<Turn> 
         .transpose()
     };
     loop {
-        if let Some(turn) = (0..places).find_map(free) {
-            return turn.map(Turn);
+        if let Some(permit) = (0..places).find_map(free) {
+            return permit.map(StartPermit);
         }
         if given_up() {
             return Err(Error::Io {
@@ -135,10 +135,10 @@ mod tests {
     async fn whoever_waits_gets_the_place_that_becomes_free() {
         let run = tempfile::tempdir().unwrap();
         let id = "pod1".parse().unwrap();
-        let first = Turn::wait(run.path(), 1, &id).await.unwrap();
+        let first = StartPermit::wait(run.path(), 1, &id).await.unwrap();
         let second = tokio::spawn({
             let (run, id) = (run.path().to_owned(), id.clone());
-            async move { Turn::wait(&run, 1, &id).await }
+            async move { StartPermit::wait(&run, 1, &id).await }
         });
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(!second.is_finished());
