@@ -19,7 +19,7 @@ use kiln_host::{
 use crate::{
     adopt::{self, Adopted},
     egress::Egress,
-    error::Result,
+    error::{Error, Result},
     hints::Shared,
     make::{Made, NewContainer},
     plan::{BootPlan, Source},

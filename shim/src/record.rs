@@ -2,7 +2,8 @@
 
 //! Record of a container for a `delete` after the death of its shim, kept in the bundle.
 //!
-//! It is written before the runtime makes the container, and says how to find and delete it there.
+//! It is written before the runtime makes the container, and says how to find and delete it there
+//! even when the node's configuration has changed or cannot be read any more.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +25,6 @@ use crate::{
 
 /// Record of one container.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Record {
     version: u32,
     /// The sandbox that the container belongs to.
@@ -36,12 +36,16 @@ pub(crate) struct Record {
     pub(crate) adopted: String,
     /// `cgroupsPath` of the container, empty when it has no cgroup of its own.
     pub(crate) cgroup: String,
+    /// How the runtime was driven. `None` in records of 0.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    runtime: Option<RuntimeRecord>,
 }
 
 /// Runtime of a container, as the node's configuration had it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RuntimeRecord {
     /// The file that it came from: `config` of a [`Record`].
+    #[serde(skip)]
     file: Option<PathBuf>,
     /// Its program.
     pub(crate) binary: PathBuf,
@@ -68,7 +72,8 @@ impl From<&NodeConfig> for RuntimeRecord {
 impl Record {
     const FILE: &str = "kiln.json";
     const VERSION: u32 = 1;
-    const MAX: u64 = 64 << 10;
+    /// Largest record, in bytes: a file of the node's configuration has at most 256 KiB.
+    const MAX: u64 = 1 << 20;
 
     /// Record of a container with the cgroup `cgroup`, in the sandbox `sandbox`.
     pub(crate) fn new(
@@ -86,6 +91,7 @@ impl Record {
                 Origin::Adopted(id) => id.to_string(),
             },
             cgroup,
+            runtime: Some(runtime.clone()),
         }
     }
 
@@ -98,12 +104,22 @@ impl Record {
         }
     }
 
-    /// The node's configuration. Blocks.
+    /// The node's configuration, with the runtime as it was when the container was made. Blocks.
     ///
     /// # Errors
-    /// When its file cannot be used.
+    /// When the record does not name the runtime, and today's file cannot be used.
     pub(crate) fn node_config(&self) -> Result<NodeConfig> {
-        Ok(NodeConfig::load(self.config.as_deref())?)
+        let today = NodeConfig::load(self.config.as_deref());
+        let Some(runtime) = self.runtime.clone() else {
+            return Ok(today?);
+        };
+        // Of a file that cannot be used, only deadlines are missed.
+        let mut config = today.unwrap_or_default();
+        config.runtime.binary = runtime.binary;
+        config.runtime.root = runtime.root;
+        config.runtime.flags = runtime.flags;
+        config.policy.agent = runtime.agent;
+        Ok(config)
     }
 
     /// Writes the record into `bundle`, in one step. Blocks.
@@ -175,5 +191,35 @@ mod tests {
         )
         .unwrap();
         assert!(Record::load(bundle.path()).is_err());
+    }
+
+    #[test]
+    fn the_runtime_of_then_is_known_whatever_the_file_says_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("runsc.toml");
+        let runtime = runtime_of(&file);
+        let id = "pod1".parse().unwrap();
+        let record = Record::new(&id, &Origin::Booted, &runtime, String::new());
+        for now in ["root = '/run/now'\n", "root = ", "[kiln]\nno_key = 1\n"] {
+            fs::write(&file, now).unwrap();
+            let config = record.node_config().unwrap();
+            assert_eq!(config.runtime.binary, Path::new("/opt/runsc"), "{now}");
+            assert_eq!(config.runtime.root, Path::new("/run/then"), "{now}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_an_older_shim_means_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("runsc.toml");
+        fs::write(&file, "root = '/run/now'\n").unwrap();
+        let text = format!(r#"{{"version":1,"sandbox":"a","config":{file:?},"cgroup":""}}"#);
+        fs::write(dir.path().join("kiln.json"), text).unwrap();
+        let record = Record::load(dir.path()).unwrap();
+        assert_eq!(record.runtime_id(), "a");
+        let config = record.node_config().unwrap();
+        assert_eq!(config.runtime.root, Path::new("/run/now"));
+        fs::write(&file, "root = ").unwrap();
+        assert!(record.node_config().is_err());
     }
 }

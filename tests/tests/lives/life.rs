@@ -366,6 +366,25 @@ pub(crate) async fn a_delete_finds_what_an_older_shim_has_left(
     gone(mini, bundle).await
 }
 
+/// A node's file is changed, or broken by a typing error, while Pods run.
+pub(crate) async fn a_delete_does_without_the_nodes_file(
+    mini: &Mini,
+    runtime: Runtime,
+) -> Result<()> {
+    for now in ["root = \"/run/elsewhere\"\n", "root = \n"] {
+        let id = format!("moved-{runtime:?}-{}", now.len()).to_lowercase();
+        let bundle = mini.bundle(&id).sandbox().script("sleep 3600").write()?;
+        let config = mini.config(runtime, &Config::default())?;
+        let shim = mini.shim(&bundle, &config).await?;
+        shim.run(&bundle).await?;
+        kill_shim_of(mini, &bundle)?;
+        fs::write(&config, now)?;
+        mini.delete(&bundle).await?;
+        gone(mini, bundle).await?;
+    }
+    Ok(())
+}
+
 /// In a place of its own, whose Events service goes away and comes back.
 pub(crate) async fn events_wait_for_containerd(_: &Mini, runtime: Runtime) -> Result<()> {
     let mini = Mini::start().await?;

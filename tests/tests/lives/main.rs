@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         a_shim_that_is_told_to_end_leaves_its_containers, a_delete_ends_a_shim_that_still_serves_and_spares_the_pod_of_a_member,
         a_delete_ends_a_shim_that_was_not_told_that_its_pod_is_gone,
         a_pod_does_without_the_one_of_its_id_in_another_namespace, a_delete_finds_what_an_older_shim_has_left,
+        a_delete_does_without_the_nodes_file,
         events_wait_for_containerd,
     );
     for_each_runtime!(
