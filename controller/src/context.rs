@@ -11,7 +11,7 @@ use crate::{
     metrics::Metrics,
     observed::Observed,
     options::Options,
-    queue::{Class, Limits, Queue, Work},
+    queue::{Limits, Queue, Work, WorkKind},
     store::Store,
 };
 
@@ -40,7 +40,7 @@ impl Context {
     }
 
     /// Has an object looked at soon.
-    pub(crate) fn add(&self, class: Class, key: Key) {
-        self.queue.add(Work::new(class, key));
+    pub(crate) fn add(&self, kind: WorkKind, key: Key) {
+        self.queue.add(Work::new(kind, key));
     }
 }

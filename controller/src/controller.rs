@@ -12,7 +12,7 @@ use crate::{
     context::Context,
     error::Result,
     node, pool,
-    queue::{Class, Lane, Outcome, Work},
+    queue::{Lane, Outcome, Work, WorkKind},
     sandbox, template,
     watch::{Synced, Watches},
 };
@@ -76,12 +76,12 @@ impl Controller {
     /// Does one piece of work.
     pub(crate) async fn reconcile(&self, work: &Work, lane: Lane) -> Result<Outcome> {
         let (context, key) = (&self.context, &work.key);
-        match work.class {
-            Class::Claim => claim::reconcile(context, &self.claims, key, lane).await,
-            Class::Sandbox => sandbox::reconcile(context, &self.sandboxes, key, lane).await,
-            Class::Pool => pool::reconcile(context, &self.pools, key, lane).await,
-            Class::Template => template::reconcile(context, key, lane).await,
-            Class::Node => node::reconcile(context, &self.nodes).await,
+        match work.kind {
+            WorkKind::Claim => claim::reconcile(context, &self.claims, key, lane).await,
+            WorkKind::Sandbox => sandbox::reconcile(context, &self.sandboxes, key, lane).await,
+            WorkKind::Pool => pool::reconcile(context, &self.pools, key, lane).await,
+            WorkKind::Template => template::reconcile(context, key, lane).await,
+            WorkKind::Node => node::reconcile(context, &self.nodes).await,
         }
     }
 }

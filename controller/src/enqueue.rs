@@ -8,7 +8,7 @@ use crate::{
     cache::{IndexKey, Key},
     condition::{self, READY},
     context::Context,
-    queue::{Class, Work},
+    queue::{Work, WorkKind},
 };
 
 /// How long changes of a pool's Sandboxes are gathered before the pool is looked at.
@@ -18,13 +18,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Has a pool looked at soon.
 pub(crate) fn pool(context: &Context, key: Key) {
-    context.queue.add_after(Work::new(Class::Pool, key), GATHER);
+    context.queue.add_after(Work::new(WorkKind::Pool, key), GATHER);
 }
 
 /// Has all nodes looked at soon.
 pub(crate) fn nodes(context: &Context) {
     if !context.store.nodes.is_empty() {
-        let work = Work::new(Class::Node, Key::new("", ""));
+        let work = Work::new(WorkKind::Node, Key::new("", ""));
         context.queue.add_after(work, PAUSE);
     }
 }
@@ -34,7 +34,7 @@ pub(crate) fn claims(context: &Context, waiting_for: &IndexKey) {
     for claim in context.store.claims.find(waiting_for) {
         let conditions = claim.status.as_ref().map(|s| s.conditions.as_slice());
         if !conditions.is_some_and(|all| condition::is_true(all, READY)) {
-            context.add(Class::Claim, Key::of(&*claim));
+            context.add(WorkKind::Claim, Key::of(&*claim));
         }
     }
 }

@@ -223,12 +223,12 @@ async fn process(controller: Arc<Controller>, work: Work, lane: Lane) {
         if matches!(e, Error::Heavy) {
             return Outcome::Heavy;
         }
-        warn!("{:?} {}: {e}", work.class, work.key);
+        warn!("{:?} {}: {e}", work.kind, work.key);
         Outcome::Failed
     });
     if outcome != Outcome::Heavy {
         let took = start.elapsed();
-        context.metrics.reconciled(work.class, outcome, took);
+        context.metrics.reconciled(work.kind, outcome, took);
     }
     running.outcome = outcome;
 }

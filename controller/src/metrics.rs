@@ -22,7 +22,7 @@ use crate::{
     known::Kind,
     marks::template_of,
     memory, owner,
-    queue::{Class, Outcome},
+    queue::{Outcome, WorkKind},
     store::Store,
 };
 
@@ -386,8 +386,8 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn reconciled(&self, class: Class, outcome: Outcome, took: Duration) {
-        let kind = format!("{class:?}");
+    pub(crate) fn reconciled(&self, kind: WorkKind, outcome: Outcome, took: Duration) {
+        let kind = format!("{kind:?}");
         let result = if outcome == Outcome::Failed {
             "error"
         } else {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is to be looked at next.
+//! The queue of objects to reconcile.
 //!
-//! An object is in the queue once, and is never worked on twice at the same time. Claims go
-//! first: somebody waits for them, while nobody waits for what refills a pool. What an apiserver
-//! does at a time it does slower, so that while claims come, little else is begun.
+//! An object is queued once and is never reconciled twice at the same time. Claims go first: a
+//! client waits for each of them, while nobody waits for a pool's refill. An apiserver slows down
+//! under concurrent requests, so few other objects are reconciled while claims arrive.
 //!
-//! Namespaces take turns in each class. Many claims of one hold up its own pools, not those of others.
+//! Within each kind of work, namespaces are served round-robin. While a namespace with few claims
+//! waits for one, a namespace with a backlog gets [`SHARE`] workers of each kind. So one tenant's
+//! thousands of objects fill neither the workers nor the apiserver when another tenant needs them.
 
 use std::{
     cmp::Reverse,
@@ -23,19 +25,26 @@ use crate::cache::Key;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// How many of a class may be worked on while claims come, and while many are worked on.
-const BESIDE_CLAIMS: usize = 4;
+/// Most workers of a kind other than claims beside few claims ([`Claims::Few`]).
+const BESIDE_FEW: usize = 4;
+/// The same beside many claims ([`Claims::Many`]).
 const BESIDE_MANY: usize = 1;
-/// How many may be worked on that need large objects, of all classes.
+/// Most workers that hold large objects, of all kinds together.
 const HEAVY: usize = 2;
-/// How many claims are many.
+/// Number of claims from which on there are many.
 const MANY: usize = 4;
-/// For so long after a claim others are expected.
+/// Time after the last claim for which more are expected.
 const QUIET: Duration = Duration::from_millis(50);
+/// Number of waiting objects of one kind from which on a namespace has a backlog.
+const BACKLOG: usize = 16;
+/// Workers of a kind for a namespace with a backlog, while another one waits for a claim.
+const SHARE: usize = 1;
+/// Time after a claim for which its namespace counts as one that waits for claims.
+const WAITS: Duration = Duration::from_secs(2);
 
-/// The kinds of work, the most urgent first.
+/// Kinds of work, the most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Class {
+pub(crate) enum WorkKind {
     Claim,
     Sandbox,
     Pool,
@@ -44,38 +53,38 @@ pub(crate) enum Class {
     Node,
 }
 
-const CLASSES: [Class; 5] = [
-    Class::Claim,
-    Class::Sandbox,
-    Class::Pool,
-    Class::Template,
-    Class::Node,
+const KINDS: [WorkKind; 5] = [
+    WorkKind::Claim,
+    WorkKind::Sandbox,
+    WorkKind::Pool,
+    WorkKind::Template,
+    WorkKind::Node,
 ];
 
-/// An object to look at.
+/// An object to reconcile.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Work {
-    pub(crate) class: Class,
+    pub(crate) kind: WorkKind,
     pub(crate) key: Key,
 }
 
 impl Work {
-    pub(crate) fn new(class: Class, key: Key) -> Self {
-        Self { class, key }
+    pub(crate) fn new(kind: WorkKind, key: Key) -> Self {
+        Self { kind, key }
     }
 }
 
-/// Who may work on what. Large objects are not kept ([`crate::known`]): work that needs one is done
-/// where few are held at a time.
+/// Workers for objects of different size. Large objects are not cached ([`crate::known`]), so work
+/// that needs one is done in the lane that holds few at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Lane {
-    /// Whoever needs a large object gives up.
+    /// Work that ends with [`Outcome::Heavy`] when it needs a large object.
     Light,
-    /// For what has given up.
+    /// Work that has ended so.
     Heavy,
 }
 
-/// How many of each class are worked on at the same time.
+/// Most workers of each kind.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) claims: usize,
@@ -85,23 +94,26 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    fn of(&self, class: Class) -> usize {
-        match class {
-            Class::Claim => self.claims,
-            Class::Sandbox => self.sandboxes,
-            Class::Pool => self.pools,
-            Class::Template => self.templates,
-            Class::Node => 1,
+    fn of(&self, kind: WorkKind) -> usize {
+        match kind {
+            WorkKind::Claim => self.claims,
+            WorkKind::Sandbox => self.sandboxes,
+            WorkKind::Pool => self.pools,
+            WorkKind::Template => self.templates,
+            WorkKind::Node => 1,
         }
     }
 }
 
-/// How many claims there are to work on, as a namespace sees it: its own, and one for each other
-/// namespace that has some.
+/// The number of claims that wait or are reconciled, as seen from one namespace: its own claims, and
+/// one for each other namespace that has any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claims {
+    /// No claim anywhere, nor within the last [`QUIET`].
     None,
+    /// Fewer than [`MANY`].
     Few,
+    /// At least [`MANY`], now or within the last [`QUIET`] in the namespace itself.
     Many,
 }
 
@@ -114,27 +126,28 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 struct State {
-    waiting: HashMap<(Class, Lane), Turns>,
+    waiting: HashMap<(WorkKind, Lane), RoundRobin>,
     queued: HashSet<Work>,
     running: HashMap<Work, Lane>,
-    /// What needs large objects, by the last look at it.
+    /// Work that needed large objects when it was last reconciled.
     heavy: HashSet<Work>,
-    running_of: HashMap<Class, usize>,
-    /// To be looked at again after the run that is under way.
+    running_of: HashMap<WorkKind, usize>,
+    /// Work that has changed since its run began.
     again: HashSet<Work>,
     later: Later,
     failures: HashMap<Work, u32>,
     rush: Rush,
+    demand: Demand,
 }
 
-/// Objects of one class that wait, namespace by namespace in turns.
+/// Waiting objects of one kind, served round-robin by namespace.
 #[derive(Default)]
-struct Turns {
+struct RoundRobin {
     order: VecDeque<String>,
     names: HashMap<String, VecDeque<String>>,
 }
 
-impl Turns {
+impl RoundRobin {
     fn push(&mut self, key: Key) {
         let names = self.names.entry(key.namespace.clone()).or_default();
         if names.is_empty() {
@@ -143,9 +156,17 @@ impl Turns {
         names.push_back(key.name);
     }
 
-    /// Takes the first object of the first namespace that `may` go on.
-    fn take(&mut self, may: impl Fn(&str) -> bool) -> Option<Key> {
-        let turn = self.order.iter().position(|namespace| may(namespace))?;
+    fn has_backlog(&self, namespace: &str) -> bool {
+        self.names
+            .get(namespace)
+            .is_some_and(|names| names.len() >= BACKLOG)
+    }
+
+    /// Takes the first object of the first namespace that `may` have a worker, which depends on
+    /// whether it has a backlog.
+    fn take(&mut self, may: impl Fn(&str, bool) -> bool) -> Option<Key> {
+        let mut order = self.order.iter();
+        let turn = order.position(|namespace| may(namespace, self.has_backlog(namespace)))?;
         let namespace = self.order.remove(turn)?;
         let names = self.names.get_mut(&namespace)?;
         let name = names.pop_front()?;
@@ -159,16 +180,16 @@ impl Turns {
     }
 }
 
-/// What is to be looked at when its time comes.
+/// Work that is queued when its time comes.
 #[derive(Default)]
 struct Later {
     due: HashMap<Work, Instant>,
-    /// The earliest first. A time that is not in `due` any more counts for nothing.
+    /// The earliest first. An entry that differs from `due` is void.
     order: BinaryHeap<Reverse<(Instant, Work)>>,
 }
 
 impl Later {
-    /// The earliest time counts.
+    /// Adds work. Of several times for the same work, the earliest counts.
     fn add(&mut self, work: Work, due: Instant) {
         if self.due.get(&work).is_none_or(|known| due < *known) {
             self.due.insert(work.clone(), due);
@@ -196,7 +217,7 @@ impl Later {
     }
 }
 
-/// The claims that come, by namespace.
+/// Claims that arrive, by namespace.
 #[derive(Default)]
 struct Rush {
     namespaces: HashMap<String, Coming>,
@@ -204,14 +225,14 @@ struct Rush {
     quiet: VecDeque<(Instant, String)>,
 }
 
-/// The claims that come in a namespace.
+/// Claims that arrive in one namespace.
 #[derive(Default)]
 struct Coming {
-    /// Those that wait or are worked on.
+    /// Number of those that wait or are reconciled.
     count: usize,
-    /// When the last claim was done.
+    /// When the last one was done.
     last: Option<Instant>,
-    /// When there were many claims last.
+    /// When there were last [`MANY`].
     last_many: Option<Instant>,
 }
 
@@ -233,7 +254,7 @@ impl Rush {
         }
     }
 
-    /// Forgets namespaces in which no more claims come, and returns when to look again.
+    /// Forgets namespaces in which no more claims arrive. Returns when to look again.
     fn settle(&mut self, now: Instant) -> Option<Instant> {
         while self.quiet.front().is_some_and(|(at, _)| *at <= now) {
             let (_, namespace) = self.quiet.pop_front()?;
@@ -259,9 +280,35 @@ impl Rush {
     }
 }
 
-/// Whether something is longer ago than others are expected after it.
+/// Whether `at` is longer ago than [`QUIET`].
 fn is_past(at: Option<Instant>, now: Instant) -> bool {
     at.is_none_or(|at| at + QUIET <= now)
+}
+
+/// Namespaces without a backlog that waited for a claim last, and when: the latest one, and the
+/// latest of all others.
+#[derive(Default)]
+struct Demand {
+    latest: Option<(String, Instant)>,
+    other: Option<Instant>,
+}
+
+impl Demand {
+    fn note(&mut self, namespace: &str, now: Instant) {
+        let latest = self.latest.replace((namespace.to_owned(), now));
+        if let Some((other, at)) = latest
+            && other != namespace
+        {
+            self.other = Some(at);
+        }
+    }
+
+    /// Whether a namespace other than `namespace` waits for claims.
+    fn is_beside(&self, namespace: &str, now: Instant) -> bool {
+        let latest = self.latest.as_ref().filter(|(of, _)| of != namespace);
+        let last = latest.map(|(_, at)| *at).or(self.other);
+        last.is_some_and(|at| now < at + WAITS)
+    }
 }
 
 impl Queue {
@@ -273,20 +320,28 @@ impl Queue {
         }
     }
 
-    /// Has `work` looked at soon.
+    /// Queues `work`.
     pub(crate) fn add(&self, work: Work) {
         self.state().add(work);
         self.changed.notify_one();
     }
 
-    /// Has `work` looked at after `pause`, if not before.
+    /// Queues `work` after `pause`, unless it is queued before.
     pub(crate) fn add_after(&self, work: Work, pause: Duration) {
         self.state().later.add(work, Instant::now() + pause);
         self.changed.notify_one();
     }
 
-    /// Waits for the next thing to do. It counts as under way until [`Queue::done`]. For one
-    /// caller at a time.
+    /// Notes that a client waits for a claim in `namespace`.
+    pub(crate) fn wanted(&self, namespace: &str) {
+        let mut state = self.state();
+        let turns = state.waiting.get(&(WorkKind::Claim, Lane::Light));
+        if turns.is_none_or(|turns| !turns.has_backlog(namespace)) {
+            state.demand.note(namespace, Instant::now());
+        }
+    }
+
+    /// Waits for the next work. Its run lasts until [`Queue::done`]. For one caller at a time.
     pub(crate) async fn next(&self) -> (Work, Lane) {
         loop {
             let changed = self.changed.notified();
@@ -294,7 +349,7 @@ impl Queue {
                 let mut state = self.state();
                 let now = Instant::now();
                 let due = state.wake(now);
-                // What claims have held up goes on when no more come.
+                // Work that claims have held up goes on when no more arrive.
                 let quiet = state.rush.settle(now);
                 if let Some(next) = state.pick(&self.limits, now) {
                     return next;
@@ -313,15 +368,15 @@ impl Queue {
         }
     }
 
-    /// Ends a run: `again` is when to look again, if ever.
+    /// Ends a run.
     pub(crate) fn done(&self, work: &Work, outcome: Outcome) {
         let mut state = self.state();
         state.running.remove(work);
         let now = Instant::now();
-        if work.class == Class::Claim {
+        if work.kind == WorkKind::Claim {
             state.rush.end(&work.key.namespace, now);
         }
-        if let Some(n) = state.running_of.get_mut(&work.class) {
+        if let Some(n) = state.running_of.get_mut(&work.kind) {
             *n = n.saturating_sub(1);
         }
         match outcome {
@@ -352,7 +407,7 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// How many claims come now, as `namespace` sees it.
+    /// Returns how many claims arrive, as seen from `namespace`.
     pub(crate) fn claims(&self, namespace: &str) -> Claims {
         let now = Instant::now();
         let mut state = self.state();
@@ -360,7 +415,7 @@ impl Queue {
         state.rush.seen_by(namespace, now)
     }
 
-    /// How much waits or is under way.
+    /// Returns how many objects wait or are reconciled.
     pub(crate) fn len(&self) -> usize {
         let state = self.state();
         state.queued.len() + state.running.len()
@@ -372,16 +427,16 @@ impl Queue {
     }
 }
 
-/// How a run has ended.
+/// The end of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Nothing to do until something changes.
     Done,
-    /// To be looked at after this time.
+    /// To be reconciled after this time.
     Again(Duration),
-    /// To be done at once in the lane for it.
+    /// To be reconciled at once in [`Lane::Heavy`].
     Heavy,
-    /// To be tried again, after a pause that grows.
+    /// To be tried again, after a pause that doubles each time.
     Failed,
 }
 
@@ -390,19 +445,19 @@ impl State {
         if self.running.contains_key(&work) {
             self.again.insert(work);
         } else if self.queued.insert(work.clone()) {
-            if work.class == Class::Claim {
+            if work.kind == WorkKind::Claim {
                 self.rush.begin(&work.key.namespace);
             }
             let lane = match self.heavy.remove(&work) {
                 true => Lane::Heavy,
                 false => Lane::Light,
             };
-            let turns = self.waiting.entry((work.class, lane)).or_default();
+            let turns = self.waiting.entry((work.kind, lane)).or_default();
             turns.push(work.key);
         }
     }
 
-    /// Queues what is due, and returns when something will be.
+    /// Queues work that is due. Returns when the next will be.
     fn wake(&mut self, now: Instant) -> Option<Instant> {
         while let Some(work) = self.later.take(now) {
             self.add(work);
@@ -412,18 +467,20 @@ impl State {
 
     fn pick(&mut self, limits: &Limits, now: Instant) -> Option<(Work, Lane)> {
         let heavy = self.running.values().filter(|l| **l == Lane::Heavy).count();
-        for class in CLASSES {
-            // Of those there are few, which would never come behind all others.
+        for kind in KINDS {
+            // Heavy work is rare, and would never get a worker behind all light work.
             for lane in [Lane::Heavy, Lane::Light] {
                 if lane == Lane::Heavy && heavy >= HEAVY {
                     continue;
                 }
-                let mut turns = self.waiting.remove(&(class, lane)).unwrap_or_default();
-                let key = turns.take(|namespace| self.may(limits, class, namespace, now));
-                self.waiting.insert((class, lane), turns);
+                let mut turns = self.waiting.remove(&(kind, lane)).unwrap_or_default();
+                let key = turns.take(|namespace, has_backlog| {
+                    self.may(limits, kind, namespace, has_backlog, now)
+                });
+                self.waiting.insert((kind, lane), turns);
                 if let Some(key) = key {
-                    let work = Work::new(class, key);
-                    *self.running_of.entry(class).or_default() += 1;
+                    let work = Work::new(kind, key);
+                    *self.running_of.entry(kind).or_default() += 1;
                     self.queued.remove(&work);
                     self.running.insert(work.clone(), lane);
                     return Some((work, lane));
@@ -433,22 +490,33 @@ impl State {
         None
     }
 
-    /// Whether one more of a class may be worked on, for a namespace.
-    fn may(&self, limits: &Limits, class: Class, namespace: &str, now: Instant) -> bool {
-        let count = self.running_of.get(&class).copied().unwrap_or_default();
-        let claims = match class {
-            Class::Claim => Claims::None,
+    /// Whether one more object of a kind may be reconciled for a namespace.
+    fn may(
+        &self,
+        limits: &Limits,
+        kind: WorkKind,
+        namespace: &str,
+        has_backlog: bool,
+        now: Instant,
+    ) -> bool {
+        let is_own = |w: &&Work| w.kind == kind && w.key.namespace == namespace;
+        let own = || self.running.keys().filter(is_own).count();
+        if has_backlog && self.demand.is_beside(namespace, now) && own() >= SHARE {
+            return false;
+        }
+        let claims = match kind {
+            WorkKind::Claim => Claims::None,
             _ => self.rush.seen_by(namespace, now),
         };
-        let is_of = |w: &Work| w.class == class && w.key.namespace == namespace;
         let beside = match claims {
             Claims::None => usize::MAX,
-            Claims::Few => BESIDE_CLAIMS,
-            // Others, which are held up less, would never leave it a turn.
-            Claims::Many if !self.running.keys().any(is_of) => BESIDE_CLAIMS,
+            Claims::Few => BESIDE_FEW,
+            // Namespaces that are held up less would never leave it a worker.
+            Claims::Many if own() == 0 => BESIDE_FEW,
             Claims::Many => BESIDE_MANY,
         };
-        count < limits.of(class).min(beside)
+        let count = self.running_of.get(&kind).copied().unwrap_or_default();
+        count < limits.of(kind).min(beside)
     }
 }
 
@@ -463,16 +531,16 @@ mod tests {
         templates: 1,
     };
 
-    fn work(class: Class, name: &str) -> Work {
-        Work::new(class, Key::new("ns", name))
+    fn work(kind: WorkKind, name: &str) -> Work {
+        Work::new(kind, Key::new("ns", name))
     }
 
-    /// How many of `class` can be taken out at once.
-    async fn takes(queue: &Queue, class: Class) -> usize {
+    /// How many of `kind` can be taken out at once.
+    async fn takes(queue: &Queue, kind: WorkKind) -> usize {
         let mut count = 0;
         let brief = Duration::from_millis(1);
         while let Ok((next, _)) = tokio::time::timeout(brief, queue.next()).await {
-            assert_eq!(next.class, class);
+            assert_eq!(next.kind, kind);
             count += 1;
         }
         count
@@ -482,46 +550,46 @@ mod tests {
     async fn claims_go_first_and_leave_a_little_for_the_rest() {
         for (claims, number, beside) in [
             (0, Claims::None, LIMITS.sandboxes),
-            (1, Claims::Few, BESIDE_CLAIMS),
+            (1, Claims::Few, BESIDE_FEW),
             (MANY, Claims::Many, BESIDE_MANY),
         ] {
             let queue = Queue::new(LIMITS);
             for n in 0..20 {
-                queue.add(work(Class::Sandbox, &n.to_string()));
+                queue.add(work(WorkKind::Sandbox, &n.to_string()));
             }
             for n in 0..claims {
-                queue.add(work(Class::Claim, &n.to_string()));
+                queue.add(work(WorkKind::Claim, &n.to_string()));
             }
             for _ in 0..claims {
-                assert_eq!(queue.next().await.0.class, Class::Claim);
+                assert_eq!(queue.next().await.0.kind, WorkKind::Claim);
             }
             assert_eq!(queue.claims("ns"), number);
-            assert_eq!(takes(&queue, Class::Sandbox).await, beside);
+            assert_eq!(takes(&queue, WorkKind::Sandbox).await, beside);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_rest_goes_on_when_no_more_claims_come() {
         let queue = Queue::new(LIMITS);
-        queue.add(work(Class::Claim, "x"));
+        queue.add(work(WorkKind::Claim, "x"));
         let (claim, _) = queue.next().await;
         for n in 0..20 {
-            queue.add(work(Class::Sandbox, &n.to_string()));
+            queue.add(work(WorkKind::Sandbox, &n.to_string()));
         }
         queue.done(&claim, Outcome::Done);
-        assert_eq!(takes(&queue, Class::Sandbox).await, BESIDE_CLAIMS);
+        assert_eq!(takes(&queue, WorkKind::Sandbox).await, BESIDE_FEW);
         let start = Instant::now();
         queue.next().await;
         assert!(start.elapsed() <= QUIET);
         assert_eq!(queue.claims("ns"), Claims::None);
-        let left = LIMITS.sandboxes - BESIDE_CLAIMS - 1;
-        assert_eq!(takes(&queue, Class::Sandbox).await, left);
+        let left = LIMITS.sandboxes - BESIDE_FEW - 1;
+        assert_eq!(takes(&queue, WorkKind::Sandbox).await, left);
     }
 
     #[tokio::test(start_paused = true)]
     async fn nothing_is_worked_on_twice_at_the_same_time() {
         let queue = Queue::new(LIMITS);
-        let claim = work(Class::Claim, "x");
+        let claim = work(WorkKind::Claim, "x");
         queue.add(claim.clone());
         queue.add(claim.clone());
         assert_eq!(queue.next().await.0, claim);
@@ -537,7 +605,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_fails_waits_longer_each_time_and_starts_over_after_a_success() {
         let queue = Queue::new(LIMITS);
-        let pool = work(Class::Pool, "p");
+        let pool = work(WorkKind::Pool, "p");
         queue.add(pool.clone());
         let mut pauses = Vec::new();
         for outcome in [
@@ -560,7 +628,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_earliest_time_counts() {
         let queue = Queue::new(LIMITS);
-        let pool = work(Class::Pool, "p");
+        let pool = work(WorkKind::Pool, "p");
         queue.add_after(pool.clone(), Duration::from_secs(9));
         queue.add_after(pool.clone(), Duration::from_secs(3));
         let start = Instant::now();
@@ -575,7 +643,7 @@ mod tests {
     async fn namespaces_take_turns() {
         let queue = Queue::new(LIMITS);
         let of = |namespace: &str, n: usize| {
-            Work::new(Class::Claim, Key::new(namespace, &n.to_string()))
+            Work::new(WorkKind::Claim, Key::new(namespace, &n.to_string()))
         };
         for n in 0..1_000 {
             queue.add(of("flood", n));
@@ -600,37 +668,97 @@ mod tests {
         let queue = Queue::new(LIMITS);
         for n in 0..1_000 {
             let key = Key::new("flood", &n.to_string());
-            queue.add(Work::new(Class::Claim, key.clone()));
-            queue.add(Work::new(Class::Sandbox, key));
+            queue.add(Work::new(WorkKind::Claim, key.clone()));
+            queue.add(Work::new(WorkKind::Sandbox, key));
         }
         for n in 0..20 {
-            queue.add(work(Class::Sandbox, &n.to_string()));
+            queue.add(work(WorkKind::Sandbox, &n.to_string()));
         }
         assert_eq!(queue.claims("flood"), Claims::Many);
         assert_eq!(queue.claims("ns"), Claims::Few);
         for _ in 0..LIMITS.claims {
-            assert_eq!(queue.next().await.0.class, Class::Claim);
+            assert_eq!(queue.next().await.0.kind, WorkKind::Claim);
         }
         let mut of = HashMap::<String, usize>::new();
         while let Ok((next, _)) = tokio::time::timeout(Duration::from_millis(1), queue.next()).await
         {
-            assert_eq!(next.class, Class::Sandbox);
+            assert_eq!(next.kind, WorkKind::Sandbox);
             *of.entry(next.key.namespace).or_default() += 1;
         }
-        let expected = [("flood", BESIDE_MANY), ("ns", BESIDE_CLAIMS - BESIDE_MANY)];
+        let expected = [("flood", BESIDE_MANY), ("ns", BESIDE_FEW - BESIDE_MANY)];
         assert_eq!(of, expected.map(|(ns, n)| (ns.to_owned(), n)).into());
         // Those of several are many to all.
         for n in 0..MANY {
-            queue.add(Work::new(Class::Claim, Key::new(&n.to_string(), "x")));
+            queue.add(Work::new(WorkKind::Claim, Key::new(&n.to_string(), "x")));
         }
         assert_eq!(queue.claims("ns"), Claims::Many);
+    }
+
+    /// A queue with a backlog of each of `kinds` in namespace `flood`.
+    fn flooded(kinds: &[WorkKind]) -> Queue {
+        let queue = Queue::new(LIMITS);
+        for kind in kinds {
+            for n in 0..100 {
+                queue.add(Work::new(*kind, Key::new("flood", &n.to_string())));
+            }
+        }
+        queue
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backlog_gets_its_share_while_another_namespace_waits_for_claims() {
+        for kind in [WorkKind::Claim, WorkKind::Sandbox, WorkKind::Pool] {
+            let queue = flooded(&[kind]);
+            queue.wanted("other");
+            assert_eq!(takes(&queue, kind).await, SHARE, "{kind:?}");
+            // Others have the rest of the workers.
+            queue.add(Work::new(kind, Key::new("other", "x")));
+            assert_eq!(takes(&queue, kind).await, 1, "{kind:?}");
+            tokio::time::advance(WAITS).await;
+            let left = LIMITS.of(kind) - SHARE - 1;
+            assert_eq!(takes(&queue, kind).await, left, "{kind:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_alone_has_all_workers() {
+        let queue = flooded(&[WorkKind::Claim]);
+        queue.wanted("flood");
+        assert_eq!(takes(&queue, WorkKind::Claim).await, LIMITS.claims);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn claims_behind_a_backlog_hold_up_no_other_namespace() {
+        let queue = flooded(&[WorkKind::Claim]);
+        for n in 0..BACKLOG {
+            queue.add(work(WorkKind::Claim, &n.to_string()));
+        }
+        queue.wanted("flood");
+        queue.wanted("ns");
+        assert_eq!(takes(&queue, WorkKind::Claim).await, LIMITS.claims);
+    }
+
+    #[test]
+    fn demand_is_of_other_namespaces() {
+        let mut demand = Demand::default();
+        let now = Instant::now();
+        assert!(!demand.is_beside("a", now));
+        demand.note("a", now);
+        demand.note("a", now);
+        assert!(!demand.is_beside("a", now));
+        assert!(demand.is_beside("b", now));
+        demand.note("b", now);
+        demand.note("b", now + WAITS);
+        assert!(demand.is_beside("b", now));
+        assert!(!demand.is_beside("b", now + WAITS));
+        assert!(demand.is_beside("a", now + WAITS));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_due_later_comes_in_the_order_of_its_time() {
         let queue = Queue::new(LIMITS);
         for n in (0..100_u64).rev() {
-            let pool = work(Class::Pool, &n.to_string());
+            let pool = work(WorkKind::Pool, &n.to_string());
             queue.add_after(pool.clone(), Duration::from_secs(1_000));
             queue.add_after(pool, Duration::from_secs(n));
         }
@@ -647,13 +775,13 @@ mod tests {
     async fn large_objects_are_held_by_few_and_hold_up_nobody_else() {
         let queue = Queue::new(LIMITS);
         for n in 0..40 {
-            queue.add(work(Class::Sandbox, &n.to_string()));
+            queue.add(work(WorkKind::Sandbox, &n.to_string()));
         }
         for _ in 0..LIMITS.sandboxes {
             assert_eq!(queue.next().await.1, Lane::Light);
         }
         for n in 0..4 {
-            queue.done(&work(Class::Sandbox, &n.to_string()), Outcome::Heavy);
+            queue.done(&work(WorkKind::Sandbox, &n.to_string()), Outcome::Heavy);
         }
         let mut lanes = Vec::new();
         let brief = Duration::from_millis(1);
@@ -663,8 +791,8 @@ mod tests {
         // They do not wait for all others either.
         let expected = [Lane::Heavy, Lane::Heavy, Lane::Light, Lane::Light];
         assert_eq!(lanes, expected);
-        queue.done(&work(Class::Sandbox, "0"), Outcome::Done);
+        queue.done(&work(WorkKind::Sandbox, "0"), Outcome::Done);
         let next = queue.next().await;
-        assert_eq!(next, (work(Class::Sandbox, "2"), Lane::Heavy));
+        assert_eq!(next, (work(WorkKind::Sandbox, "2"), Lane::Heavy));
     }
 }

@@ -43,7 +43,7 @@ use crate::{
     metrics::Startup,
     options::ClaimAnnotations,
     owner, patch, pool,
-    queue::{Class, Lane, Outcome},
+    queue::{Lane, Outcome, WorkKind},
     template,
 };
 pub(crate) use state::State;
@@ -70,6 +70,9 @@ pub(crate) async fn reconcile(
         return Ok(Outcome::Done);
     }
     context.observed.first_seen(&*claim);
+    if !status::is_ready(claim.status.as_ref()) {
+        context.queue.wanted(&key.namespace);
+    }
     let now = Timestamp::now();
     // By its times alone, as upstream has it: a claim that is kept comes back with a later one.
     if status::ends_at(&claim).is_some_and(|at| at <= now) {
@@ -216,7 +219,7 @@ async fn annotate(
         Ok(new) => {
             // The answer brings along what others have changed, which the watch will know by then.
             if new.metadata.generation != claim.metadata.generation {
-                context.add(Class::Claim, key);
+                context.add(WorkKind::Claim, key);
             }
             Ok(())
         }

@@ -5,7 +5,7 @@
 use kiln_crds::SandboxClaim;
 
 use super::State;
-use crate::{cache::Key, context::Context, queue::Class, watch::Change};
+use crate::{cache::Key, context::Context, queue::WorkKind, watch::Change};
 
 /// Has a claim looked at, unless it is gone or as the controller has written it.
 pub(crate) fn changed(context: &Context, state: &State, change: &Change<'_, SandboxClaim>) {
@@ -14,6 +14,6 @@ pub(crate) fn changed(context: &Context, state: &State, change: &Change<'_, Sand
         state.forget(claim);
     } else if !change.is_known() {
         // Only the worker of a claim writes it, and it knows its own writes.
-        context.add(Class::Claim, Key::of(change.object()));
+        context.add(WorkKind::Claim, Key::of(change.object()));
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     cache::Key,
     context::Context,
     enqueue,
-    queue::{Class, Work},
+    queue::{Work, WorkKind},
     shape::Shape,
     watch::Change,
 };
@@ -48,7 +48,9 @@ pub(super) fn enqueue_pools(context: &Context) {
         let template = Key::new(&key.namespace, &pool.spec.sandbox_template_ref.name);
         let template = context.store.templates.get(&template);
         if template.is_some_and(|t| Shape::of(&t.spec.pod_template.spec).is_some()) {
-            context.queue.add_after(Work::new(Class::Pool, key), GATHER);
+            context
+                .queue
+                .add_after(Work::new(WorkKind::Pool, key), GATHER);
         }
     }
 }

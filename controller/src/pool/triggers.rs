@@ -9,7 +9,7 @@ use crate::{
     cache::{IndexKey, Key},
     context::Context,
     enqueue,
-    queue::Class,
+    queue::WorkKind,
     watch::Change,
 };
 
@@ -29,7 +29,7 @@ pub(crate) fn changed(context: &Context, state: &State, change: &Change<'_, Sand
         }
     }
     enqueue::nodes(context);
-    context.add(Class::Pool, key);
+    context.add(WorkKind::Pool, key);
 }
 
 #[cfg(test)]
@@ -75,12 +75,12 @@ mod tests {
         lock(&state.pending_statuses).insert(key.clone(), Instant::now());
         changed(&context, &state, &Change::Gone(&pool));
         assert!(!lock(&state.pending_statuses).contains_key(&key));
-        let mut classes = Vec::new();
+        let mut kinds = Vec::new();
         while let Ok((work, _)) =
             tokio::time::timeout(Duration::from_secs(5), context.queue.next()).await
         {
-            classes.push(work.class);
+            kinds.push(work.kind);
         }
-        assert_eq!(classes, [Class::Pool, Class::Node]);
+        assert_eq!(kinds, [WorkKind::Pool, WorkKind::Node]);
     }
 }

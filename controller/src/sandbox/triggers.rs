@@ -13,7 +13,7 @@ use crate::{
     enqueue,
     marks::ownerless_claim,
     owner,
-    queue::Class,
+    queue::WorkKind,
     watch::Change,
 };
 
@@ -24,7 +24,7 @@ pub(crate) fn changed(context: &Context, state: &State, change: &Change<'_, Sand
         context.observed.forget_sandbox(sandbox);
         state.reported.forget(sandbox);
     }
-    context.add(Class::Sandbox, Key::of(sandbox));
+    context.add(WorkKind::Sandbox, Key::of(sandbox));
     if let Some(pools) = IndexKey::pools_of(sandbox) {
         for pool in context.store.pools.find(&pools) {
             enqueue::pool(context, Key::of(&*pool));
@@ -32,7 +32,7 @@ pub(crate) fn changed(context: &Context, state: &State, change: &Change<'_, Sand
     }
     if let Some(claim) = ownerless_claim(sandbox) {
         let key = Key::new(&sandbox.namespace().unwrap_or_default(), claim);
-        context.add(Class::Claim, key);
+        context.add(WorkKind::Claim, key);
     }
     for sandbox in [Some(sandbox), change.old()].into_iter().flatten() {
         let Some(owner) = owner::controller(sandbox) else {
@@ -40,7 +40,7 @@ pub(crate) fn changed(context: &Context, state: &State, change: &Change<'_, Sand
         };
         let key = Key::new(&sandbox.namespace().unwrap_or_default(), &owner.name);
         if owner::is_kind::<SandboxClaim>(owner) {
-            context.add(Class::Claim, key);
+            context.add(WorkKind::Claim, key);
         } else if owner::is_kind::<SandboxWarmPool>(owner) {
             enqueue::pool(context, key);
         }
@@ -52,7 +52,7 @@ pub(crate) fn pod_changed(context: &Context, change: &Change<'_, Pod>) {
     // One that nobody owns may be in the way of the Sandbox of its name.
     let pod = change.object();
     if owner::controller(pod).is_none() {
-        context.add(Class::Sandbox, Key::of(pod));
+        context.add(WorkKind::Sandbox, Key::of(pod));
     }
     child_changed(context, change);
 }
@@ -64,6 +64,6 @@ pub(crate) fn child_changed<K: ResourceExt>(context: &Context, change: &Change<'
         && owner::is_kind::<Sandbox>(owner)
     {
         let key = Key::new(&child.namespace().unwrap_or_default(), &owner.name);
-        context.add(Class::Sandbox, key);
+        context.add(WorkKind::Sandbox, key);
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     cache::{IndexKey, Key},
     context::Context,
     enqueue, owner,
-    queue::Class,
+    queue::WorkKind,
     watch::Change,
 };
 
@@ -26,11 +26,11 @@ fn enqueue_all(context: &Context, template: Key) {
     let of_template = IndexKey::Template(template.clone());
     for pool in context.store.pools.find(&of_template) {
         let pool = Key::of(&*pool);
-        context.add(Class::Pool, pool.clone());
+        context.add(WorkKind::Pool, pool.clone());
         enqueue::claims(context, &IndexKey::Pool(pool));
     }
     enqueue::claims(context, &of_template);
-    context.add(Class::Template, template);
+    context.add(WorkKind::Template, template);
 }
 
 /// A policy is its template's, or in the way of it.
