@@ -18,7 +18,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Has a pool looked at soon.
 pub(crate) fn pool(context: &Context, key: Key) {
-    context.queue.add_after(Work::new(WorkKind::Pool, key), GATHER);
+    context
+        .queue
+        .add_after(Work::new(WorkKind::Pool, key), GATHER);
 }
 
 /// Has all nodes looked at soon.

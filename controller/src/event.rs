@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Events about objects, for whoever looks at them. Nobody waits until they are recorded.
+//! Events about objects. They are the least urgent work, so one is published at a time.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
@@ -8,6 +8,8 @@ use kube::{
     core::error_boundary::InvalidObject,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
+
+use tokio::sync::mpsc;
 
 use crate::{
     condition::shorten,
@@ -17,17 +19,30 @@ use crate::{
 
 /// Most bytes of an event's note that an apiserver takes.
 const NOTE: usize = 1024;
+/// Most events that wait to be published, the limit of client-go
+/// (`tools/record/event.go`, `maxQueuedEvents`). More are dropped.
+const MAX_WAITING: usize = 1000;
 
-/// Recorder of events.
-pub(crate) struct Events(Recorder);
+/// Queue of events that are published one after the other.
+pub(crate) struct Events(mpsc::Sender<(Event, ObjectReference)>);
 
 impl Events {
+    /// Starts the task that publishes; it ends when the result is dropped.
     pub(crate) fn new(client: Client) -> Self {
         let reporter = Reporter {
             controller: FIELD_MANAGER.to_owned(),
             instance: None,
         };
-        Self(Recorder::new(client, reporter))
+        let recorder = Recorder::new(client, reporter);
+        let (sender, mut waiting) = mpsc::channel::<(Event, ObjectReference)>(MAX_WAITING);
+        tokio::spawn(async move {
+            while let Some((event, reference)) = waiting.recv().await {
+                if let Err(e) = answer(recorder.publish(&event, &reference)).await {
+                    tracing::debug!("event {}: {e}", event.reason);
+                }
+            }
+        });
+        Self(sender)
     }
 
     /// Records that `object` has come along.
@@ -81,11 +96,8 @@ impl Events {
     }
 
     fn publish(&self, event: Event, reference: ObjectReference) {
-        let recorder = self.0.clone();
-        tokio::spawn(async move {
-            if let Err(e) = answer(recorder.publish(&event, &reference)).await {
-                tracing::debug!("event {}: {e}", event.reason);
-            }
-        });
+        if let Err(e) = self.0.try_send((event, reference)) {
+            tracing::debug!("an event is dropped: {e}");
+        }
     }
 }
