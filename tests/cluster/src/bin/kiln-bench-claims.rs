@@ -52,7 +52,9 @@ const CLIENTS: usize = 32;
 /// Objects that another tenant makes at once, and claims of ours that come beside them.
 const FLOOD: usize = 5_000;
 const BESIDE: usize = 40;
-/// How long a pool may take to fill.
+/// Writes per second of a cluster in which nothing is left to do.
+const IDLE: u64 = 20;
+/// How long a pool may take to fill, and a flood to be worked off.
 const FILLS: Duration = Duration::from_secs(180);
 
 #[tokio::main]
@@ -87,6 +89,9 @@ async fn measure(program: Option<&Path>) -> Result<Figures> {
     };
     let figures = measure_one(&plane, &controller).await;
     let figures = figures.with_context(|| controller.log())?;
+    for (name, unit, value) in &figures {
+        progress(&format!("{name} {value:.2} {unit}"));
+    }
     plane.stop()?;
     Ok(figures)
 }
@@ -149,10 +154,13 @@ enum Flood {
     Templates,
 }
 
-/// Claims of one tenant alone, and while another has thousands of objects that have not been looked at.
+/// Measures claims of one tenant alone, and while another has a backlog of thousands of objects. Making
+/// these objects is not measured, as no controller can slow down a tenant's own requests: it is stopped
+/// meanwhile. The backlog of one flood is worked off before the next.
 async fn beside_floods(plane: &ControlPlane, controller: &Controller) -> Result<Figures> {
     let bench = Bench::new(plane.client(), &plane.namespace("other").await?);
     bench.pool(20).await?;
+    bench.idle().await?;
     let alone = bench.beside("alone").await?;
     let mut parts = Vec::new();
     for (flood, name) in [
@@ -161,7 +169,7 @@ async fn beside_floods(plane: &ControlPlane, controller: &Controller) -> Result<
         (Flood::Templates, "templates"),
     ] {
         let tenant = Bench::new(plane.client(), &plane.namespace("flood").await?);
-        // All come before the first of ours.
+        bench.idle().await?;
         controller.signal(Signal::SIGSTOP)?;
         let made = tenant.flood(flood).await;
         controller.signal(Signal::SIGCONT)?;
@@ -324,6 +332,23 @@ impl Bench {
             let ready = pools.filter_map(|s| s.status.as_ref());
             let ready = ready.filter(|s| is_ready(&s.conditions)).count();
             (ready == replicas).then_some(())
+        })
+        .await
+    }
+
+    /// Waits until nothing is left to do: resource versions count the writes of a whole cluster.
+    async fn idle(&self) -> Result<()> {
+        let mut last = 0;
+        wait::until("an idle cluster", FILLS, async || {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let list = self
+                .pools
+                .list(&ListParams::default().limit(1))
+                .await
+                .ok()?;
+            let now: u64 = list.metadata.resource_version?.parse().ok()?;
+            let before = std::mem::replace(&mut last, now);
+            (now - before < IDLE).then_some(())
         })
         .await
     }
