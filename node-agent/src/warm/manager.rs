@@ -62,7 +62,7 @@ pub struct WarmManager {
 
 /// What the agent holds, and why it perhaps holds nothing.
 pub(super) struct State {
-    pool: Pool,
+    pub(super) pool: Pool,
     handed: Handed,
     classes: Vec<Class>,
     pub(super) health: Health,
@@ -205,8 +205,12 @@ impl WarmManager {
     /// Takes a sandbox of `shape` from the pool, with all that its shim must know of it.
     fn choose(&self, shape: &Shape) -> Result<(Handout, Arc<Active>), Miss> {
         let mut state = self.state();
-        let active = state.health.active().cloned().ok_or(Miss::Broken)?;
         let now = Instant::now();
+        let Some(active) = state.health.active().cloned() else {
+            // The next Pods of this shape find a sandbox when the runtime has passed its trial.
+            state.pool.learn(shape, now);
+            return Err(Miss::Broken);
+        };
         if now < state.next_handout {
             return Err(Miss::Broken);
         }
@@ -472,6 +476,29 @@ mod tests {
 
     use super::*;
     use crate::{config::default_sysctl, warm::trial::Ways};
+
+    #[tokio::test]
+    async fn a_shape_that_is_missed_before_the_runtime_was_tried_is_booted_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let manager = WarmManager::new(Config {
+            state: dir.path().join("state"),
+            ..Config::default()
+        });
+        let manager = manager.unwrap();
+        let file = dir.path().join("runsc.toml");
+        std::fs::write(&file, "binary_name = '/proc/self/exe'\n").unwrap();
+        let runtime = Runtime::look(&file, "k8s.io").unwrap();
+        let shape = runtime.shape(&Class {
+            name: "gvisor".to_owned(),
+            warm: 0,
+            memory: None,
+            cpu: None,
+            sysctl: default_sysctl(),
+        });
+        let shape = shape.unwrap();
+        assert_eq!(manager.choose(&shape).err(), Some(Miss::Broken));
+        assert_eq!(manager.state().pool.next_boot(), Some(shape));
+    }
 
     #[tokio::test]
     async fn a_sandbox_is_started_as_its_runtime_was_tried_whatever_is_taken_up_since() {

@@ -300,7 +300,8 @@ impl Pool {
         self.tally(shape).adopted += 1;
     }
 
-    fn learn(&mut self, shape: &Shape, now: Instant) {
+    /// Notes that a Pod has missed a sandbox of `shape`, as far as shapes are learned.
+    pub(crate) fn learn(&mut self, shape: &Shape, now: Instant) {
         if self.limits.learned == 0 || self.wanted.contains_key(shape) {
             return;
         }

@@ -7,7 +7,7 @@ use std::{
     fs,
     io::ErrorKind::{ReadOnlyFilesystem, ResourceBusy},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt as _, stream};
@@ -62,7 +62,10 @@ impl WarmManager {
                 match booter.recover(&id, note).await {
                     Ok(sandbox) => {
                         info!("{id} is ready from before");
-                        self.hold(&mut self.state(), booter.clone(), sandbox);
+                        let mut state = self.state();
+                        // The sandbox stays although no Pod has missed its shape since.
+                        state.pool.learn(&sandbox.shape, Instant::now());
+                        self.hold(&mut state, booter.clone(), sandbox);
                     }
                     Err(_) => booter.retire(id, place).await,
                 }

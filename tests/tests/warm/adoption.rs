@@ -12,6 +12,7 @@ use kiln_tests::{
     tools,
     wait::{self, SOON},
 };
+use nix::sys::signal::Signal;
 
 use crate::{HANDLER, WARM, agent::settled};
 
@@ -253,6 +254,12 @@ pub(crate) async fn a_shape_is_learned(node: &Node) -> Result<()> {
     node.agent()?.expect_some().await?;
     let pod = limited(node, 321 << 20).run_cold_or_warm().await?;
     ensure!(pod.sandbox() == pod.id(), "who has known that shape?");
+    learned(node, 321 << 20).await?;
+    // An agent that comes back has it ready, and keeps it.
+    let agent = node.agent()?;
+    agent.stop(Signal::SIGTERM).await?;
+    node.run_agent().await?;
+    agent.expect_ready(WARM).await?;
     learned(node, 321 << 20).await?;
     let next = limited(node, 321 << 20).run().await?;
     next.remove().await?;

@@ -79,7 +79,6 @@ pub(crate) async fn an_agent_that_is_killed_loses_nothing(node: &Node) -> Result
         node.run_agent().await?;
         agent.expect_ready(WARM).await?;
         let mut after = warm_sentries(node);
-        // What another case has had learned goes with the agent that learned it.
         after.retain(|p| before.iter().any(|b| b.pid == p.pid));
         ensure!(
             after.len() > WARM as usize,
