@@ -287,7 +287,7 @@ impl Cgroup {
     }
 
     /// Its processes. Blocks.
-    pub fn pids(&self) -> BTreeSet<u32> {
+    fn pids(&self) -> BTreeSet<u32> {
         let lists = self.hierarchies().into_iter();
         // What is not there has no processes.
         let lists = lists.filter_map(|h| fs::read_to_string(self.procs(&h)).ok());

@@ -240,12 +240,12 @@ impl Handed {
     async fn move_to(&self, cgroup: &Cgroup) -> Result<Duration> {
         let begun = Instant::now();
         let (old, new) = (self.cgroup.clone(), cgroup.clone());
-        if let Some(scope) = new.scope() {
-            let old = old.clone();
-            let pids = blocking(move || Vec::from_iter(old.pids())).await;
-            if let Err(e) = systemd::start_scope(&scope, &pids).await {
-                warn!("systemd may take away what limits this sandbox: {e}");
-            }
+        // Systemd refuses a process that has ended, as one of those that serve the sentry may have
+        // by then. The others follow below.
+        if let Some(scope) = new.scope()
+            && let Err(e) = systemd::start_scope(&scope, &[self.pid]).await
+        {
+            warn!("systemd may take away what limits this sandbox: {e}");
         }
         blocking(move || {
             new.make()?;
