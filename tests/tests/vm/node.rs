@@ -23,7 +23,7 @@ const BURSTABLE: &str = "/kubepods.slice/kubepods-burstable.slice";
 
 /// What a container does: it serves a directory, until it is told to use up its memory.
 const IDLE: &str = r#"echo hello; httpd -p 8080 -h /bin; while [ ! -e /tmp/exhaust ]; do sleep 1; done
-exec awk 'BEGIN{s="xxxxxxxxxxxxxxxx"; while(1) s=s s}'"#;
+exec dd if=/dev/zero of=/dev/null bs=1G count=1"#;
 
 /// Which containerd the node has.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -139,8 +139,8 @@ impl Node {
         .await
     }
 
-    /// Has the agent on the node, by README. It learns from Pods what to hold: their shapes have
-    /// sysctls that depend on containerd.
+    /// Has the agent on the node, by README, and waits until it listens. It learns from Pods what to
+    /// hold: their shapes have sysctls that depend on containerd.
     pub(crate) async fn agent(&self) -> Result<()> {
         self.enabled().await?;
         let install = async || {
@@ -150,18 +150,19 @@ impl Node {
                  install -m 0644 /mnt/kiln/kiln-node-agent.service /etc/systemd/system/
                  systemctl daemon-reload; systemctl enable --now kiln-node-agent",
             )
-            .await?;
-            let listens = "[ -S /run/kiln-agent/agent.sock ]";
-            self.machine.until("the agent", listens).await.map(drop)
+            .await
+            .map(drop)
         };
-        self.agent.get_or_try_init(install).await.map(drop)
+        self.agent.get_or_try_init(install).await?;
+        let listens = "/opt/kiln/bin/kiln-node-agent --report";
+        self.machine.until("the agent", listens).await.map(drop)
     }
 
-    /// Waits for a warm sandbox.
+    /// Waits until the agent holds a warm sandbox of a learned shape and boots none.
     pub(crate) async fn expect_warm(&self) -> Result<()> {
-        let held =
-            "cd /run/kiln-agent && [ \"$(ls ready | wc -l) $(ls booting | wc -l)\" = '1 0' ]";
-        let ready = self.machine.until("a warm sandbox", held).await;
+        let holds = "/opt/kiln/bin/kiln-node-agent --report | tee /dev/stderr | \
+             awk '$2 == \"(learned)\" { held += $4; boots += $5 } END { exit !(held == 1 && boots == 0) }'";
+        let ready = self.machine.until("a warm sandbox", holds).await;
         match ready {
             Ok(_) => Ok(()),
             Err(e) => {
@@ -229,10 +230,11 @@ impl Node {
         })
     }
 
-    /// Sees to it that nothing of Kiln's is there: processes, mounts, cgroups.
+    /// Sees to it that nothing of Kiln's is there: processes, mounts, cgroups. The network namespace
+    /// of gofers is runsc's, and stays until the node is disabled.
     pub(crate) async fn expect_nothing(&self) -> Result<()> {
         let nothing = "left=$(pgrep -fa '[r]unsc|[s]him-kiln|[k]iln-node'; find /sys/fs/cgroup -name 'cri-containerd-*' -o -path '*kiln*' -type d; \
-             grep -E '[k]iln|[r]unsc' /proc/mounts); [ -z \"$left\" ] || { echo \"$left\"; false; }";
+             grep -E '[k]iln|[r]unsc' /proc/mounts | grep -v '/null-netns '); [ -z \"$left\" ] || { echo \"$left\"; false; }";
         self.machine.until("an empty node", nothing).await.map(drop)
     }
 }
