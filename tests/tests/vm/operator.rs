@@ -42,15 +42,33 @@ fn missing(checks: &str) -> Result<Vec<String>> {
     Ok(names.map(str::to_owned).collect())
 }
 
+/// Whatever the unit of the agent has systemd end with it, and whatever systemd is asked: what is
+/// warm is in cgroups of its own.
 pub(crate) async fn pods_and_warm_sandboxes_survive_restarts(node: &Node) -> Result<()> {
     let pod = adopted(node, "restarts").await?;
     node.expect_warm().await?;
     let warm = node.warm().await?;
-    node.sh("systemctl restart containerd && systemctl restart kiln-node-agent")
-        .await?;
-    ensure!(pod.exec("echo $((6*7))").await?.trim() == "42");
-    node.expect_warm().await?;
-    ensure!(node.warm().await? == warm, "another sandbox is warm");
+    let dir = "/run/systemd/system/kiln-node-agent.service.d";
+    let ends_all = format!(
+        "mkdir -p {dir}; printf '[Service]\nKillMode=control-group\n' >{dir}/kill.conf; systemctl daemon-reload"
+    );
+    for before in ["systemctl restart containerd", &ends_all] {
+        node.sh(&format!("{before} && systemctl restart kiln-node-agent"))
+            .await?;
+        ensure!(pod.exec("echo $((6*7))").await?.trim() == "42");
+        node.expect_warm().await?;
+        ensure!(node.warm().await? == warm, "another sandbox is warm");
+    }
+    let controllers = format!(
+        "rm -r {dir}; systemctl set-property --runtime system.slice MemoryMax=2G; systemctl daemon-reload\n\
+         cat /sys/fs/cgroup/kiln-warm/{}/cgroup.controllers",
+        warm.trim()
+    );
+    let controllers = node.sh(&controllers).await?;
+    for name in ["cpu", "memory", "pids"] {
+        let is_there = controllers.split_whitespace().any(|c| c == name);
+        ensure!(is_there, "{name} was taken away: {controllers}");
+    }
     pod.remove().await
 }
 
