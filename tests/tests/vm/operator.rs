@@ -75,7 +75,8 @@ pub(crate) async fn pods_and_warm_sandboxes_survive_restarts(node: &Node) -> Res
 pub(crate) async fn a_reboot_brings_all_back(node: &Node) -> Result<()> {
     node.agent().await?;
     node.machine().reboot().await?;
-    node.sh("crictl rmp -f -a >/dev/null").await?;
+    let machine = node.machine();
+    machine.until("containerd", "crictl rmp -f -a").await?;
     let pod = adopted(node, "rebooted").await?;
     pod.expect_accounted().await?;
     pod.remove().await
