@@ -63,7 +63,7 @@ const PATH_FLAGS: &[&str] = &[
 /// no raw sockets, and no UNIX sockets of the host.
 const HARDENED: &[(&str, &str)] = &[("net-raw", "false"), ("host-uds", "none")];
 
-/// Top-level keys that mean nothing here.
+/// Top-level keys that mean nothing here: keys of gVisor's shim, and the table of Kiln.
 const IGNORED: &[&str] = &[
     "shim_cgroup",
     "grouping",
@@ -72,6 +72,7 @@ const IGNORED: &[&str] = &[
     "log_level",
     "io_uid",
     "io_gid",
+    "kiln",
 ];
 
 /// Why a configuration cannot be used.
