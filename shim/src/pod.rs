@@ -9,8 +9,8 @@
 //!    └─────── it cannot be ────────┘
 //! ```
 //!
-//! `Booting` has a [`BootPlan`](crate::plan) and no sandbox: creates of other containers are
-//! refused. `Up` has a [`Sandbox`](crate::sandbox), which does not change, and takes members. It
+//! `Booting` has a `BootPlan` and no sandbox: creates of other containers are
+//! refused. `Up` has a `Sandbox`, which does not change, and takes members. It
 //! stays when the last container is deleted, and no other sandbox comes after it: the process ends
 //! with [`Pod::shutdown`]. Each process of a container has a life of its own
 //! ([`crate::state`]).

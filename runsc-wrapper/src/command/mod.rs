@@ -222,7 +222,7 @@ impl Command {
         self
     }
 
-    /// Hands it the log whose path is among its arguments, and counts it in [`runs`].
+    /// Hands it the log whose path is among its arguments.
     #[must_use]
     pub fn log(mut self, log: Log) -> Self {
         self.log = Some(log);

@@ -14,6 +14,7 @@ use kiln_host::reap;
 use serde_json::json;
 
 use super::*;
+use crate::config::Deadlines;
 
 /// A root in which `c` runs in sandbox `s`, whose sentry is this very process.
 struct Stage {
@@ -90,15 +91,22 @@ cd {0}
     }
 
     fn runsc(&self) -> Runsc {
-        self.runsc_with("")
+        self.runsc_with(true)
     }
 
-    fn runsc_with(&self, kiln: &str) -> Runsc {
+    fn runsc_with(&self, control_socket: bool) -> Runsc {
         let dir = self.path().display();
         let text = format!(
-            "binary_name = '{dir}/runsc'\nroot = '{dir}/root'\n[runsc_config]\nplatform = 'systrap'\ndebug-log = '{dir}/logs/%ID%/'\n[kiln]\n{kiln}\n[kiln.deadlines]\ncontrol = 60\n"
+            "binary_name = '{dir}/runsc'\nroot = '{dir}/root'\n[runsc_config]\nplatform = 'systrap'\ndebug-log = '{dir}/logs/%ID%/'\n"
         );
-        Runsc::new(Config::parse(&text).unwrap())
+        Runsc::new(Config {
+            control_socket,
+            deadlines: Deadlines {
+                control: Duration::from_secs(60),
+                ..Deadlines::default()
+            },
+            ..Config::parse(&text).unwrap()
+        })
     }
 
     /// The files in the root that are named after a container.
@@ -167,7 +175,7 @@ async fn command_lines_are_what_runsc_expects() {
     let stage = Stage::new(
         "case $op in state) echo '{\"status\":\"running\"}';; ps) echo '[1,2]';; events) echo '{\"data\":{}}';; features) echo '{\"annotations\":{\"dev.gvisor.version\":\"v\"}}';; esac",
     );
-    let runsc = stage.runsc_with("control_socket = false");
+    let runsc = stage.runsc_with(false);
     let c = id("c");
     runsc.start(&c, &Stdio::default()).await.unwrap();
     runsc
@@ -421,7 +429,7 @@ async fn a_watch_waits_for_the_start() {
 #[tokio::test]
 async fn a_waiter_dies_with_its_watch() {
     let stage = Stage::new("case $op in wait) echo $$ >pid; exec sleep 100;; esac");
-    let runsc = stage.runsc_with("control_socket = false");
+    let runsc = stage.runsc_with(false);
     let exit = tokio::spawn(runsc.watch(&id("c")).await.unwrap());
     let file = stage.path().join("pid");
     let pid = loop {
@@ -446,17 +454,9 @@ async fn a_waiter_dies_with_its_watch() {
 #[tokio::test]
 async fn a_delete_that_fails_after_its_work_is_done_is_one() {
     let stage = Stage::new("rm root/c_sandbox:s.state; fail 'failed to delete filestore file'");
-    stage
-        .runsc_with("control_socket = false")
-        .delete(&id("c"))
-        .await
-        .unwrap();
+    stage.runsc_with(false).delete(&id("c")).await.unwrap();
     let stage = Stage::new("fail 'failed to delete filestore file'");
-    let error = stage
-        .runsc_with("control_socket = false")
-        .delete(&id("c"))
-        .await
-        .unwrap_err();
+    let error = stage.runsc_with(false).delete(&id("c")).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Failed { .. }), "{error:?}");
 }
 

@@ -298,7 +298,7 @@ async fn the_hosts_null_device_keeps_its_owner(world: World) {
     drop(world);
     // Without direct access to files the sentry runs as nobody, and owns what it is given.
     for flavor in [Flavor::Runsc, Flavor::RunscCli] {
-        let Some(world) = World::with(flavor, "directfs = false", "") else {
+        let Some(world) = World::with(flavor, "directfs = false") else {
             return;
         };
         let bundle = world.bundle("pod", "pod", &["/bin/sleep", "1000"]);

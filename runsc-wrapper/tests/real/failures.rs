@@ -301,7 +301,7 @@ async fn a_wrong_flag_is_named(world: World) {
         ("overlay2 = 'nonsense'", "nonsense"),
         ("num-network-channels = -1", "num_network_channels"),
     ] {
-        let Some(world) = World::with(flavor, flag, "") else {
+        let Some(world) = World::with(flavor, flag) else {
             return;
         };
         let bundle = world.bundle("pod", "pod", &["/bin/true"]);

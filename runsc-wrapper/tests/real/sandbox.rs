@@ -172,7 +172,7 @@ for_flavors! { [Runsc RunscCli Runsc202602 Runsc2024]:
 async fn ports_inside_can_be_reached(world: World) {
     let flavor = world.flavor;
     drop(world);
-    let Some(world) = World::with(flavor, "network = 'sandbox'", "") else {
+    let Some(world) = World::with(flavor, "network = 'sandbox'") else {
         return;
     };
     let netns = Netns::new(world.dir.path());

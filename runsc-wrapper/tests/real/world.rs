@@ -167,11 +167,11 @@ pub(crate) fn is_alive(pid: u32) -> bool {
 
 impl World {
     pub(crate) fn new(flavor: Flavor) -> Option<Self> {
-        Self::with(flavor, "", "")
+        Self::with(flavor, "")
     }
 
-    /// A world with further lines for `[runsc_config]` and for `[kiln]`.
-    pub(crate) fn with(flavor: Flavor, flags: &str, kiln: &str) -> Option<Self> {
+    /// A world with further lines for `[runsc_config]`.
+    pub(crate) fn with(flavor: Flavor, flags: &str) -> Option<Self> {
         let program = match flavor {
             Flavor::Runsc | Flavor::RunscCli => "runsc",
             Flavor::Runsc202602 => "runsc-2026-02",
@@ -194,11 +194,13 @@ impl World {
             .map(|(flag, value)| format!("{flag} = {value}\n"))
             .collect();
         let text = format!(
-            "binary_name = '{}'\nroot = '{root}'\n[runsc_config]\n{defaults}{flags}\n[kiln]\ncontrol_socket = {}\n{kiln}\n",
+            "binary_name = '{}'\nroot = '{root}'\n[runsc_config]\n{defaults}{flags}\n",
             binary.display(),
-            flavor != Flavor::RunscCli,
         );
-        let config = Config::parse(&text).unwrap();
+        let config = Config {
+            control_socket: flavor != Flavor::RunscCli,
+            ..Config::parse(&text).unwrap()
+        };
         let runtime = Arc::new(Runsc::new(config.clone()));
         fs::copy(busybox(&cache), dir.path().join("busybox")).unwrap();
         Some(Self {
