@@ -8,34 +8,28 @@
 //! the Pod's last container is deleted; `delete` cleans up after a server that died. The server
 //! speaks the Task API ([`task`]) and keeps what it knows of the Pod in [`pod`].
 
-mod adopt;
-mod boot;
 pub mod bundle;
 pub mod cli;
 pub mod config;
 mod container;
-mod egress;
 mod error;
 pub mod events;
 #[cfg(test)]
 mod fuzz;
 mod hints;
+pub mod host_dirs;
 pub mod io;
 mod kata;
 mod logging;
-mod make;
 mod masks;
 mod paths;
-mod plan;
 pub mod pod;
 mod port_forward;
 mod process;
-mod record;
+mod request;
 mod rootfs;
 mod sandbox;
-mod scratch;
 pub mod server;
-mod start_queue;
 pub mod state;
 mod stats;
 mod systemd;

@@ -33,7 +33,6 @@ use std::{
 };
 
 use containerd_shim_protos::{
-    api::Mount,
     events::task as events,
     protobuf::{Message as _, well_known_types::any::Any},
     shim::oci::CheckpointOptions,
@@ -45,17 +44,18 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::phase::Phase;
-use kiln_host::cgroup::{self, Cgroup, Limits};
+use kiln_host::cgroup::{Cgroup, Limits};
 
 use crate::{
     config::NodeConfig,
     container::{Container, Exec, Said},
     error::{Error, Result},
     events::{EventSink, publish},
+    host_dirs::HostDirs,
     io::IoSpec,
     paths,
     process::Process,
-    scratch::{RUN_DIR, Scratch},
+    sandbox::scratch::Scratch,
     state::{Event, State},
 };
 
@@ -67,23 +67,6 @@ const PIDS: Duration = Duration::from_secs(2);
 pub type RuntimeFactory =
     Box<dyn Fn(&NodeConfig, &str) -> Result<Arc<dyn WarmRuntime>> + Send + Sync>;
 
-/// A request to make a container.
-#[derive(Debug, Default)]
-pub struct CreateRequest {
-    /// Its id.
-    pub id: String,
-    /// Its OCI bundle.
-    pub bundle: PathBuf,
-    /// What to mount as its root file system.
-    pub rootfs: Vec<Mount>,
-    /// Its stdio.
-    pub io: IoSpec,
-    /// A checkpoint that containerd has unpacked, empty for none.
-    pub checkpoint: String,
-    /// The options of the handler in containerd's configuration.
-    pub options: Option<Any>,
-}
-
 /// The containers of one Pod.
 pub struct Pod {
     namespace: String,
@@ -94,24 +77,6 @@ pub struct Pod {
     events: Arc<dyn EventSink>,
     phase: Mutex<Phase>,
     done: CancellationToken,
-}
-
-/// Places on the host that a shim works in; tests have their own.
-#[derive(Debug, Clone)]
-pub struct HostDirs {
-    /// Where cgroup file systems are mounted.
-    pub cgroups: PathBuf,
-    /// Where shims keep sockets and files of calls in flight.
-    pub run: PathBuf,
-}
-
-impl Default for HostDirs {
-    fn default() -> Self {
-        Self {
-            cgroups: cgroup::MOUNT.into(),
-            run: RUN_DIR.into(),
-        }
-    }
 }
 
 /// What a process is doing, for the Task API.

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use crate::{
     error::{Error, Result},
     io::{IoSpec, SharedIo},
-    make::Made,
+    sandbox::make::Made,
     state::{Event, State},
 };
 

@@ -30,8 +30,9 @@ use crate::{
     config::NodeConfig,
     error::{Error, Result},
     events::{EventSink, Publisher},
+    host_dirs::HostDirs,
     logging,
-    pod::{HostDirs, Pod},
+    pod::Pod,
     task::TaskService,
 };
 

@@ -28,7 +28,8 @@ use crate::{
     error::{Error, Result},
     events::{pack, timestamp},
     io::IoSpec,
-    pod::{CreateRequest, Pod},
+    pod::Pod,
+    request::CreateRequest,
     state::State,
     stats,
 };

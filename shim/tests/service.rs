@@ -21,11 +21,7 @@ use containerd_shim_protos::{
     shim_async::{Client, Task, TaskClient, create_task},
     ttrpc::{self, Code, r#async::Server, context},
 };
-use kiln_shim::{
-    events::EventSink,
-    pod::{HostDirs, Pod},
-    task::TaskService,
-};
+use kiln_shim::{events::EventSink, host_dirs::HostDirs, pod::Pod, task::TaskService};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use runsc_wrapper::{RuntimeError, fake::FakeRuntime};
 use serde_json::{Value, json};

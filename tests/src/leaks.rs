@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::{cgroup::Cgroup, mounts, netns::Netns, process::Proc};
 
-/// Where our shim keeps what calls in flight need on disk (`shim/src/scratch.rs`, `RUN_DIR`), by
+/// Where our shim keeps what calls in flight need on disk (`shim/src/host_dirs.rs`, `RUN_DIR`), by
 /// sandbox.
 pub const SCRATCH: &str = "/run/kiln";
 

@@ -21,13 +21,11 @@ use super::{address_in, socket_path};
 use kiln_host::cgroup::Cgroup;
 
 use crate::{
-    adopt::end_gofer,
     error::{Error, Result},
     events::timestamp,
-    pod::HostDirs,
-    record::Record,
+    host_dirs::HostDirs,
     rootfs,
-    scratch::Scratch,
+    sandbox::{adopt::end_gofer, record::Record, scratch::Scratch},
     server,
 };
 

@@ -13,24 +13,27 @@ use log::{info, warn};
 use runsc_wrapper::ContainerId;
 use tokio::time::timeout;
 
-use super::{CreateRequest, Pod, phase::Reservation};
+use super::{Pod, phase::Reservation};
 use kiln_host::{
     blocking,
     cgroup::{Cgroup, Limits},
 };
 
 use crate::{
-    boot::{self, Booted},
     bundle::{Role, Spec},
     config::from_options,
     container::{Container, Said},
     error::{Error, Result},
     events::publish,
-    make::{Made, NewContainer},
-    plan::{BootPlan, First},
     process::Process,
-    sandbox::Sandbox,
-    start_queue::StartPermit,
+    request::CreateRequest,
+    sandbox::{
+        Sandbox,
+        boot::{self, Booted},
+        make::{Made, NewContainer},
+        plan::{BootPlan, First},
+        start_queue::StartPermit,
+    },
 };
 
 /// How long after it was made a sandbox keeps others from starting. containerd's CRI plugin starts

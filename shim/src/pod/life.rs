@@ -17,11 +17,13 @@ use crate::{
     error::Result,
     events::{publish, timestamp},
     io::{ConsoleSocket, IoSpec, ProcessIo, SharedIo},
-    make::{attach, clean_up},
     port_forward,
     process::Process,
-    sandbox::Sandbox,
-    scratch::Scratch,
+    sandbox::{
+        Sandbox,
+        make::{attach, clean_up},
+        scratch::Scratch,
+    },
     state::{Event, State},
 };
 

@@ -26,11 +26,9 @@ use nix::ifaddrs::getifaddrs;
 use runsc_wrapper::{ContainerId, ExecOpts, Slots as PrestartedGofer, StartWay, Stdio};
 
 use crate::{
-    boot::Boot,
     bundle::{Network, Spec},
     error::{Error, Result},
-    sandbox::Origin,
-    scratch::Scratch,
+    sandbox::{Origin, boot::Boot, scratch::Scratch},
     systemd,
 };
 

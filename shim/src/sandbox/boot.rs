@@ -17,17 +17,20 @@ use kiln_host::{
 };
 
 use crate::{
-    adopt::{self, Adopted},
-    egress::Egress,
     error::{Error, Result},
     hints::Shared,
-    make::{Made, NewContainer},
-    plan::{BootPlan, Source},
-    pod::{CreateRequest, HostDirs},
-    record::Record,
-    sandbox::{Origin, Sandbox},
-    scratch::Scratch,
-    start_queue::StartPermit,
+    host_dirs::HostDirs,
+    request::CreateRequest,
+    sandbox::{
+        Origin, Sandbox,
+        adopt::{self, Adopted},
+        egress::Egress,
+        make::{Made, NewContainer},
+        plan::{BootPlan, Source},
+        record::Record,
+        scratch::Scratch,
+        start_queue::StartPermit,
+    },
     systemd,
     systemd::Held,
 };

@@ -16,10 +16,9 @@ use crate::{
     bundle::Spec,
     error::{Error, Result},
     io::{ConsoleSocket, IoSpec, ProcessIo, SharedIo},
-    pod::CreateRequest,
-    record::Record,
+    request::CreateRequest,
     rootfs,
-    scratch::Scratch,
+    sandbox::{record::Record, scratch::Scratch},
 };
 
 /// A container that is to be made.

@@ -1,8 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! What the containers of one Pod share: the runtime that drives them, the node's policy, the
-//! host cgroup, and a directory for what a call needs on disk. [`crate::boot`] makes it, and
+//! host cgroup, and a directory for what a call needs on disk. [`crate::sandbox::boot`] makes it, and
 //! nothing of it changes afterwards.
+
+pub(crate) mod adopt;
+pub(crate) mod boot;
+pub(crate) mod egress;
+pub(crate) mod make;
+pub(crate) mod plan;
+pub(crate) mod record;
+pub(crate) mod scratch;
+pub(crate) mod start_queue;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -21,11 +30,13 @@ use kiln_host::{
 use crate::{
     bundle::Network,
     config::Policy,
-    egress::Egress,
     error::Error,
     hints::Shared,
-    record::{Record, RuntimeRecord},
-    scratch::Scratch,
+    sandbox::{
+        egress::Egress,
+        record::{Record, RuntimeRecord},
+        scratch::Scratch,
+    },
 };
 
 /// Memory for a container's gofer and what the sentry keeps for it, in bytes: 5 MiB measured.

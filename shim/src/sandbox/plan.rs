@@ -13,7 +13,7 @@ use crate::{
     bundle::{Network, Spec},
     config::{NodeConfig, Policy},
     error::Result,
-    record::RuntimeRecord,
+    sandbox::record::RuntimeRecord,
 };
 
 /// A sandbox that is to be booted.

@@ -15,12 +15,8 @@ use runsc_wrapper::ContainerId;
 
 use crate::{
     error::{Error, Result},
-    pod::HostDirs,
+    host_dirs::HostDirs,
 };
-
-/// Directory of all shims, one directory per sandbox in it. Short, because the path of a UNIX
-/// socket ends at 107 bytes.
-pub(crate) const RUN_DIR: &str = "/run/kiln";
 
 /// How many characters of its socket's name are in the name of a sandbox's directory: all that fit
 /// beside the longest id.
