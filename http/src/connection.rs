@@ -27,9 +27,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
+    bounds::{BUFFER, Bounds},
+    client::{Caller, Client},
     opening::{Reread, Version, version},
     places::{Activity, GRACE, Hold, Place},
-    serve::{BUFFER, Bounds, Caller, Client},
     streams::Streams,
     timed::Timed,
     tls::Tls,

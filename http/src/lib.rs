@@ -13,6 +13,8 @@
 
 #![forbid(unsafe_code)]
 
+mod bounds;
+mod client;
 mod connection;
 mod opening;
 mod places;
@@ -24,10 +26,12 @@ mod timed;
 mod tls;
 
 pub use self::{
+    bounds::{BUFFER, Bounds},
+    client::Client,
     connection::{STREAMS, WINDOW},
     places::{Counts, Hold, Reason},
     probes::serve_probes,
-    serve::{BUFFER, Bounds, Client, Listener, Serving, serve},
+    serve::{Listener, Serving, serve},
     socket::{SOCKET_BUFFER, bind, socket},
     timed::Timed,
     tls::{BadCertificate, Tls},

@@ -8,8 +8,9 @@ use hyper::{Request, Response, body::Body};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    bounds::Bounds,
     places::Counts,
-    serve::{Bounds, Listener, serve},
+    serve::{Listener, serve},
     socket::bind,
 };
 

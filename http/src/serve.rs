@@ -2,14 +2,7 @@
 
 //! A listener, and its connections.
 
-use std::{
-    error::Error,
-    future::poll_fn,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{error::Error, future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
 use hyper::{
     Request, Response,
@@ -25,32 +18,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use crate::{
+    bounds::Bounds,
+    client::{Caller, Client},
     connection::Connection,
-    places::{Counts, GRACE, Hold, Places, Refused},
+    places::{Counts, GRACE, Places, Refused},
     tls::Tls,
 };
 
-/// Size of hyper's buffers, in bytes, and so of the largest head of a request. For each direction a
-/// connection of HTTP/1.1 has up to four of them: what was read, what is handed over, and what is to
-/// be written with the piece that made it too much.
-pub const BUFFER: usize = 16 << 10;
 /// Pause when there are no descriptors left: some will be free again.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 /// Clients at a time that are told why they have no place; others find their connection closed.
 const REFUSALS: usize = 64;
-
-/// How many connections a listener has, and for how long.
-#[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    /// Connections at the same time.
-    pub connections: usize,
-    /// Connections of one client address at the same time.
-    pub per_client: usize,
-    /// How long a client may take for the head of a request, and between two of them.
-    pub head: Duration,
-    /// How long nothing may come from a client nor go to it, also after an upgrade.
-    pub idle: Duration,
-}
 
 /// An address to listen on.
 pub struct Listener {
@@ -58,34 +36,6 @@ pub struct Listener {
     pub socket: TcpListener,
     /// Its TLS, if it has some.
     pub tls: Option<Arc<Tls>>,
-}
-
-/// The other end of a connection.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Caller {
-    pub(crate) address: IpAddr,
-    pub(crate) has_tls: bool,
-}
-
-/// Who has sent a request.
-#[derive(Clone)]
-pub struct Client {
-    /// Its address; IPv4 if it is one that IPv6 has written in its own way.
-    pub address: IpAddr,
-    /// Whether its connection has TLS.
-    pub has_tls: bool,
-    /// The request's place. Who upgrades the connection keeps this until the end of it.
-    pub hold: Arc<Hold>,
-}
-
-impl Client {
-    pub(crate) fn new(caller: Caller, hold: &Arc<Hold>) -> Self {
-        Self {
-            address: caller.address,
-            has_tls: caller.has_tls,
-            hold: Arc::clone(hold),
-        }
-    }
 }
 
 /// A listener and its connections.

@@ -21,7 +21,7 @@ use tokio_rustls::{Accept, TlsAcceptor};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::serve::BUFFER;
+use crate::bounds::BUFFER;
 
 /// How often the files are looked at. The kubelet takes up to a minute to change them.
 const LOOK: Duration = Duration::from_secs(10);

@@ -12,11 +12,12 @@ use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
 use kube::{
-    Api, Client, Config,
+    Api, Client, Config, Resource,
     api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     client::Body,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
@@ -133,6 +134,18 @@ impl Cluster {
         let answer = cluster.client.apiserver_version().await;
         answer.map_err(|e| cluster.explain(e))?;
         Ok(cluster)
+    }
+
+    /// Lists all objects of a kind of ours; none if the apiserver does not know it.
+    pub(crate) async fn all<K>(&self) -> Result<Vec<K>>
+    where
+        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+    {
+        let api = Api::all(self.client());
+        match patiently(async || api.list(&ListParams::default()).await).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+            found => Ok(found.map_err(|e| self.explain(e))?.items),
+        }
     }
 
     pub(crate) fn client(&self) -> Client {

@@ -16,7 +16,7 @@ use crate::{
     manifests::NODES,
     output::say,
     rollout::{Progress, wait},
-    status::{SILENCE, age, list},
+    status::{SILENCE, age},
 };
 
 /// Said of a node whose agent will not do what it is told.
@@ -34,7 +34,7 @@ pub(crate) struct Kept {
 
 /// Tells no agent any more to take away what it has installed.
 pub(crate) async fn keep(cluster: &Cluster) -> Result<()> {
-    for node in list::<SandboxNode>(cluster).await? {
+    for node in cluster.all::<SandboxNode>().await? {
         if node.annotations().contains_key(keys::REMOVE) {
             annotate(cluster, &node.name_any(), &Value::Null).await?;
         }
@@ -64,7 +64,7 @@ async fn annotate(cluster: &Cluster, node: &str, value: &Value) -> Result<()> {
 /// When one cannot, or does not in time.
 pub(crate) async fn clear(cluster: &Cluster, all: bool, until: Instant) -> Result<Vec<Kept>> {
     let clock = cluster.clock().await?;
-    for node in list::<SandboxNode>(cluster).await? {
+    for node in cluster.all::<SandboxNode>().await? {
         let name = node.name_any();
         if condition(&node).is_none() {
             continue;
@@ -76,7 +76,7 @@ pub(crate) async fn clear(cluster: &Cluster, all: bool, until: Instant) -> Resul
         annotate(cluster, &name, &json!("true")).await?;
     }
     let nodes: Api<SandboxNode> = Api::all(cluster.client());
-    for node in list::<SandboxNode>(cluster).await? {
+    for node in cluster.all::<SandboxNode>().await? {
         let name = node.name_any();
         if !node.annotations().contains_key(keys::REMOVE) {
             continue;
@@ -87,7 +87,7 @@ pub(crate) async fn clear(cluster: &Cluster, all: bool, until: Instant) -> Resul
         })
         .await?;
     }
-    let nodes = list::<SandboxNode>(cluster).await?;
+    let nodes = cluster.all::<SandboxNode>().await?;
     Ok(nodes.iter().filter_map(|node| kept(node, clock)).collect())
 }
 

@@ -17,7 +17,7 @@ use kube::{
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use crate::{cluster::Cluster, manifests::Manifest, output::say, status::list};
+use crate::{cluster::Cluster, manifests::Manifest, output::say};
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -189,7 +189,7 @@ async fn reasons(cluster: &Cluster, workload: &Manifest) -> String {
 
 /// What nodes lack on which an agent could not install.
 async fn nodes_lack(cluster: &Cluster) -> Vec<String> {
-    let nodes = list::<SandboxNode>(cluster).await.unwrap_or_default();
+    let nodes = cluster.all::<SandboxNode>().await.unwrap_or_default();
     let lacks = nodes.iter().filter_map(|node| {
         let conditions = &node.status.as_ref()?.conditions;
         let broken = |c: &&Condition| c.type_ == keys::INSTALLED && c.status != "True";

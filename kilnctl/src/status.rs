@@ -8,12 +8,12 @@ use anyhow::Result;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kiln_crds::{SandboxNode, SandboxWarmPool, keys};
-use kube::{Api, Resource, ResourceExt, api::ListParams};
-use serde::{Serialize, de::DeserializeOwned};
+use kube::ResourceExt;
+use serde::Serialize;
 
 use crate::{
     args::Format,
-    cluster::{Cluster, patiently},
+    cluster::Cluster,
     manifests::{self, Manifest, PART_OF, VERSION},
     output::{say, table, write},
     owner::Owner,
@@ -126,12 +126,12 @@ async fn look(cluster: &Cluster) -> Result<Status> {
     status.enabled = status.definitions.iter().all(|d| d.established)
         && status.controller.as_ref().is_some_and(works);
     let now = cluster.clock().await?.now();
-    let nodes: Vec<SandboxNode> = list(cluster).await?;
+    let nodes: Vec<SandboxNode> = cluster.all().await?;
     status.nodes = nodes
         .iter()
         .flat_map(|node| node_classes(node, now))
         .collect();
-    let pools: Vec<SandboxWarmPool> = list(cluster).await?;
+    let pools: Vec<SandboxWarmPool> = cluster.all().await?;
     status.pools = pools.iter().map(pool).collect();
     Ok(status)
 }
@@ -173,18 +173,6 @@ async fn workload(cluster: &Cluster, manifest: &Manifest) -> Result<Option<Workl
             Progress::Not(words) => Some(words),
         },
     }))
-}
-
-/// All objects of a kind of ours; none where it is not known.
-pub(crate) async fn list<K>(cluster: &Cluster) -> Result<Vec<K>>
-where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
-{
-    let api = Api::all(cluster.client());
-    match patiently(async || api.list(&ListParams::default()).await).await {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
-        found => Ok(found.map_err(|e| cluster.explain(e))?.items),
-    }
 }
 
 /// Seconds since a node's agent has last reported, where the apiserver's clock shows `now`;

@@ -12,8 +12,6 @@ mod cri;
 mod exec_dir;
 pub mod install;
 pub mod installer;
-mod metrics;
 pub mod report;
 pub mod serve;
-mod setup;
 pub mod warm;

@@ -21,7 +21,8 @@ use nix::sys::socket::{
 };
 use tokio::{process::Command, time::timeout};
 
-use super::{Error, config, wiring::Handler};
+use super::{Error, wiring::Handler};
+use crate::config;
 use crate::cri::{Cri, CriError};
 
 /// The oldest containerd: the file formats that this knows.

@@ -14,7 +14,6 @@
 //! and nothing is taken away while Pods need it.
 
 mod check;
-mod config;
 mod containerd;
 mod files;
 mod host;
@@ -42,19 +41,18 @@ pub(crate) use self::{
     containerd::listener,
     host::run_on_node,
 };
-pub use self::{
-    config::{Containerd as ContainerdConfig, Install},
-    containerd::{config_argument, output, version as containerd_version},
-    host::{Outcome, enter},
-    remove::uninstall,
-    wiring::{CRI, RUNTIME_TYPE},
-};
 use self::{
     containerd::{ANSWER, Containerd},
     files::{Changes, Record, Source},
     wiring::Handler,
 };
-use crate::config::Config;
+pub use self::{
+    containerd::{config_argument, output, version as containerd_version},
+    host::{Outcome, enter},
+    remove::uninstall,
+    wiring::{CRI, RUNTIME_TYPE},
+};
+use crate::config::{Config, Install};
 
 /// The programs, as they are called in an image and on a node.
 pub const SHIM: &str = "containerd-shim-kiln-v2";

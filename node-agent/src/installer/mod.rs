@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     install::{Check, Health, Outcome, run_on_node},
-    metrics::Metrics,
+    warm::Metrics,
     warm::WarmManager,
 };
 

@@ -22,11 +22,11 @@ use super::{
     sandbox::{Handed, HandedOut, Handout, WarmSandbox},
     store::{Place, Store},
 };
-use crate::{
-    config::{Class, Config},
+use super::{
     metrics::Metrics,
-    setup::{Runtime, SetupError},
+    runtime::{Runtime, SetupError},
 };
+use crate::config::{Class, Config};
 
 /// How long a shim may take from the answer to taking what it got.
 const TAKE_LIMIT: Duration = Duration::from_secs(10);

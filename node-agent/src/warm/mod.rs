@@ -23,17 +23,19 @@
 //! pool says is lacking, retires what is surplus, and hands out.
 
 mod boot;
-pub(crate) mod bundle;
+mod bundle;
 mod cgroup;
 mod erofs;
 mod manager;
 mod memory;
+mod metrics;
 mod netns;
 mod pool;
 mod recovery;
 mod reload;
 mod rlimits;
 mod rootfs;
+mod runtime;
 mod sandbox;
 mod store;
 mod trial;
@@ -41,7 +43,8 @@ mod trial;
 pub(crate) use self::{
     boot::blocking,
     manager::Snapshot,
-    pool::{Miss, Recent, ShapeReport, Wanted},
+    metrics::Metrics,
+    pool::{Miss, Recent, ShapeReport},
     reload::{Active, Guarding, Health},
     sandbox::Handout,
     trial::Ways,

@@ -9,6 +9,7 @@ use kiln_host::egress::{Guard, LinkLocal, Mode};
 use runsc_wrapper::{Release, check_no_xdp};
 use tracing::{error, info, warn};
 
+use super::runtime::{Runtime, SetupError};
 use super::{
     boot::{BootError, Booter, blocking},
     manager::WarmManager,
@@ -18,7 +19,6 @@ use crate::{
     config::{Class, default_sysctl},
     exec_dir::{self, ExecDirError},
     install::listener,
-    setup::{Runtime, SetupError},
 };
 
 /// The runtime that makes sandboxes now.

@@ -11,7 +11,7 @@ use serde_json::Value;
 const SOURCES: [(&str, &str); 3] = [
     (include_str!("../../../controller/src/metrics.rs"), ""),
     (
-        include_str!("../../../node-agent/src/metrics.rs"),
+        include_str!("../../../node-agent/src/warm/metrics.rs"),
         "kiln_node_",
     ),
     (

@@ -14,7 +14,10 @@ use crate::image::{Config, Image};
 use crate::layer::{LayerBuilder, LayerError};
 use crate::program::is_static;
 use crate::reference::{NotAReference, Reference};
-use crate::{Cache, archive, sbom};
+use crate::{
+    Cache, archive,
+    sbom::{self, Found},
+};
 
 /// The user of programs that need no rights on their node.
 const NOBODY: &str = "65532:65532";
@@ -96,9 +99,6 @@ fn architecture_of(program: &[u8]) -> Option<&'static str> {
         _ => None,
     }
 }
-
-/// Programs by architecture and name.
-pub(crate) type Found = BTreeMap<&'static str, BTreeMap<&'static str, Vec<u8>>>;
 
 /// The programs of a recipe that are in `dirs`. The first of a name counts.
 fn find(recipe: &Recipe, dirs: &[PathBuf]) -> Result<Found, ReleaseError> {

@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Node, Package, PackageId};
 use serde_json::{Value, json};
 
-use crate::{digest::Digest, release::Found};
+use crate::digest::Digest;
+
+/// Programs by architecture and name.
+pub(crate) type Found = BTreeMap<&'static str, BTreeMap<&'static str, Vec<u8>>>;
 
 /// What cargo knows of the workspace that this was built in, as far as it is for Linux. (Crates do
 /// not differ by its architecture.)

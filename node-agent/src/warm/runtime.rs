@@ -9,10 +9,8 @@ use kiln_agent_api::{Ineligible, NodeConfig, NodeConfigError, RuntimeFile, Setup
 use kiln_host::egress::LinkLocal;
 use runsc_wrapper::{Config as RuntimeConfig, config::ConfigError};
 
-use crate::{
-    config::Class,
-    warm::{Wanted, bundle},
-};
+use super::{bundle, pool::Wanted};
+use crate::config::Class;
 
 /// Why no warm sandboxes can be made with the node's runtime.
 #[derive(Debug, thiserror::Error)]

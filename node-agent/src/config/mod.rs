@@ -50,7 +50,9 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::install::Install;
+mod install;
+
+pub use install::{Containerd, Install};
 
 /// Largest file that is read, in bytes.
 const SIZE_LIMIT: u64 = 256 << 10;

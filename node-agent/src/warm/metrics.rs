@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::warm::{Miss, Recent, ShapeReport, Ways};
+use super::{Miss, Recent, ShapeReport, Ways};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Class {
