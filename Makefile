@@ -119,7 +119,7 @@ TESTED_PROGRAMS := kiln-controller kilnctl kiln-bench kiln-demo
 
 .PHONY: test-unit
 test-unit: deps ## Tests that need no running containerd; some need root
-	$(CARGO) test $(ALL) --lib $(TESTED_PROGRAMS:%=--bin %) --test docs --test service --test real --test router -- --include-ignored
+	$(CARGO) test $(ALL) --lib $(TESTED_PROGRAMS:%=--bin %) --test architecture --test docs --test service --test real --test router -- --include-ignored
 	$(CARGO) test $(ALL) --doc
 
 FUZZED := runsc-wrapper kiln-shim kiln-agent-api kiln-crds kiln-router kiln-controller
