@@ -24,7 +24,7 @@ const MAX_REQUEST: u64 = 128;
 
 /// Names the socket for gofers of an agent that listens at `agent`.
 #[must_use]
-pub fn slots_socket(agent: &Path) -> PathBuf {
+pub fn gofer_socket(agent: &Path) -> PathBuf {
     agent.with_extension("slots")
 }
 
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn the_agent_reads_what_the_shim_asks_for() {
         let dir = tempfile::tempdir().unwrap();
-        let socket = slots_socket(&dir.path().join("agent.sock"));
+        let socket = gofer_socket(&dir.path().join("agent.sock"));
         assert_eq!(socket, dir.path().join("agent.slots"));
         let listener = UnixListener::bind(&socket).unwrap();
         let agent = thread::spawn(move || {

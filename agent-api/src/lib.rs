@@ -40,7 +40,7 @@ use std::collections::BTreeMap;
 
 pub use client::{Agent, AgentError};
 pub use config::{NodeConfig, NodeConfigError, Policy};
-pub use gofer::slots_socket;
+pub use gofer::gofer_socket;
 pub use shape::{Ineligible, RuntimeFile, Setup, Shape};
 
 impl api::ReportResponse {

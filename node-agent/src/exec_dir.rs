@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The directory of what sandboxes execute: their root file system, as a directory and as an
-//! image, and what gofers with slots are made from.
+//! image, and what prestarted gofers are made from.
 //!
 //! It is below the agent's state, in `/run`, which Debian and Ubuntu mount `noexec`. gVisor cannot
 //! use files from there: a sentry maps the image's program executable, and a gofer remounts the

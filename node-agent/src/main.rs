@@ -8,7 +8,7 @@ use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use kiln_agent_api::{SOCKET, slots_socket};
+use kiln_agent_api::{SOCKET, gofer_socket};
 use kiln_host::reap;
 use kiln_node_agent::{
     cluster::Reporter,
@@ -118,7 +118,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut server = serve::serve(manager.clone(), &installer, &socket)
         .await
         .with_context(|| format!("listen at {}", socket.display()))?;
-    let gofers = slots_socket(&socket);
+    let gofers = gofer_socket(&socket);
     serve::serve_gofers(manager.clone(), &gofers)
         .with_context(|| format!("listen at {}", gofers.display()))?;
     if let Some(address) = metrics {

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::{
     CheckpointOpts, Config, ContainerId, Result, RuntimeError, Stats, Status, Stdio,
-    command::{Cause, Command, CommandError, Cover, Log, Output, Running},
+    command::{Cause, Command, CommandError, Log, NetnsOverlay, Output, Running},
     control::EventBody,
 };
 
@@ -252,7 +252,7 @@ impl Call {
         self
     }
 
-    pub(crate) fn cover(mut self, cover: Cover) -> Self {
+    pub(crate) fn cover(mut self, cover: NetnsOverlay) -> Self {
         self.command = self.command.cover(cover);
         self
     }

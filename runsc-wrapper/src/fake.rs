@@ -22,9 +22,9 @@ use async_trait::async_trait;
 use tokio::sync::{SetOnce, watch};
 
 use crate::{
-    CheckpointOpts, ContainerId, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, KillTarget, Process,
-    PutInPlace, Result, Runtime, RuntimeError, Slots, StartWay, Stats, Status, Stdio, WarmRuntime,
-    exec::open_terminal,
+    CheckpointOpts, ContainerId, CreateOpts, Exec, ExecOpts, Exit, ExitFuture, KillTarget,
+    PrestartedGofer, Process, PutInPlace, Result, Runtime, RuntimeError, StartWay, Stats, Status,
+    Stdio, WarmRuntime, exec::open_terminal,
 };
 
 /// First of the fake pids; Linux ends at 2^22.
@@ -597,11 +597,20 @@ fn no_gofer(op: &'static str, id: &ContainerId) -> RuntimeError {
 
 #[async_trait]
 impl WarmRuntime for FakeRuntime {
-    async fn new_slots(&self, _: &Path, sandbox: &ContainerId, _: PutInPlace) -> Result<Slots> {
+    async fn start_gofer(
+        &self,
+        _: &Path,
+        sandbox: &ContainerId,
+        _: PutInPlace,
+    ) -> Result<PrestartedGofer> {
         Err(no_gofer("start a gofer for", sandbox))
     }
 
-    async fn create_in_slots(&self, opts: &CreateOpts, _: Slots) -> Result<Option<u32>> {
+    async fn create_with_gofer(
+        &self,
+        opts: &CreateOpts,
+        _: PrestartedGofer,
+    ) -> Result<Option<u32>> {
         Err(no_gofer("create", &opts.id))
     }
 

@@ -21,12 +21,12 @@ mod error;
 mod exec;
 #[cfg(feature = "fake")]
 pub mod fake;
+mod gofer;
 mod id;
 mod network;
 mod releases;
 mod runsc;
 mod sandbox;
-mod slots;
 mod state;
 mod stdio;
 mod types;
@@ -40,12 +40,12 @@ use async_trait::async_trait;
 
 pub use config::Config;
 pub use error::{Result, RuntimeError};
+pub use gofer::{PrestartedGofer, PutInPlace, is_bind};
 pub use id::{ContainerId, InvalidId};
 pub use kiln_host::Exit;
 pub use network::{XdpFlag, check_no_xdp};
 pub use releases::{Forms, NetworkCall, Release, StartWay};
 pub use runsc::Runsc;
-pub use slots::{PutInPlace, Slots, is_bind};
 pub use types::{
     CheckpointOpts, CreateOpts, Exec, ExecOpts, ExitFuture, KillTarget, NetworkInterface, Process,
     Stats, Status, Stdio,
@@ -128,21 +128,25 @@ pub trait Runtime: Send + Sync {
 /// A runtime whose sandboxes are booted before their Pods exist.
 #[async_trait]
 pub trait WarmRuntime: Runtime {
-    /// Starts a gofer with [`Slots`] for a container of `sandbox`, from what [`Slots::prepare`]
+    /// Starts a gofer with [`PrestartedGofer`] for a container of `sandbox`, from what [`PrestartedGofer::prepare`]
     /// has written into `dir`. The gofer is a child of this process, which must wait for it;
     /// `place` puts it into its cgroup.
-    async fn new_slots(
+    async fn start_gofer(
         &self,
         dir: &Path,
         sandbox: &ContainerId,
         place: PutInPlace,
-    ) -> Result<Slots>;
+    ) -> Result<PrestartedGofer>;
 
-    /// Makes a container as [`create`](Runtime::create) does, with its files in `slots`. The
+    /// Makes a container as [`create`](Runtime::create) does, with its files served by `gofer`. The
     /// container is not the first of its sandbox, and the caller makes the cgroup that its
     /// specification names. `None` when only [`create`](Runtime::create) can make it: nothing of
     /// it is left then.
-    async fn create_in_slots(&self, opts: &CreateOpts, slots: Slots) -> Result<Option<u32>>;
+    async fn create_with_gofer(
+        &self,
+        opts: &CreateOpts,
+        gofer: PrestartedGofer,
+    ) -> Result<Option<u32>>;
 
     /// Starts the created root container of a sandbox on the network of `netns`, which its host
     /// processes do not join: the sandbox was booted before that network was there. A network

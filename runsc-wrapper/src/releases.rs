@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use serde::Deserialize;
 
-use crate::{network::has_plain_network, slots::has_plain_files};
+use crate::{gofer::has_plain_files, network::has_plain_network};
 
 /// The call that gives a sandbox its network before it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

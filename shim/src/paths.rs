@@ -3,7 +3,7 @@
 //! Paths inside a container, as an OCI spec has them.
 //!
 //! A gofer cleans the targets of mounts before a sentry sees them (gVisor `runsc/cmd/gofer.go`,
-//! `resolveMounts`). Nobody does for a container in slots, for mounts that no gofer serves, and
+//! `resolveMounts`). Nobody does for a container with a prestarted gofer, for mounts that no gofer serves, and
 //! for working directories, and a sentry is literal: it makes `/data/certs/` by making its parent
 //! `/data/certs` and then fails to make that again (`runsc/boot/vfs.go`, `makeMountPoint`), mounts
 //! what has the shorter path first, and hides a volume at `/tmp/`, which it does not take for

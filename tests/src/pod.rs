@@ -217,7 +217,7 @@ impl<'a> Pod<'a> {
     ///
     /// # Errors
     /// When it does not run, or was made otherwise; with the end of containerd's log.
-    pub async fn start_in_slots(&self) -> Result<Container<'_, 'a>> {
+    pub async fn start_with_gofer(&self) -> Result<Container<'_, 'a>> {
         let container = self.script("echo fine; sleep 3600").start().await?;
         container.logged("fine").await?;
         let is_said = || {

@@ -191,7 +191,7 @@ async fn a_pod_adopts_and_another_starts_cold(node: &Node) -> Result<()> {
     let warm = node.pod(HANDLER).run().await?;
     let sentry = warm.sentry()?;
     ensure!(is_of(&before, &sentry), "{sentry:?} is new");
-    let container = warm.start_in_slots().await?;
+    let container = warm.start_with_gofer().await?;
     ensure!(container.sh("echo $((6 * 7))").await? == "42\n");
     // By the runtime's command: the slots are spent.
     let second = warm.idle().start().await?;
@@ -222,7 +222,7 @@ async fn another_agent_takes_up_tmpfs_and_sandboxes(node: &Node) -> Result<()> {
     let pod = node.pod(HANDLER).run().await?;
     let sentry = pod.sentry()?;
     ensure!(is_of(&before, &sentry), "{sentry:?} is new");
-    pod.start_in_slots().await?;
+    pod.start_with_gofer().await?;
     pod.remove().await
 }
 
@@ -230,7 +230,7 @@ async fn another_agent_takes_up_tmpfs_and_sandboxes(node: &Node) -> Result<()> {
 async fn a_drain_leaves_no_mount_and_its_pods(node: &Node) -> Result<()> {
     let agent = node.agent()?;
     let pod = node.pod(HANDLER).run().await?;
-    let container = pod.start_in_slots().await?;
+    let container = pod.start_with_gofer().await?;
     agent.drain().await?;
     ensure!(!agent.state().exists());
     let mounted = mounts::below(agent.state())?;
@@ -271,7 +271,7 @@ async fn in_a_container(node: &Node) -> Result<()> {
     let pod = node.pod(HANDLER).run().await?;
     let sentry = pod.sentry()?;
     ensure!(is_of(&before, &sentry), "{sentry:?} is new");
-    let container = pod.start_in_slots().await?;
+    let container = pod.start_with_gofer().await?;
     ensure!(container.sh("echo $((6 * 7))").await? == "42\n");
     pod.remove().await?;
     // With this flag adoptions are by the runtime's command.

@@ -170,7 +170,7 @@ fn warm(handout: Handout) -> Warm {
         file: handout.file.to_string_lossy().into_owned(),
         cgroup: handout.cgroup,
         pid: handout.pid,
-        has_slots: handout.has_gofer,
+        has_gofer: handout.has_gofer,
         network_call: handout.way.method().to_owned(),
         ..Warm::default()
     }

@@ -14,7 +14,7 @@ use kiln_agent_api::Shape;
 use kiln_host::{reap::Tracked, timer_slack};
 use rand::RngExt as _;
 use runsc_wrapper::{
-    ContainerId, CreateOpts, InvalidId, RuntimeError, Slots, Status, Stdio, WarmRuntime,
+    ContainerId, CreateOpts, InvalidId, PrestartedGofer, RuntimeError, Status, Stdio, WarmRuntime,
 };
 use tracing::warn;
 
@@ -197,7 +197,7 @@ impl Booter {
         id: &ContainerId,
         shape: Shape,
         process: Tracked,
-        gofer: Option<Slots>,
+        gofer: Option<PrestartedGofer>,
     ) -> WarmSandbox {
         WarmSandbox {
             id: id.to_string(),
@@ -221,12 +221,12 @@ impl Booter {
     }
 
     /// Starts the gofer for the first container of the sandbox `id`, in the sandbox's cgroup.
-    async fn start_gofer(&self, id: &ContainerId) -> Result<Slots> {
+    async fn start_gofer(&self, id: &ContainerId) -> Result<PrestartedGofer> {
         let cgroup = cgroup::cgroup_of(&self.cgroup, id.as_str());
         let place = Box::new(move |pid| cgroup::join_cgroup(&cgroup, pid));
         let gofer = self
             .runtime
-            .new_slots(&self.store.gofer_dir(), id, place)
+            .start_gofer(&self.store.gofer_dir(), id, place)
             .await?;
         let process = Tracked::new(gofer.pid()).map_err(io_error("watch a gofer"))?;
         // It is a child, whoever uses it, and is to be no zombie.

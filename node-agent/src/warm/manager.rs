@@ -10,7 +10,7 @@ use std::{
 
 use kiln_agent_api::Shape;
 use kiln_host::timer_slack;
-use runsc_wrapper::{Runsc, Slots};
+use runsc_wrapper::{PrestartedGofer, Runsc};
 use tokio::{sync::Notify, time::sleep};
 use tracing::{error, info, warn};
 
@@ -239,7 +239,7 @@ impl WarmManager {
     }
 
     /// Takes the gofer of the sandbox `id`, which was handed out.
-    pub(crate) fn take_gofer(&self, id: &str) -> Option<Slots> {
+    pub(crate) fn take_gofer(&self, id: &str) -> Option<PrestartedGofer> {
         self.state().handed.take_gofer(id)
     }
 

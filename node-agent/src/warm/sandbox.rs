@@ -6,7 +6,7 @@ use std::{collections::VecDeque, path::PathBuf, sync::Arc};
 
 use kiln_agent_api::Shape;
 use kiln_host::reap::Tracked;
-use runsc_wrapper::{Slots, StartWay};
+use runsc_wrapper::{PrestartedGofer, StartWay};
 
 /// Sandboxes of which it is remembered that they were handed out. Shims that die say nothing, and
 /// must not fill the memory.
@@ -20,7 +20,7 @@ pub(crate) struct WarmSandbox {
     /// Its sentry.
     pub(crate) process: Arc<Tracked>,
     /// The prestarted gofer of its first container, which ends when this is dropped.
-    pub(crate) gofer: Option<Slots>,
+    pub(crate) gofer: Option<PrestartedGofer>,
     /// How it is to be started: the way that passed the trial of the runtime that booted it.
     pub(crate) way: StartWay,
 }
@@ -51,7 +51,7 @@ pub(crate) struct Handout {
 pub(crate) struct HandedOut {
     pub(crate) id: String,
     pub(crate) shape: Shape,
-    pub(crate) gofer: Option<Slots>,
+    pub(crate) gofer: Option<PrestartedGofer>,
 }
 
 /// The sandboxes that were handed out last, the oldest first.
@@ -74,7 +74,7 @@ impl Handed {
     }
 
     /// Takes the gofer of the sandbox `id`.
-    pub(crate) fn take_gofer(&mut self, id: &str) -> Option<Slots> {
+    pub(crate) fn take_gofer(&mut self, id: &str) -> Option<PrestartedGofer> {
         let mut handed = self.0.iter_mut();
         handed.find(|handed| handed.id == id)?.gofer.take()
     }

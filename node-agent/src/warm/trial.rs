@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use kiln_agent_api::{Shape, naming_process};
 use runsc_wrapper::{
-    ContainerId, CreateOpts, ExecOpts, Exit, Forms, Release, Slots, StartWay, Stdio,
+    ContainerId, CreateOpts, ExecOpts, Exit, Forms, PrestartedGofer, Release, StartWay, Stdio,
 };
 use tracing::warn;
 
@@ -148,7 +148,7 @@ impl Booter {
     /// Starts a container with the prestarted gofer of a sandbox of `shape`, and retires both.
     async fn trial_of_gofer(&self, shape: &Shape) -> Result<()> {
         let dir = self.store.gofer_dir();
-        blocking("prepare gofers", move || Slots::prepare(&dir)).await?;
+        blocking("prepare gofers", move || PrestartedGofer::prepare(&dir)).await?;
         let mut sandbox = self.boot(shape).await?;
         let tried = self.try_gofer(&mut sandbox).await;
         self.retire_ready(sandbox).await;
@@ -174,7 +174,7 @@ impl Booter {
             console_socket: None,
             log_dir: None,
         };
-        let made = self.runtime.create_in_slots(&opts, gofer).await?;
+        let made = self.runtime.create_with_gofer(&opts, gofer).await?;
         made.ok_or_else(|| unfit("no container can be made with its gofer"))?;
         let exit = self.runtime.watch(&id).await?;
         let started = self.runtime.start(&id, &opts.stdio).await;

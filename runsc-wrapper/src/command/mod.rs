@@ -7,10 +7,10 @@
 //! deadline, and output that is read up to a limit. A command whose caller goes away still
 //! runs to its end: half a `create` is worse than one that nobody waits for.
 //!
-//! Runtimes tell errors in words only; the words are read in `words.rs` and nowhere else.
+//! Runtimes tell errors in words only; the words are read in `error_text.rs` and nowhere else.
 
-mod cover;
-mod words;
+mod error_text;
+mod netns_overlay;
 
 use std::{
     collections::BTreeMap,
@@ -44,9 +44,9 @@ use kiln_host::reap::{self, Owned, kill_found};
 
 use crate::{Exit, Stdio, stdio::null_device};
 
-pub(crate) use cover::Cover;
-pub use words::Log;
-pub(crate) use words::{Cause, clean};
+pub use error_text::Log;
+pub(crate) use error_text::{Cause, clean};
+pub(crate) use netns_overlay::NetnsOverlay;
 
 /// What a command may find in its environment, unless told more: runtimes look up other
 /// programs (`criu`, `newuidmap`) by name.
@@ -131,7 +131,7 @@ pub struct Command {
     deadline: Option<Duration>,
     bond: Bond,
     at_deadline: AtDeadline,
-    cover: Option<Cover>,
+    cover: Option<NetnsOverlay>,
 }
 
 #[derive(Debug)]
@@ -252,7 +252,7 @@ impl Command {
 
     /// Shows it another network namespace of a process than that process has.
     #[must_use]
-    pub(crate) fn cover(mut self, cover: Cover) -> Self {
+    pub(crate) fn cover(mut self, cover: NetnsOverlay) -> Self {
         self.cover = Some(cover);
         self
     }

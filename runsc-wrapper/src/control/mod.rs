@@ -4,7 +4,8 @@
 //! in runsc's releases since 2023 (gVisor `runsc/boot/controller.go`).
 //!
 //! What sets up containers or networks changes from release to release, and the command line is
-//! its stable face; the modules `network` and `slots` know some releases better. See `wire.rs` for how a call is made and
+//! its stable face; the modules `network` and `gofer` know some
+//! releases better. See `wire.rs` for how a call is made and
 //! why its peer is not trusted.
 
 mod wire;

@@ -8,8 +8,8 @@
 //! can take over where another has stopped.
 
 mod exits;
+mod gofer;
 mod processes;
-mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -35,11 +35,11 @@ use crate::{
     NetworkCall, Process, Result, Runtime, RuntimeError, StartWay, Stats, Status, Stdio,
     WarmRuntime,
     cli::{self, Cli},
-    command::Cover,
+    command::NetnsOverlay,
     control::{ControlError, RuntimeState, Target},
+    gofer::{PrestartedGofer, PutInPlace, container::GoferContainer},
     network::Network,
     sandbox::{Answer, Paused, Sandbox},
-    slots::{PutInPlace, Slots, member::Member},
     state::{self, State},
 };
 
@@ -70,8 +70,8 @@ struct Container {
     started: watch::Sender<bool>,
     /// Whether its first process is known to have ended.
     exited: AtomicBool,
-    /// What it is started with, if it was made in slots.
-    member: Mutex<Option<Member>>,
+    /// What it is started with, if it has a prestarted gofer.
+    member: Mutex<Option<GoferContainer>>,
 }
 
 impl Container {
@@ -160,7 +160,7 @@ impl Runsc {
     /// Starts a sandbox's root container by a command that sees `netns` as the sandbox's own.
     async fn start_covered(&self, container: &Container, netns: BorrowedFd<'_>) -> Result<()> {
         let id = &container.id;
-        let cover = Cover::new(container.sandbox.pid(), netns)
+        let cover = NetnsOverlay::new(container.sandbox.pid(), netns)
             .map_err(|e| cli::io_error(&format!("give {id} its network"), e))?;
         let call = self.cli.call("start", id.as_str())?;
         call.deadline(self.cli.config.deadlines.start)
@@ -318,7 +318,7 @@ impl Runtime for Runsc {
 
     async fn start(&self, id: &ContainerId, stdio: &Stdio) -> Result<()> {
         let container = self.container("start", id)?;
-        if self.start_in_slots(&container, stdio).await? {
+        if self.start_with_gofer(&container, stdio).await? {
             container.started.send_replace(true);
             return Ok(());
         }
@@ -613,20 +613,24 @@ impl Runtime for Runsc {
 
 #[async_trait]
 impl WarmRuntime for Runsc {
-    async fn new_slots(
+    async fn start_gofer(
         &self,
         dir: &Path,
         sandbox: &ContainerId,
         place: PutInPlace,
-    ) -> Result<Slots> {
+    ) -> Result<PrestartedGofer> {
         self.start_gofer(dir, sandbox, place).await
     }
 
-    async fn create_in_slots(&self, opts: &CreateOpts, slots: Slots) -> Result<Option<u32>> {
+    async fn create_with_gofer(
+        &self,
+        opts: &CreateOpts,
+        gofer: PrestartedGofer,
+    ) -> Result<Option<u32>> {
         if opts.id == opts.sandbox || self.exists(&opts.id)? {
             return Ok(None);
         }
-        if !self.make_in_slots(opts, slots).await? {
+        if !self.make_with_gofer(opts, gofer).await? {
             return Ok(None);
         }
         let container = self.container("create", &opts.id)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What is written of containers that no command has made: see [`crate::slots`].
+//! What is written of containers that no command has made: see [`crate::gofer`].
 
 use std::{
     fs::{self, File, OpenOptions},

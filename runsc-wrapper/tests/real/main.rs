@@ -9,7 +9,7 @@
 mod egress;
 mod exec;
 mod failures;
+mod gofer;
 mod life;
 mod sandbox;
-mod slots;
 mod world;

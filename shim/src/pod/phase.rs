@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, MutexGuard, PoisonError},
 };
 
-use runsc_wrapper::{ContainerId, Slots as PrestartedGofer};
+use runsc_wrapper::{ContainerId, PrestartedGofer};
 
 use super::Pod;
 use crate::{

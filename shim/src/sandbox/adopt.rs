@@ -18,12 +18,12 @@ use std::{
 };
 
 use kiln_agent_api::{
-    Agent, AgentError, RuntimeFile, Setup, Shape, api::Warm, gofer, naming_process, slots_socket,
+    Agent, AgentError, RuntimeFile, Setup, Shape, api::Warm, gofer, gofer_socket, naming_process,
 };
 use kiln_host::{blocking, cgroup::Cgroup, in_netns};
 use log::{debug, info, warn};
 use nix::ifaddrs::getifaddrs;
-use runsc_wrapper::{ContainerId, ExecOpts, Slots as PrestartedGofer, StartWay, Stdio};
+use runsc_wrapper::{ContainerId, ExecOpts, PrestartedGofer, StartWay, Stdio};
 
 use crate::{
     bundle::{Network, Spec},
@@ -194,7 +194,7 @@ impl Handed {
             file: PathBuf::from(&warm.file),
             cgroup: pods.beside(&warm.cgroup)?,
             way: StartWay::by_method(&warm.network_call),
-            gofer: warm.has_slots.then(|| slots_socket(socket)),
+            gofer: warm.has_gofer.then(|| gofer_socket(socket)),
             netns,
         })
     }
@@ -338,7 +338,7 @@ fn receive_gofer(socket: &Path, id: &str) -> Result<PrestartedGofer> {
 /// Ends the gofer of the sandbox `id` that the agent at `socket` may still have: it would keep the
 /// sandbox's cgroups. Blocks.
 pub(crate) fn end_gofer(socket: &Path, id: &str) {
-    if let Err(e) = receive_gofer(&slots_socket(socket), id) {
+    if let Err(e) = receive_gofer(&gofer_socket(socket), id) {
         debug!("{e}"); // none is left, or none was there
     }
 }

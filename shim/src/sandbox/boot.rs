@@ -9,7 +9,7 @@ use std::{
 };
 
 use log::warn;
-use runsc_wrapper::{Slots as PrestartedGofer, WarmRuntime};
+use runsc_wrapper::{PrestartedGofer, WarmRuntime};
 
 use kiln_host::{
     blocking,

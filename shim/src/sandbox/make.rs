@@ -6,9 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use log::{info, warn};
-use runsc_wrapper::{
-    ContainerId, CreateOpts, RuntimeError, Slots as PrestartedGofer, Stdio, WarmRuntime,
-};
+use runsc_wrapper::{ContainerId, CreateOpts, PrestartedGofer, RuntimeError, Stdio, WarmRuntime};
 
 use kiln_host::{blocking, cgroup::Cgroup};
 
@@ -112,7 +110,7 @@ impl NewContainer<'_> {
     ) -> Result<Option<u32>> {
         let cgroup = cgroup.clone();
         blocking(move || cgroup.make()).await?;
-        let made = self.runtime.create_in_slots(opts, gofer).await?;
+        let made = self.runtime.create_with_gofer(opts, gofer).await?;
         if made.is_some() {
             info!("{} is made in slots", self.id);
         }

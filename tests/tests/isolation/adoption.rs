@@ -89,10 +89,10 @@ pub(crate) async fn w2_gofers_share_no_slots(node: &Node) -> Result<()> {
     let mut devices = BTreeSet::from([fs::metadata(agent.state())?.dev()]);
     for process in gofers {
         let root = PathBuf::from(format!("/proc/{}/root", process.pid));
-        // The first slots are the last that are used.
+        // The first mount points are the last that are used.
         let slot = root.join("d0");
         let is_its_own = devices.insert(fs::metadata(&slot)?.dev());
-        ensure!(is_its_own, "{process:?} shares its slots");
+        ensure!(is_its_own, "{process:?} shares its mount points");
         for path in [slot.join("x"), root.join("x"), root.join("f0")] {
             let written = fs::write(&path, "x").map_err(|e| e.kind());
             ensure!(

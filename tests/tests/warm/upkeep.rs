@@ -5,7 +5,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use kiln_agent_api::slots_socket;
+use kiln_agent_api::gofer_socket;
 use kiln_tests::{
     agent::socket,
     node::Node,
@@ -33,7 +33,7 @@ pub(crate) async fn the_gofers_come_back_with_the_agent(node: &Node) -> Result<(
         "{sentry:?} is not of {kept:?}\n{}",
         agent.log()
     );
-    pod.start_in_slots().await?;
+    pod.start_with_gofer().await?;
     pod.remove().await
 }
 
@@ -84,7 +84,7 @@ pub(crate) async fn sockets_that_are_removed_are_made_anew(node: &Node) -> Resul
     agent.expect_ready(WARM).await?;
     let pid = agent.pid().await;
     let socket = socket(node.name());
-    let sockets = [slots_socket(&socket), socket];
+    let sockets = [gofer_socket(&socket), socket];
     for socket in &sockets {
         fs::remove_file(socket).with_context(|| socket.display().to_string())?;
     }
@@ -92,7 +92,7 @@ pub(crate) async fn sockets_that_are_removed_are_made_anew(node: &Node) -> Resul
     let made = wait::until_true("other sockets", SOON, are_there);
     made.await.with_context(|| agent.log())?;
     let pod = node.pod(HANDLER).run().await?;
-    pod.start_in_slots().await?;
+    pod.start_with_gofer().await?;
     ensure!(agent.pid().await == pid, "another agent has taken over");
     pod.remove().await
 }

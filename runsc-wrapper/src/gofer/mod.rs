@@ -3,18 +3,18 @@
 //! Containers whose gofer was started before there was anything to serve.
 //!
 //! A gofer is two starts of runsc, and `runsc create` and `start` are one more each. All of that
-//! can be paid ahead: a gofer is started with empty directories and files, the *slots*, each with
-//! a connection of its own. They are in a file system of this gofer's, which nobody can write to
-//! (`spawn.rs`). When the container comes, its root file system and volumes are put over slots
-//! (`mounts.rs`), and the sentry gets the slots' connections over its control socket, as
+//! can be paid ahead: a gofer is started with empty directories and files, its
+//! *mount points*, each with a connection of its own. They are in a file system of this gofer's, which nobody can write to
+//! (`spawn.rs`). When the container comes, its root file system and volumes are put over mount points
+//! (`mounts.rs`), and the sentry gets the connections of these mount points over its control socket, as
 //! `runsc start` would give it those of a new gofer (gVisor `runsc/sandbox/sandbox.go`,
 //! `StartSubcontainer`). What runsc would write down of the container is written here
-//! (`member.rs`), so that its other commands find it.
+//! (`container.rs`), so that its other commands find it.
 //!
 //! The call's arguments belong to the release ([`Release`](crate::Release)). A container that needs more than
 //! there is, and whatever fails before the sentry has begun with it, is left to the commands.
 
-pub(crate) mod member;
+pub(crate) mod container;
 mod mounts;
 mod pass;
 mod spawn;
@@ -38,8 +38,8 @@ use kiln_host::reap::pidfd_open;
 
 use crate::{Config, ContainerId};
 
-use member::Upper;
-pub use member::is_bind;
+use container::Upper;
+pub use container::is_bind;
 use spawn::{Places, Program, Users, Waiting};
 
 /// How many directories a gofer can serve that was started ahead: the root file system and
@@ -60,7 +60,7 @@ const FLAGS: [&str; 6] = [
     "platform",
 ];
 
-/// Where slots are in a gofer's mount namespace (gVisor `runsc/cmd/gofer.go`, `setupRootFS`).
+/// Where the mount points are in a gofer's mount namespace (gVisor `runsc/cmd/gofer.go`, `setupRootFS`).
 const ROOT: &str = "/root";
 
 /// Most bytes that a gofer says about its mounts.
@@ -68,7 +68,7 @@ const MOUNTS_LIMIT: u64 = 64 << 10;
 
 /// A gofer that was started ahead.
 #[derive(Debug)]
-pub struct Slots {
+pub struct PrestartedGofer {
     pid: u32,
     /// The same by a pidfd, which stays that of this process.
     process: OwnedFd,
@@ -80,7 +80,7 @@ pub struct Slots {
 /// Puts a process that was just started, and has done nothing yet, where it belongs.
 pub type PutInPlace = Box<dyn FnOnce(u32) -> io::Result<()> + Send>;
 
-impl Slots {
+impl PrestartedGofer {
     /// Number of connections.
     pub const COUNT: usize = DIRS + FILES;
 
@@ -90,7 +90,7 @@ impl Slots {
         self.pid
     }
 
-    /// Writes what gofers with slots are made from into `dir`, where no other process writes.
+    /// Writes what prestarted gofers are made from into `dir`, where no other process writes.
     /// Blocks.
     ///
     /// # Errors
@@ -193,12 +193,12 @@ impl Slots {
         mounts: OwnedFd,
         place: PutInPlace,
     ) -> io::Result<Self> {
-        let slots = Self {
+        let gofer = Self {
             pid: waiting.pid,
             process: pidfd_open(waiting.pid)?,
             connections,
         };
-        place(slots.pid)?;
+        place(gofer.pid)?;
         waiting.go();
         // It says what it has mounted when everything is where it is to be.
         let mut said = String::new();
@@ -207,23 +207,25 @@ impl Slots {
             .read_to_string(&mut said)?;
         let listed: Option<Vec<Value>> = serde_json::from_str(&said).ok();
         if listed.is_none_or(|mounts| mounts.len() != Self::COUNT) {
-            return Err(io::Error::other("a gofer with slots did not start"));
+            return Err(io::Error::other(
+                "a gofer started ahead did not become ready",
+            ));
         }
-        Ok(slots)
+        Ok(gofer)
     }
 }
 
-/// Where a gofer has its slots when it starts, on what was prepared in `dir`.
+/// Where a gofer has its mount points when it starts, on what was prepared in `dir`.
 fn places(dir: &Path) -> PathBuf {
     dir.join("root")
 }
 
-/// Names of the slots for directories, in the order of their connections.
+/// Names of the mount points for directories, in the order of their connections.
 fn dirs() -> impl Iterator<Item = String> {
     (0..DIRS).map(|n| format!("d{n}"))
 }
 
-/// Names of the slots for single files, whose connections come after those.
+/// Names of the mount points for single files, whose connections come after those.
 fn files() -> impl Iterator<Item = String> {
     (0..FILES).map(|n| format!("f{n}"))
 }
@@ -279,11 +281,14 @@ mod tests {
     fn what_gofers_are_made_from_can_be_written_again() {
         let dir = tempfile::tempdir().unwrap();
         for _ in 0..2 {
-            Slots::prepare(dir.path()).unwrap();
+            PrestartedGofer::prepare(dir.path()).unwrap();
         }
         let text = fs::read(dir.path().join("config.json")).unwrap();
         let spec: Value = serde_json::from_slice(&text).unwrap();
-        assert_eq!(spec["mounts"].as_array().unwrap().len(), Slots::COUNT);
+        assert_eq!(
+            spec["mounts"].as_array().unwrap().len(),
+            PrestartedGofer::COUNT
+        );
         // What is there is each gofer's own.
         assert!(fs::read_dir(places(dir.path())).unwrap().next().is_none());
     }

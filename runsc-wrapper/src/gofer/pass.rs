@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Hands a gofer with slots from the process that has started it to the one that uses it.
+//! Hands a prestarted gofer from the process that has started it to the one that uses it.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -15,10 +15,10 @@ use nix::{
     sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg},
 };
 
-use super::Slots;
+use super::PrestartedGofer;
 use kiln_host::uninterrupted;
 
-impl Slots {
+impl PrestartedGofer {
     /// Sends it over `to`, in one message. Blocks.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl Slots {
     fn receive_once(from: &UnixStream) -> io::Result<Self> {
         let mut pid = [0; 4];
         let mut buffer = [IoSliceMut::new(&mut pid)];
-        let mut space = cmsg_space!([RawFd; Slots::COUNT + 1]);
+        let mut space = cmsg_space!([RawFd; PrestartedGofer::COUNT + 1]);
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = recvmsg::<UnixAddr>(from.as_raw_fd(), &mut buffer, Some(&mut space), flags)?;
         let (bytes, mut fds) = (message.bytes, Vec::new());
@@ -89,26 +89,26 @@ mod tests {
 
     use super::*;
 
-    fn slots() -> Slots {
+    fn gofer() -> PrestartedGofer {
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
-        Slots {
+        PrestartedGofer {
             pid: 70_000,
             process: null(),
-            connections: (0..Slots::COUNT).map(|_| null()).collect(),
+            connections: (0..PrestartedGofer::COUNT).map(|_| null()).collect(),
         }
     }
 
     #[test]
     fn a_gofer_is_received_as_it_was_sent_or_not_at_all() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        slots().send(&ours).unwrap();
-        let received = Slots::receive(&theirs).unwrap();
+        gofer().send(&ours).unwrap();
+        let received = PrestartedGofer::receive(&theirs).unwrap();
         assert_eq!(received.pid(), 70_000);
-        assert_eq!(received.connections.len(), Slots::COUNT);
+        assert_eq!(received.connections.len(), PrestartedGofer::COUNT);
         (&ours).write_all(b"none").unwrap();
-        assert!(Slots::receive(&theirs).is_err());
+        assert!(PrestartedGofer::receive(&theirs).is_err());
         drop(ours);
-        assert!(Slots::receive(&theirs).is_err());
+        assert!(PrestartedGofer::receive(&theirs).is_err());
     }
 
     #[test]
@@ -126,12 +126,12 @@ mod tests {
         theirs
             .set_read_timeout(Some(Duration::from_secs(60)))
             .unwrap();
-        let receiver = thread::spawn(move || Slots::receive(&theirs));
+        let receiver = thread::spawn(move || PrestartedGofer::receive(&theirs));
         for _ in 0..10 {
             thread::sleep(Duration::from_millis(5));
             pthread_kill(receiver.as_pthread_t(), Signal::SIGUSR1).unwrap();
         }
-        slots().send(&ours).unwrap();
+        gofer().send(&ours).unwrap();
         assert_eq!(receiver.join().unwrap().unwrap().pid(), 70_000);
     }
 }

@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path, time::Instant};
 
-use runsc_wrapper::{KillTarget, Runtime, Slots, Status, WarmRuntime};
+use runsc_wrapper::{KillTarget, PrestartedGofer, Runtime, Status, WarmRuntime};
 use serde_json::json;
 
 use crate::{
@@ -18,14 +18,14 @@ for_flavors! { [Runsc Runsc202602]:
     slots_nobody_takes_go_with_their_connections
 }
 
-async fn slots(world: &World) -> Slots {
+async fn gofer(world: &World) -> PrestartedGofer {
     let dir = world.dir.path().join("slots");
-    Slots::prepare(&dir).unwrap();
+    PrestartedGofer::prepare(&dir).unwrap();
     let runtime = &world.runtime;
-    let slots = runtime
-        .new_slots(&dir, &id("box"), Box::new(|_| Ok(())))
+    let gofer = runtime
+        .start_gofer(&dir, &id("box"), Box::new(|_| Ok(())))
         .await;
-    slots.unwrap()
+    gofer.unwrap()
 }
 
 /// Reaps a gofer when it has ended.
@@ -37,8 +37,8 @@ async fn expect_end(pid: u32) {
 
 async fn a_container_in_slots_is_like_any_other(world: World) {
     let root = world.run("box", "box", &["/bin/sleep", "1000"]).await;
-    let slots = slots(&world).await;
-    let gofer = slots.pid();
+    let gofer = gofer(&world).await;
+    let gofer_pid = gofer.pid();
     let volume = world.dir.path().join("volume");
     fs::create_dir(&volume).unwrap();
     fs::write(volume.join("from-host"), "hello").unwrap();
@@ -63,7 +63,7 @@ async fn a_container_in_slots_is_like_any_other(world: World) {
     let (stdio, mut output) = piped();
     let opts = world.create_opts("app", "box", bundle, stdio);
     let before = Instant::now();
-    let pid = world.runtime.create_in_slots(&opts, slots).await.unwrap();
+    let pid = world.runtime.create_with_gofer(&opts, gofer).await.unwrap();
     assert_eq!(pid, Some(root.pid));
     let app = id("app");
     let exit = world.runtime.watch(&app).await.unwrap();
@@ -73,7 +73,7 @@ async fn a_container_in_slots_is_like_any_other(world: World) {
     drop(opts);
     let state = fs::read(world.config.root.join("app_sandbox:box.state")).unwrap();
     let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
-    assert_eq!(state["goferPid"], gofer, "another gofer serves it");
+    assert_eq!(state["goferPid"], gofer_pid, "another gofer serves it");
     let mut said = String::new();
     until("all is said", async || {
         said += &output.some().await;
@@ -86,7 +86,7 @@ async fn a_container_in_slots_is_like_any_other(world: World) {
     );
     assert_eq!(fs::read_to_string(volume.join("out")).unwrap(), "x\n");
     assert_eq!(fs::read_to_string(&hosts).unwrap(), "of the Pod\n");
-    for pid in [root.pid, gofer] {
+    for pid in [root.pid, gofer_pid] {
         let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
         assert_eq!(score.trim(), "500");
     }
@@ -106,7 +106,7 @@ async fn a_container_in_slots_is_like_any_other(world: World) {
         .await
         .unwrap();
     assert_eq!(end_of(exit).await.code, 137);
-    let reaped = tokio::spawn(expect_end(gofer));
+    let reaped = tokio::spawn(expect_end(gofer_pid));
     world.runtime.delete(&app).await.unwrap();
     reaped.await.unwrap();
     world.delete_all().await;
@@ -114,8 +114,8 @@ async fn a_container_in_slots_is_like_any_other(world: World) {
 
 async fn what_does_not_fit_is_made_by_command(world: World) {
     world.run("box", "box", &["/bin/sleep", "1000"]).await;
-    let slots = slots(&world).await;
-    let gofer = slots.pid();
+    let gofer = gofer(&world).await;
+    let gofer_pid = gofer.pid();
     // The container's own files are not below it: each mount would double what is mounted.
     let volume = world.dir.path().join("volume");
     fs::create_dir(&volume).unwrap();
@@ -128,9 +128,9 @@ async fn what_does_not_fit_is_made_by_command(world: World) {
     });
     let (stdio, output) = piped();
     let opts = world.create_opts("app", "box", bundle, stdio);
-    let made = world.runtime.create_in_slots(&opts, slots).await.unwrap();
+    let made = world.runtime.create_with_gofer(&opts, gofer).await.unwrap();
     assert_eq!(made, None);
-    expect_end(gofer).await;
+    expect_end(gofer_pid).await;
     world.create(&opts).await.unwrap();
     world.runtime.start(&id("app"), &opts.stdio).await.unwrap();
     drop(opts);
@@ -140,18 +140,18 @@ async fn what_does_not_fit_is_made_by_command(world: World) {
 
 async fn slots_nobody_takes_go_with_their_connections(world: World) {
     world.run("box", "box", &["/bin/sleep", "1000"]).await;
-    let slots = slots(&world).await;
-    let gofer = slots.pid();
-    assert!(is_alive(gofer));
-    drop(slots);
-    expect_end(gofer).await;
+    let gofer = gofer(&world).await;
+    let gofer_pid = gofer.pid();
+    assert!(is_alive(gofer_pid));
+    drop(gofer);
+    expect_end(gofer_pid).await;
     // One that is put nowhere does not start.
     let dir = world.dir.path().join("slots");
     let refuse = Box::new(|_| Err(std::io::Error::other("no")));
     assert!(
         world
             .runtime
-            .new_slots(&dir, &id("box"), refuse)
+            .start_gofer(&dir, &id("box"), refuse)
             .await
             .is_err()
     );

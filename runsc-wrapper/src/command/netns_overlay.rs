@@ -22,7 +22,7 @@ const NSFS: i64 = 0x6e73_6673;
 
 /// What a command sees of the namespaces of a process.
 #[derive(Debug)]
-pub(crate) struct Cover {
+pub(crate) struct NetnsOverlay {
     /// What `source` names.
     _netns: OwnedFd,
     source: CString,
@@ -30,7 +30,7 @@ pub(crate) struct Cover {
     file: CString,
 }
 
-impl Cover {
+impl NetnsOverlay {
     /// Shows `netns` as the network namespace of process `pid`, and no other namespace of it.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Making and starting containers in slots: see [`crate::slots`].
+//! Making and starting containers with a prestarted gofer: see [`crate::gofer`].
 
 use std::{
     fs, io,
@@ -13,29 +13,34 @@ use kiln_host::blocking;
 
 use super::{Container, Runsc, no_answer};
 use crate::{
-    ContainerId, CreateOpts, Result, Slots, Stdio, cli,
+    ContainerId, CreateOpts, PrestartedGofer, Result, Stdio, cli,
     exec::Descriptors,
+    gofer::{PutInPlace, container::GoferContainer},
     sandbox::{Answer, Sandbox},
-    slots::{PutInPlace, member::Member},
     state::members,
 };
 
 impl Runsc {
-    /// Starts a gofer with slots.
+    /// Starts a gofer ahead.
     pub(super) async fn start_gofer(
         &self,
         dir: &Path,
         sandbox: &ContainerId,
         place: PutInPlace,
-    ) -> Result<Slots> {
+    ) -> Result<PrestartedGofer> {
         let (config, dir, of) = (self.cli.config.clone(), dir.to_owned(), sandbox.clone());
-        blocking(move || Slots::start(&config, &dir, &of, place))
+        blocking(move || PrestartedGofer::start(&config, &dir, &of, place))
             .await
-            .map_err(|e| cli::io_error("start a gofer with slots", e))
+            .map_err(|e| cli::io_error("start a gofer ahead", e))
     }
 
-    /// Makes a container in slots. `false` where that cannot be, and nothing of it is left.
-    pub(super) async fn make_in_slots(&self, opts: &CreateOpts, slots: Slots) -> Result<bool> {
+    /// Makes a container with a prestarted gofer. Returns `false` if that is impossible; nothing of it
+    /// is left then.
+    pub(super) async fn make_with_gofer(
+        &self,
+        opts: &CreateOpts,
+        gofer: PrestartedGofer,
+    ) -> Result<bool> {
         let sandbox = self.container("create", &opts.sandbox)?.sandbox.clone();
         let id = &opts.id;
         if sandbox.client().await.is_none() {
@@ -45,7 +50,7 @@ impl Runsc {
         let of = opts.sandbox.clone();
         let prepared = blocking(move || {
             let root_container = members::root_container(&config.root, &of)?;
-            let member = Member::new(&config, &bundle, &of, slots)?;
+            let member = GoferContainer::new(&config, &bundle, &of, gofer)?;
             io::Result::Ok((member, root_container))
         });
         let (member, root_container) = match prepared.await {
@@ -58,9 +63,9 @@ impl Runsc {
         let state = member.state(id, &opts.bundle, &root_container);
         if let Err(e) = self.note_member(&sandbox, opts, state).await {
             log::info!("{id} is made by command: {e}");
-            blocking(move || member.take_back())
-                .await
-                .map_err(|e| cli::io_error(&format!("take {id} out of its slots"), e))?;
+            blocking(move || member.take_back()).await.map_err(|e| {
+                cli::io_error(&format!("take {id} away from its prestarted gofer"), e)
+            })?;
             return Ok(false);
         }
         self.known().remove(id);
@@ -101,8 +106,8 @@ impl Runsc {
         written
     }
 
-    /// Starts a container that was made in slots. `false` where the command must do it.
-    pub(super) async fn start_in_slots(
+    /// Starts a container that has a prestarted gofer. Returns `false` if the command must do it.
+    pub(super) async fn start_with_gofer(
         &self,
         container: &Arc<Container>,
         stdio: &Stdio,
@@ -128,7 +133,7 @@ impl Runsc {
         match answer {
             Answer::Done(()) => {}
             Answer::NotAsked => {
-                self.leave_slots(id, member).await?;
+                self.leave_gofer(id, member).await?;
                 return Ok(false);
             }
             Answer::Refused(message) => return Err(cli::refusal(op, id.as_str(), 1, message)),
@@ -139,17 +144,17 @@ impl Runsc {
     }
 
     /// Lets the command find a container as if it had made it.
-    async fn leave_slots(&self, id: &ContainerId, member: Member) -> Result<()> {
+    async fn leave_gofer(&self, id: &ContainerId, member: GoferContainer) -> Result<()> {
         let (root, noted) = (self.root().to_owned(), id.clone());
         blocking(move || {
             members::forget_gofer(&root, &noted)?;
             member.take_back()
         })
         .await
-        .map_err(|e| cli::io_error(&format!("take {id} out of its slots"), e))
+        .map_err(|e| cli::io_error(&format!("take {id} away from its prestarted gofer"), e))
     }
 
-    async fn note_start(&self, container: &Container, member: &Member) -> Result<()> {
+    async fn note_start(&self, container: &Container, member: &GoferContainer) -> Result<()> {
         let (root, id) = (self.root().to_owned(), container.id.clone());
         let sandbox: ContainerId = container.sandbox.id().parse().map_err(|e| {
             cli::io_error("note a start", io::Error::other(format!("sandbox: {e}")))
@@ -179,8 +184,8 @@ impl Runsc {
 }
 
 impl Container {
-    /// Its files, between its making and its start in slots.
-    pub(super) fn member(&self) -> std::sync::MutexGuard<'_, Option<Member>> {
+    /// The container with its prestarted gofer, between create and start.
+    pub(super) fn member(&self) -> std::sync::MutexGuard<'_, Option<GoferContainer>> {
         self.member.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

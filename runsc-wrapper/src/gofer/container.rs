@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! A container in slots: from its bundle to what the sentry and runsc's state are told.
+//! A container with a prestarted gofer: from its bundle to what the sentry and runsc's state are told.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use nix::{
 use serde_json::{Value, json};
 
 use super::{
-    DIRS, ROOT, Slots, has_direct_files,
+    DIRS, PrestartedGofer, ROOT, has_direct_files,
     mounts::{Access, Depth, Tree, attach_in},
 };
 use crate::{Config, ContainerId};
@@ -53,9 +53,9 @@ impl Upper {
     }
 }
 
-/// A container whose files are in slots.
+/// Container whose files a prestarted gofer serves.
 #[derive(Debug)]
-pub(crate) struct Member {
+pub(crate) struct GoferContainer {
     /// As the sentry is to have it.
     spec: Value,
     uppers: Vec<Upper>,
@@ -78,16 +78,17 @@ struct Served {
     access: Access,
 }
 
-impl Member {
-    /// Puts the files of the bundle of a container of `sandbox` into slots. Blocks.
+impl GoferContainer {
+    /// Puts the files of the bundle of a container of `sandbox` over the mount points of a
+    /// prestarted gofer. Blocks.
     ///
     /// # Errors
-    /// Why it must be left to the command; the slots are spent then.
+    /// Why it must be left to the command; the gofer is spent then.
     pub(crate) fn new(
         config: &Config,
         bundle: &Path,
         sandbox: &ContainerId,
-        slots: Slots,
+        gofer: PrestartedGofer,
     ) -> io::Result<Self> {
         let mut spec: Value = serde_json::from_slice(&fs::read(bundle.join("config.json"))?)?;
         check(&spec)?;
@@ -100,7 +101,7 @@ impl Member {
             uppers: vec![upper],
             files: Vec::new(),
             filestore: None,
-            gofer: slots.pid(),
+            gofer: gofer.pid(),
             conf: settings(config),
             spec: Value::Null,
         };
@@ -123,7 +124,7 @@ impl Member {
             }
         }
         check_targets(&served, readonly)?;
-        let files = seat(slots, served)?;
+        let files = mount_served(gofer, served)?;
         if upper == Upper::Own {
             let name = format!(".gvisor.filestore.{sandbox}");
             // Not by the path: an open file would keep that from being unmounted.
@@ -394,10 +395,10 @@ fn find(root: &Path, path: &Path) -> nix::Result<()> {
     openat2(&root, path, how).map(drop)
 }
 
-/// Puts what is served over slots, and returns the connections of these in its order. The others
+/// Mounts what is served over the mount points of the gofer, and returns the connections of these in its order. The others
 /// are closed.
-fn seat(slots: Slots, served: Vec<Served>) -> io::Result<Vec<OwnedFd>> {
-    let mut files = slots.connections;
+fn mount_served(gofer: PrestartedGofer, served: Vec<Served>) -> io::Result<Vec<OwnedFd>> {
+    let mut files = gofer.connections;
     let mut dirs: Vec<OwnedFd> = files.drain(..DIRS).collect();
     let (mut trees, mut connections) = (Vec::new(), Vec::new());
     for one in served {
@@ -412,7 +413,7 @@ fn seat(slots: Slots, served: Vec<Served>) -> io::Result<Vec<OwnedFd>> {
         connections.push(connection);
         trees.push((Tree::copy(&one.source, one.depth, one.access)?, target));
     }
-    attach_in(&slots.process, trees)?;
+    attach_in(&gofer.process, trees)?;
     Ok(connections)
 }
 
