@@ -7,6 +7,8 @@
 //! `kubepods` the Pod's own cgroup, one level up, already has the right limits (with the
 //! overhead of the RuntimeClass in them), so that nothing is limited here a second time.
 
+mod limits;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -17,6 +19,8 @@ use std::{
 };
 
 use crate::reap::kill_found;
+
+pub use limits::{Limits, PERIOD_US};
 
 /// There if systemd runs the host (sd_booted(3)).
 const SYSTEMD_RUNS: &str = "/run/systemd/system";
@@ -42,9 +46,6 @@ pub const MOUNT: &str = "/sys/fs/cgroup";
 /// containerd's CRI plugin takes 0 for a limit of nothing and answers an absurd
 /// `availableBytes` (`internal/cri/server/container_stats_list.go`, `getAvailableBytes`).
 pub const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
-
-/// CPU period in microseconds that quotas are added up in, the kernel's default.
-pub const PERIOD_US: i64 = 100_000;
 
 /// Controllers of v1 that a sandbox may have a directory in.
 const V1_CONTROLLERS: [&str; 13] = [
@@ -117,17 +118,6 @@ pub struct Cgroup {
     path: PathBuf,
 }
 
-/// Limits, added up over the containers of a sandbox.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of memory.
-    pub memory: Option<i64>,
-    /// Microseconds of CPU per 100 ms.
-    pub cpu_quota_us: Option<i64>,
-    /// Relative CPU weight in v1's shares (2 to 262144).
-    pub cpu_shares: Option<u64>,
-}
-
 /// Counters of a cgroup. What the host does not have is 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -164,54 +154,6 @@ impl OomKills {
         match self.own {
             Some(own) => own > before.own.unwrap_or_default(),
             None => self.pod > before.pod.or(Some(0)),
-        }
-    }
-}
-
-impl Limits {
-    /// The limits in an OCI `linux.resources` object.
-    pub fn of(resources: &serde_json::Value) -> Self {
-        let number = |path| resources.pointer(path).and_then(serde_json::Value::as_i64);
-        let period = number("/cpu/period")
-            .filter(|p| *p > 0)
-            .unwrap_or(PERIOD_US);
-        let quota = number("/cpu/quota").filter(|q| *q > 0);
-        Self {
-            memory: number("/memory/limit").filter(|m| *m > 0),
-            cpu_quota_us: quota
-                .and_then(|q| q.checked_mul(PERIOD_US))
-                .map(|q| q / period),
-            cpu_shares: number("/cpu/shares")
-                .filter(|s| *s > 0)
-                .map(i64::cast_unsigned),
-        }
-    }
-
-    /// These limits, and where there is none, those of `others`.
-    pub fn or(&self, others: &Self) -> Self {
-        Self {
-            memory: self.memory.or(others.memory),
-            cpu_quota_us: self.cpu_quota_us.or(others.cpu_quota_us),
-            cpu_shares: self.cpu_shares.or(others.cpu_shares),
-        }
-    }
-
-    /// What a sandbox needs for containers with these limits: a limit only where every one has
-    /// it, or the one without would starve.
-    pub fn sum(all: &[Self]) -> Self {
-        let total = |get: fn(&Self) -> Option<i64>| {
-            all.iter()
-                .map(get)
-                .try_fold(0i64, |sum, x| x.map(|x| sum.saturating_add(x)))
-        };
-        if all.is_empty() {
-            return Self::default();
-        }
-        let shares = all.iter().filter_map(|l| l.cpu_shares).sum::<u64>();
-        Self {
-            memory: total(|l| l.memory),
-            cpu_quota_us: total(|l| l.cpu_quota_us),
-            cpu_shares: (shares > 0).then_some(shares.clamp(2, 262_144)),
         }
     }
 }
@@ -722,35 +664,6 @@ mod tests {
         fs::remove_file(unified.join("cgroup.kill")).unwrap();
         Cgroup::new(mount.path(), "/a").unwrap().kill();
         assert!(!child.wait().unwrap().success());
-    }
-
-    #[test]
-    fn a_sandbox_is_limited_only_when_every_container_is() {
-        let limits = |memory, quota, shares| {
-            Limits::of(
-                &json!({"memory": {"limit": memory}, "cpu": {"quota": quota, "period": 50_000, "shares": shares}}),
-            )
-        };
-        let a = limits(100, 25_000, 512);
-        let b = limits(50, 10_000, 512);
-        let free = limits(-1, -1, 2);
-        assert_eq!(
-            Limits::sum(&[a, b]),
-            Limits {
-                memory: Some(150),
-                cpu_quota_us: Some(70_000),
-                cpu_shares: Some(1024)
-            }
-        );
-        assert_eq!(
-            Limits::sum(&[a, free]),
-            Limits {
-                memory: None,
-                cpu_quota_us: None,
-                cpu_shares: Some(514)
-            }
-        );
-        assert_eq!(Limits::sum(&[]), Limits::default());
     }
 
     #[test]
