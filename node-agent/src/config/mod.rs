@@ -42,12 +42,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use kiln_host::fs::read_regular;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 mod install;
@@ -211,13 +212,7 @@ impl Config {
     /// [`ConfigError`], with the file's name.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
         let path = file.to_owned();
-        let too_large = || io::Error::other(format!("larger than {SIZE_LIMIT} bytes"));
-        let text = match fs::metadata(file) {
-            Ok(meta) if meta.len() > SIZE_LIMIT => Err(too_large()),
-            Ok(_) => fs::read_to_string(file),
-            Err(e) => Err(e),
-        };
-        let text = match text {
+        let text = match read_regular(file, SIZE_LIMIT) {
             Ok(text) => text,
             Err(source) => return Err(ConfigError::Read { path, source }),
         };
