@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     );
     for_each_handler!(
         cases, streams: logs_keep_streams_apart, a_long_output_is_complete, the_last_words_are_logged,
-        an_attached_client_is_read, a_terminal_of_a_container, a_log_file_of_ctr, a_plain_run_of_ctr,
+        an_attached_client_is_read, a_terminal_of_a_container,
     );
     for_each_handler!(
         cases, exec: an_exec_answers, execs_run_side_by_side, a_missing_program_is_an_error_and_no_more, input_reaches_an_exec_and_ends,
@@ -73,6 +73,14 @@ fn main() -> ExitCode {
         cases.add(
             format!("{handler}::one_shim_and_no_satellites"),
             async move |node: &Node| node::one_shim_and_no_satellites(node, handler).await,
+        );
+        cases.add(
+            format!("{handler}::a_log_file_of_ctr"),
+            async move |node: &Node| streams::a_log_file_of_ctr(node, handler).await,
+        );
+        cases.add(
+            format!("{handler}::a_plain_run_of_ctr"),
+            async move |node: &Node| streams::a_plain_run_of_ctr(node, handler).await,
         );
     }
     for handler in ["gvisor", "gvisor-cli", "gvisor-warm"] {
