@@ -22,10 +22,17 @@ use kiln_tests::{
 /// The handlers of our shim, and the control.
 const HANDLERS: [&str; 4] = ["gvisor", "gvisor-cli", "gvisor-warm", "runc"];
 
-/// Adds functions of a module as cases, one per handler of `HANDLERS`.
+/// Those of Kiln.
+const OURS: [&str; 3] = ["gvisor", "gvisor-cli", "gvisor-warm"];
+
+/// Adds functions of a module as cases, one for each of the handlers: `HANDLERS`, unless others are
+/// named.
 macro_rules! for_each_handler {
     ($cases:ident, $module:ident: $($case:ident),+ $(,)?) => {
-        for handler in HANDLERS {
+        for_each_handler!(HANDLERS; $cases, $module: $($case),+)
+    };
+    ($handlers:expr; $cases:ident, $module:ident: $($case:ident),+ $(,)?) => {
+        for handler in $handlers {
             $($cases.add(
                 format!("{handler}::{}", stringify!($case)),
                 async move |node: &Node| $module::$case(node, handler).await,
@@ -59,42 +66,14 @@ fn main() -> ExitCode {
         a_pause_stops_and_a_resume_goes_on,
     );
     // By command line alone nothing reaches into the sandbox's network.
-    for handler in ["gvisor", "gvisor-warm", "runc"] {
-        cases.add(
-            format!("{handler}::ports_are_forwarded"),
-            async move |node: &Node| streams::ports_are_forwarded(node, handler).await,
-        );
-    }
-    for handler in ["gvisor", "gvisor-cli", "gvisor-warm"] {
-        cases.add(
-            format!("{handler}::a_limit_of_the_pod_holds"),
-            async move |node: &Node| resources::a_limit_of_the_pod_holds(node, handler).await,
-        );
-        cases.add(
-            format!("{handler}::one_shim_and_no_satellites"),
-            async move |node: &Node| node::one_shim_and_no_satellites(node, handler).await,
-        );
-        cases.add(
-            format!("{handler}::a_log_file_of_ctr"),
-            async move |node: &Node| streams::a_log_file_of_ctr(node, handler).await,
-        );
-        cases.add(
-            format!("{handler}::a_plain_run_of_ctr"),
-            async move |node: &Node| streams::a_plain_run_of_ctr(node, handler).await,
-        );
-    }
-    for handler in ["gvisor", "gvisor-cli", "gvisor-warm"] {
-        cases.add(
-            format!("{handler}::an_empty_dir_is_one_file_system"),
-            async move |node: &Node| volumes::an_empty_dir_is_one_file_system(node, handler).await,
-        );
-        cases.add(
-            format!("{handler}::an_empty_dir_in_memory_has_its_limit"),
-            async move |node: &Node| {
-                volumes::an_empty_dir_in_memory_has_its_limit(node, handler).await
-            },
-        );
-    }
+    for_each_handler!(["gvisor", "gvisor-warm", "runc"]; cases, streams: ports_are_forwarded);
+    for_each_handler!(OURS; cases, resources: a_limit_of_the_pod_holds);
+    for_each_handler!(OURS; cases, node: one_shim_and_no_satellites);
+    // ctr is given the configuration of Kiln's shim.
+    for_each_handler!(OURS; cases, streams: a_log_file_of_ctr, a_plain_run_of_ctr);
+    for_each_handler!(
+        OURS; cases, volumes: an_empty_dir_is_one_file_system, an_empty_dir_in_memory_has_its_limit,
+    );
     cases.add("gvisor::privileged_is_refused", node::privileged_is_refused);
     cases.add(
         "gvisor::host_network_is_refused",
