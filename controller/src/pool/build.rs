@@ -160,7 +160,7 @@ fn blueprint_hash(template: &SandboxTemplateSpec) -> Result<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
@@ -178,7 +178,7 @@ mod tests {
         .unwrap()
     }
 
-    fn pool(name: &str) -> SandboxWarmPool {
+    pub(in crate::pool) fn pool(name: &str) -> SandboxWarmPool {
         serde_json::from_value(json!({
             "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
             "metadata": {"name": name, "namespace": "ns", "uid": "p", "generation": 3},

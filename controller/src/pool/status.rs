@@ -126,19 +126,8 @@ pub(super) fn record_event(
 mod tests {
     use std::str::FromStr;
 
-    use serde_json::json;
-
     use super::*;
-    use crate::blocked::Blocked;
-
-    fn pool(name: &str) -> SandboxWarmPool {
-        serde_json::from_value(json!({
-            "apiVersion": "extensions.agents.x-k8s.io/v1beta1", "kind": "SandboxWarmPool",
-            "metadata": {"name": name, "namespace": "ns", "uid": "p", "generation": 3},
-            "spec": {"replicas": 2, "sandboxTemplateRef": {"name": "t"}},
-        }))
-        .unwrap()
-    }
+    use crate::{blocked::Blocked, pool::build::tests::pool};
 
     #[test]
     fn the_status_says_why_a_pool_is_not_ready() {
