@@ -14,13 +14,12 @@ mod links;
 mod netlink;
 mod socket;
 
+use kiln_host::in_netns;
 use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
-
-use kiln_host::in_netns;
 
 use crate::{
     NetworkCall,

@@ -11,6 +11,7 @@
 //! `Closed` is for good: a sandbox that has once answered strangely is driven by command line,
 //! which asks the same questions in the way its release was tested with.
 
+use kiln_host::reap::{End, Tracked};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -20,8 +21,6 @@ use std::{
     },
     time::Duration,
 };
-
-use kiln_host::reap::{End, Tracked};
 
 use crate::{
     ContainerId,

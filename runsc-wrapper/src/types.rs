@@ -2,9 +2,8 @@
 
 //! What goes into and comes out of a [`Runtime`](crate::Runtime).
 
-use std::{future::Future, io, os::fd::OwnedFd, path::PathBuf, pin::Pin};
-
 use kiln_host::Exit;
+use std::{future::Future, io, os::fd::OwnedFd, path::PathBuf, pin::Pin};
 
 use crate::{ContainerId, Result};
 

@@ -12,17 +12,16 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use runsc_wrapper::{ContainerId, is_bind};
-use serde_json::{Value, json};
-
+use kiln_agent_api::Policy;
 use kiln_host::{
     cgroup::{Cgroup, Limits, PERIOD_US},
     fs::write_atomically,
     oom,
 };
+use runsc_wrapper::{ContainerId, is_bind};
+use serde_json::{Value, json};
 
 use crate::{
-    config::Policy,
     error::{Error, Result},
     io::read_capped,
     masks, paths,

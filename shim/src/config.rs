@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use containerd_shim_protos::protobuf::{CodedInputStream, well_known_types::any::Any};
-pub use kiln_agent_api::{NodeConfig, Policy};
+use kiln_agent_api::NodeConfig;
 
 use crate::error::{Error, Result};
 

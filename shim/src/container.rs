@@ -11,10 +11,9 @@ use std::{
     },
 };
 
+use kiln_host::cgroup::{Cgroup, Limits};
 use runsc_wrapper::ContainerId;
 use serde_json::Value;
-
-use kiln_host::cgroup::{Cgroup, Limits};
 
 use crate::{
     bundle::Role,

@@ -9,16 +9,11 @@ use std::path::Path;
 use bolero::check;
 use containerd_shim::Flags;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use kiln_agent_api::Policy;
+use kiln_host::cgroup::{Cgroup, Limits};
 use serde_json::{Value, json};
 
-use kiln_host::cgroup::{Cgroup, Limits};
-
-use crate::{
-    bundle::Spec,
-    cli::bootstrap_params,
-    config::{Policy, config_path},
-    paths,
-};
+use crate::{bundle::Spec, cli::bootstrap_params, config::config_path, paths};
 
 /// Takes a `config.json` the way that create does.
 fn drive(text: &[u8]) {

@@ -44,10 +44,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::phase::Phase;
+use kiln_agent_api::NodeConfig;
 use kiln_host::cgroup::{Cgroup, Limits};
 
 use crate::{
-    config::NodeConfig,
     container::{Container, Exec, Said},
     error::{Error, Result},
     events::{EventSink, publish},

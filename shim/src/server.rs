@@ -20,6 +20,7 @@ use containerd_shim_protos::{
     shim_async::{Task, create_task},
     ttrpc::r#async::{Server, Service, transport::Listener},
 };
+use kiln_agent_api::NodeConfig;
 use kiln_host::reap;
 use log::{info, warn};
 use nix::unistd::dup2_stdin;
@@ -27,7 +28,6 @@ use runsc_wrapper::{Runsc, WarmRuntime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    config::NodeConfig,
     error::{Error, Result},
     events::{EventSink, Publisher},
     host_dirs::HostDirs,

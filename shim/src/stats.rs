@@ -13,9 +13,8 @@ use containerd_shim_protos::{
     cgroups_v2::metrics as v2,
     protobuf::{MessageField, well_known_types::any::Any},
 };
-use runsc_wrapper::{NetworkInterface, Stats};
-
 use kiln_host::cgroup::{UNLIMITED, Usage, Version};
+use runsc_wrapper::{NetworkInterface, Stats};
 
 use crate::{error::Result, events::pack, pod::Figures};
 

@@ -13,13 +13,12 @@ use std::{
     time::Duration,
 };
 
+use kiln_host::fs::remove_file_if_there;
 use tokio::{
     net::{UnixListener, UnixStream},
     time::timeout,
 };
 use tracing::warn;
-
-use kiln_host::fs::remove_file_if_there;
 
 use crate::warm::{WarmManager, blocking};
 

@@ -17,14 +17,12 @@ use tracing::{error, info, warn};
 use super::{
     boot::{Booter, InProgress, blocking},
     cgroup, memory,
+    metrics::Metrics,
     pool::{Miss, Pool, ShapeReport},
     reload::{Active, Guarding, Health},
+    runtime::{Runtime, SetupError},
     sandbox::{Handed, HandedOut, Handout, WarmSandbox},
     store::{Place, Store},
-};
-use super::{
-    metrics::Metrics,
-    runtime::{Runtime, SetupError},
 };
 use crate::config::{Class, Config};
 

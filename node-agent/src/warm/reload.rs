@@ -9,11 +9,12 @@ use kiln_host::egress::{Guard, LinkLocal, Mode};
 use runsc_wrapper::{Release, check_no_xdp};
 use tracing::{error, info, warn};
 
-use super::runtime::{Runtime, SetupError};
 use super::{
     boot::{BootError, Booter, blocking},
     manager::WarmManager,
-    netns, rlimits, rootfs, trial,
+    netns, rlimits, rootfs,
+    runtime::{Runtime, SetupError},
+    trial,
 };
 use crate::{
     config::{Class, default_sysctl},

@@ -14,9 +14,8 @@ use std::{
 };
 
 use kiln_agent_api::Shape;
-use serde::{Deserialize, Serialize};
-
 use kiln_host::fs::{remove_dir_if_there, remove_file_if_there};
+use serde::{Deserialize, Serialize};
 
 use crate::exec_dir;
 

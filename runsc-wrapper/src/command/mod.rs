@@ -26,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use kiln_host::reap::{self, Owned, kill_found};
 use nix::{
     sys::{
         memfd::{MFdFlags, memfd_create},
@@ -39,8 +40,6 @@ use tokio::{
     sync::oneshot,
     task::JoinHandle,
 };
-
-use kiln_host::reap::{self, Owned, kill_found};
 
 use crate::{Exit, Stdio, stdio::null_device};
 

@@ -27,14 +27,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kiln_host::reap::pidfd_open;
 use nix::{
     fcntl::OFlag,
     sys::socket::{AddressFamily, SockFlag, SockType, socketpair},
     unistd::pipe2,
 };
 use serde_json::{Value, json};
-
-use kiln_host::reap::pidfd_open;
 
 use crate::{Config, ContainerId};
 

@@ -2,14 +2,13 @@
 
 //! Making and starting containers with a prestarted gofer: see [`crate::gofer`].
 
+use kiln_host::blocking;
 use std::{
     fs, io,
     os::fd::AsFd,
     path::Path,
     sync::{Arc, PoisonError},
 };
-
-use kiln_host::blocking;
 
 use super::{Container, Runsc, no_answer};
 use crate::{

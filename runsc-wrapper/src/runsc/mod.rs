@@ -26,9 +26,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::watch;
-
 use kiln_host::blocking;
+use tokio::sync::watch;
 
 use crate::{
     CheckpointOpts, Config, ContainerId, CreateOpts, Exec, ExecOpts, ExitFuture, KillTarget,

@@ -2,9 +2,8 @@
 
 //! Starting further processes in a container, by control socket or by `runsc exec`.
 
-use std::{fs, io, path::Path, sync::Arc, time::Duration};
-
 use kiln_host::fs::remove_file_if_there;
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
 use super::{Container, NO_STATUS, Runsc, clone, exits, no_answer};
 

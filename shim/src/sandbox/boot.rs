@@ -8,13 +8,12 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use log::warn;
-use runsc_wrapper::{PrestartedGofer, WarmRuntime};
-
 use kiln_host::{
     blocking,
     cgroup::{Cgroup, Limits},
 };
+use log::warn;
+use runsc_wrapper::{PrestartedGofer, WarmRuntime};
 
 use crate::{
     error::{Error, Result},
@@ -31,8 +30,7 @@ use crate::{
         scratch::Scratch,
         start_queue::StartPermit,
     },
-    systemd,
-    systemd::Held,
+    systemd::{self, Held},
 };
 
 /// More memory than a sentry needs to boot, in bytes.

@@ -15,7 +15,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use kiln_agent_api::{Agent, AgentError};
+use kiln_agent_api::{Agent, AgentError, NodeConfig};
 use kiln_host::{
     blocking,
     egress::{Guard, LinkLocal, Mode},
@@ -25,7 +25,6 @@ use runsc_wrapper::{ContainerId, check_no_xdp};
 
 use crate::{
     bundle::Network,
-    config::NodeConfig,
     error::{Error, Result},
 };
 
@@ -143,7 +142,7 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
-    use crate::config::Policy;
+    use kiln_agent_api::Policy;
 
     async fn guard(network: Network, mode: Mode, xdp: &str) -> Result<Egress> {
         let mut config = NodeConfig {

@@ -5,10 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
+use kiln_host::{blocking, cgroup::Cgroup};
 use log::{info, warn};
 use runsc_wrapper::{ContainerId, CreateOpts, PrestartedGofer, RuntimeError, Stdio, WarmRuntime};
-
-use kiln_host::{blocking, cgroup::Cgroup};
 
 use crate::{
     bundle::Spec,

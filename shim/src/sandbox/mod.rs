@@ -18,18 +18,17 @@ use std::{
     time::Duration,
 };
 
-use log::warn;
-use runsc_wrapper::{ContainerId, WarmRuntime};
-
+use kiln_agent_api::Policy;
 use kiln_host::{
     blocking,
     cgroup::{Cgroup, Limits},
     timer_slack,
 };
+use log::warn;
+use runsc_wrapper::{ContainerId, WarmRuntime};
 
 use crate::{
     bundle::Network,
-    config::Policy,
     error::Error,
     hints::Shared,
     sandbox::{

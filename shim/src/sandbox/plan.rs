@@ -5,13 +5,12 @@
 
 use std::path::{Path, PathBuf};
 
-use runsc_wrapper::ContainerId;
-
+use kiln_agent_api::{NodeConfig, Policy};
 use kiln_host::cgroup::{Cgroup, Limits};
+use runsc_wrapper::ContainerId;
 
 use crate::{
     bundle::{Network, Spec},
-    config::{NodeConfig, Policy},
     error::Result,
     sandbox::record::RuntimeRecord,
 };

@@ -11,13 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kiln_agent_api::NodeConfig;
+use kiln_host::fs::write_atomically;
 use runsc_wrapper::ContainerId;
 use serde::{Deserialize, Serialize};
 
-use kiln_host::fs::write_atomically;
-
 use crate::{
-    config::NodeConfig,
     error::{Error, Result},
     io::read_capped,
     sandbox::Origin,
