@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Makes messages and stubs from `proto/agent.proto`.
+//! Makes messages and stubs from the files in `proto`.
 
 use std::{env, fs, path::Path};
 
@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = env::var("OUT_DIR")?;
     let out = Path::new(&out);
     Codegen::new()
-        .inputs(["proto/agent.proto"])
+        .inputs(["proto/agent.proto", "proto/shim.proto"])
         .include("proto")
         .rust_protobuf()
         .rust_protobuf_customize(
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .out_dir(out)
         .run()?;
     // An included file must not begin with attributes of a crate.
-    for name in ["agent.rs", "agent_ttrpc.rs"] {
+    for name in ["agent.rs", "agent_ttrpc.rs", "shim.rs", "shim_ttrpc.rs"] {
         let file = out.join(name);
         let text = fs::read_to_string(&file)?;
         let inner = text
@@ -34,6 +34,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .filter(|l| !l.starts_with("#![") && !l.starts_with("//!"));
         fs::write(&file, inner.collect::<Vec<_>>().join("\n"))?;
     }
-    println!("cargo::rerun-if-changed=proto/agent.proto");
+    println!("cargo::rerun-if-changed=proto");
     Ok(())
 }

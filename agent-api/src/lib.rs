@@ -10,7 +10,7 @@
 //! Everything here is an optimisation. No answer, an answer too late, or "none" mean that the Pod
 //! starts cold.
 
-/// Messages and stubs, made from `proto/agent.proto`.
+/// Messages and stubs, made from the files in `proto`.
 pub mod api {
     #![allow(missing_docs, unreachable_pub, unused_imports, unused_mut)]
     #![allow(non_upper_case_globals)]
@@ -27,12 +27,21 @@ pub mod api {
     mod agent_ttrpc {
         include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
     }
+    mod shim {
+        include!(concat!(env!("OUT_DIR"), "/shim.rs"));
+    }
+    mod shim_ttrpc {
+        include!(concat!(env!("OUT_DIR"), "/shim_ttrpc.rs"));
+    }
     pub use agent::*;
     pub use agent_ttrpc::*;
+    pub use shim::*;
+    pub use shim_ttrpc::*;
 }
 mod client;
 pub mod config;
 pub mod gofer;
+mod pod_sockets;
 mod shape;
 pub mod shm;
 
@@ -41,6 +50,7 @@ use std::collections::BTreeMap;
 pub use client::{Agent, AgentError};
 pub use config::{NodeConfig, NodeConfigError, Policy};
 pub use gofer::gofer_socket;
+pub use pod_sockets::{SHIMS, find_socket, publish_socket};
 pub use shape::{Ineligible, RuntimeFile, Setup, Shape};
 
 impl api::ReportResponse {

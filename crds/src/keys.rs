@@ -47,6 +47,18 @@ pub const ADOPTABLE: &str = "agents.x-k8s.io/adoptable";
 pub const PROPAGATED_LABELS: &str = "agents.x-k8s.io/propagated-labels";
 /// Annotation of a Pod: which of its annotations come from its Sandbox, separated by commas.
 pub const PROPAGATED_ANNOTATIONS: &str = "agents.x-k8s.io/propagated-annotations";
+/// Annotation of a Sandbox, or of its Pod template: what is kept when it is suspended. `snapshot`
+/// keeps memory if nothing stands against it; `snapshot-required` does not suspend without.
+pub const ON_SUSPEND: &str = "kiln.dev/on-suspend";
+/// Annotation of a Sandbox's Pod: name of the PodSnapshot that it is to be restored from. It gives
+/// no right to one.
+pub const RESTORE: &str = "kiln.dev/restore-snapshot";
+/// Annotation of a Pod template: name of the PodSnapshot that a client wants restored.
+pub const SNAPSHOT_NAME: &str = "podsnapshot.gke.io/ps-name";
+/// Annotation of a PodSnapshot: name of the Pod that it was taken of.
+pub const ORIGIN_POD: &str = "podsnapshot.gke.io/origin-pod";
+/// Finalizer of a PodSnapshot: its files are on a node.
+pub const SNAPSHOT_FILES: &str = "kiln.dev/snapshot-files";
 /// Annotation of a SandboxNode: its agent is to take away what it has installed on the node.
 pub const REMOVE: &str = "kiln.dev/remove";
 /// Condition of a SandboxNode: whether what Pods of the class need is on the node.

@@ -5,7 +5,8 @@
 //! Four kinds are upstream's (kubernetes-sigs/agent-sandbox), field by field: [`Sandbox`],
 //! [`SandboxTemplate`], [`SandboxWarmPool`] and [`SandboxClaim`]. Each is served as v1alpha1 and
 //! as v1beta1 from one schema that has the fields of both, so that no object is ever converted
-//! and no webhook is needed. [`SandboxNode`] is ours.
+//! and no webhook is needed. Four kinds of Pod snapshots ([`PodSnapshot`] and what goes with it) are
+//! those that upstream's clients speak. [`SandboxNode`] is ours.
 //!
 //! Objects are always read and written as v1beta1, the stored version.
 
@@ -22,6 +23,7 @@ mod manifest;
 mod node;
 mod sandbox;
 mod schema;
+mod snapshot;
 mod template;
 mod warm_pool;
 
@@ -37,6 +39,14 @@ pub use node::{
 pub use sandbox::{
     OperatingMode, PodMetadata, PodTemplate, Sandbox, SandboxSpec, SandboxStatus, ShutdownPolicy,
     VolumeClaimMetadata, VolumeClaimTemplate,
+};
+pub use snapshot::{
+    GcsStorage, GroupByLabelValue, GroupRetentionPolicy, LocalStorage, PodSnapshot,
+    PodSnapshotManualTrigger, PodSnapshotManualTriggerSpec, PodSnapshotManualTriggerStatus,
+    PodSnapshotPolicy, PodSnapshotPolicySpec, PodSnapshotSpec, PodSnapshotStatus,
+    PodSnapshotStorageConfig, PodSnapshotStorageConfigSpec, PodSnapshotStorageConfigStatus,
+    PostCheckpoint, RestoreInto, RestoreOutcome, RetentionConfig, SnapshotCreated,
+    SnapshotGroupingRules, SnapshotOf, SnapshotStorageConfig, TriggerConfig, TriggerType,
 };
 pub use template::{
     InjectionPolicy, NetworkPolicyManagement, NetworkPolicyRules, SandboxTemplate,

@@ -7,9 +7,12 @@ use schemars::JsonSchema;
 use serde_json::{Value, json};
 
 use crate::{
-    Sandbox, SandboxClaim, SandboxClaimSpec, SandboxClaimStatus, SandboxNode, SandboxNodeSpec,
-    SandboxNodeStatus, SandboxSpec, SandboxStatus, SandboxTemplate, SandboxTemplateSpec,
-    SandboxWarmPool, SandboxWarmPoolSpec, SandboxWarmPoolStatus, schema,
+    PodSnapshot, PodSnapshotManualTrigger, PodSnapshotManualTriggerSpec,
+    PodSnapshotManualTriggerStatus, PodSnapshotPolicy, PodSnapshotPolicySpec, PodSnapshotSpec,
+    PodSnapshotStatus, PodSnapshotStorageConfig, PodSnapshotStorageConfigSpec,
+    PodSnapshotStorageConfigStatus, Sandbox, SandboxClaim, SandboxClaimSpec, SandboxClaimStatus,
+    SandboxNode, SandboxNodeSpec, SandboxNodeStatus, SandboxSpec, SandboxStatus, SandboxTemplate,
+    SandboxTemplateSpec, SandboxWarmPool, SandboxWarmPoolSpec, SandboxWarmPoolStatus, schema,
 };
 
 /// Volume claims stay what they were when the Sandbox was made, since theirs are made just then.
@@ -34,7 +37,17 @@ pub struct Manifest {
 /// All definitions.
 #[must_use]
 pub fn manifests() -> Vec<Manifest> {
-    vec![sandbox(), template(), warm_pool(), claim(), node()]
+    vec![
+        sandbox(),
+        template(),
+        warm_pool(),
+        claim(),
+        node(),
+        snapshot(),
+        manual_trigger(),
+        snapshot_policy(),
+        storage_config(),
+    ]
 }
 
 /// One version of a kind.
@@ -205,6 +218,77 @@ fn node() -> Manifest {
         has_scale: false,
     };
     manifest::<SandboxNode>(&["sbn"], "Cluster", vec![version])
+}
+
+/// The only version of a kind of Pod snapshots.
+fn v1<Spec: JsonSchema>(status: Option<Value>, columns: Value) -> Version {
+    Version {
+        name: "v1",
+        is_stored: true,
+        spec: schema::of::<Spec>(),
+        status,
+        columns,
+        has_scale: false,
+    }
+}
+
+fn snapshot() -> Manifest {
+    let columns = json!([
+        column("Status", "string", &ready("reason")),
+        column("Policy", "string", ".spec.policyName"),
+        column("Pod", "string", ".spec.pod.name"),
+        column("Node", "string", ".spec.nodeName"),
+        column("Bytes", "integer", ".status.sizeBytes"),
+        age(),
+    ]);
+    let status = schema::of::<PodSnapshotStatus>();
+    let version = v1::<PodSnapshotSpec>(Some(status), columns);
+    let mut manifest = manifest::<PodSnapshot>(&["ps"], "Namespaced", vec![version]);
+    let version = &mut manifest.definition["spec"]["versions"][0];
+    // By which an agent watches those of its node alone.
+    version["selectableFields"] = json!([{"jsonPath": ".spec.nodeName"}]);
+    manifest
+}
+
+fn manual_trigger() -> Manifest {
+    let triggered = |field| format!(".status.conditions[?(@.type=='Triggered')].{field}");
+    let columns = json!([
+        column("Pod", "string", ".spec.targetPod"),
+        column("Triggered", "string", &triggered("status")),
+        column("Reason", "string", &triggered("reason")),
+        column("Snapshot", "string", ".status.snapshotCreated.name"),
+        age(),
+    ]);
+    let status = schema::of::<PodSnapshotManualTriggerStatus>();
+    let mut version = v1::<PodSnapshotManualTriggerSpec>(Some(status), columns);
+    version.spec["x-kubernetes-validations"] =
+        json!([{"rule": "self == oldSelf", "message": "a trigger cannot be changed"}]);
+    manifest::<PodSnapshotManualTrigger>(&["psmt"], "Namespaced", vec![version])
+}
+
+fn snapshot_policy() -> Manifest {
+    let columns = json!([
+        column("Storage", "string", ".spec.storageConfigName"),
+        age(),
+    ]);
+    let mut version = v1::<PodSnapshotPolicySpec>(None, columns);
+    let trigger = &mut version.spec["properties"]["triggerConfig"]["properties"];
+    trigger["type"]["default"] = json!("manual");
+    trigger["postCheckpoint"]["default"] = json!("resume");
+    manifest::<PodSnapshotPolicy>(&["psp"], "Namespaced", vec![version])
+}
+
+fn storage_config() -> Manifest {
+    let columns = json!([column("Ready", "string", &ready("status")), age()]);
+    let status = schema::of::<PodSnapshotStorageConfigStatus>();
+    let mut version = v1::<PodSnapshotStorageConfigSpec>(Some(status), columns);
+    let storage = &mut version.spec["properties"]["snapshotStorageConfig"];
+    rule(
+        storage,
+        "has(self.local) != has(self.gcs)",
+        "exactly one of local and gcs must be set",
+    );
+    manifest::<PodSnapshotStorageConfig>(&["pssc"], "Cluster", vec![version])
 }
 
 fn rule(spec: &mut Value, rule: &str, message: &str) {
