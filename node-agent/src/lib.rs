@@ -14,4 +14,5 @@ pub mod install;
 pub mod installer;
 pub mod report;
 pub mod serve;
+pub mod snapshots;
 pub mod warm;

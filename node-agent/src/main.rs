@@ -4,14 +4,14 @@
 
 #![forbid(unsafe_code)]
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kiln_agent_api::{SOCKET, gofer_socket};
 use kiln_host::reap;
 use kiln_node_agent::{
-    cluster::Reporter,
+    cluster::{Outcomes, Reporter, SnapshotReporter},
     config::Config,
     installer::{
         Installer,
@@ -19,6 +19,7 @@ use kiln_node_agent::{
     },
     report,
     serve::{self, http},
+    snapshots::Snapshots,
     warm::WarmManager,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -100,6 +101,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let state = config.state.clone();
     let (socket, metrics) = (config.socket.clone(), config.metrics);
     let installs = config.install.is_some();
+    let snapshots = config.snapshots.clone();
     let manager = WarmManager::new(config)
         .with_context(|| format!("use the directory {}", state.display()))?;
     if args.drain {
@@ -115,7 +117,22 @@ async fn run(args: Args) -> anyhow::Result<()> {
     reap::become_subreaper().context("become the parent of orphans")?;
     manager.outlive_container();
     let installer = Installer::new(args.config, installs);
-    let mut server = serve::serve(manager.clone(), &installer, &socket)
+    let snapshots = match snapshots {
+        Some(config) => {
+            let dir = config.dir.clone();
+            let opened = Snapshots::open(config);
+            let opened = opened.with_context(|| format!("use the directory {}", dir.display()))?;
+            Some(Arc::new(opened))
+        }
+        None => None,
+    };
+    let (outcomes, told) = Outcomes::channel();
+    let shims = serve::Shims {
+        manager: manager.clone(),
+        snapshots: snapshots.clone(),
+        outcomes,
+    };
+    let mut server = serve::serve(shims, &installer, &socket)
         .await
         .with_context(|| format!("listen at {}", socket.display()))?;
     let gofers = gofer_socket(&socket);
@@ -128,6 +145,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         let client = kube::Client::try_default()
             .await
             .context("connect to the apiserver")?;
+        if let Some(snapshots) = snapshots {
+            let reporter = SnapshotReporter::new(client.clone(), node.clone(), snapshots);
+            tokio::spawn(reporter.run(told));
+        }
         let reporter = Reporter::new(client, node, manager.clone(), installer.clone());
         tokio::spawn(reporter.run());
     }

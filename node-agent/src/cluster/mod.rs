@@ -6,7 +6,11 @@
 mod conditions;
 mod events;
 mod label;
+mod snapshots;
 mod status;
+
+pub(crate) use snapshots::Restored;
+pub use snapshots::{Outcomes, OutcomesReceiver, SnapshotReporter};
 
 use std::{pin::pin, sync::Arc, time::Duration};
 

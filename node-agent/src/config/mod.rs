@@ -27,6 +27,12 @@
 //! warm = 2
 //! memory = 268435456        # bytes that the sandbox says it has; absent for all of the host's
 //!
+//! [snapshots]               # absent: no snapshots of Pods
+//! dir = "/var/lib/kiln/snapshots"
+//! kubelet_pods = "/var/lib/kubelet/pods"
+//! limit = 68719476736       # bytes of all snapshots
+//! free = 2147483648         # bytes that stay free on their file system
+//!
 //! [install]                 # absent: others have put shim, runsc and handler on the node
 //! from = "/"                # where the programs are
 //! dir = "/opt/kiln"
@@ -52,8 +58,10 @@ use kiln_host::fs::read_regular;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 mod install;
+mod snapshots;
 
 pub use install::{Containerd, Install};
+pub use snapshots::Snapshots;
 
 /// Largest file that is read, in bytes.
 const SIZE_LIMIT: u64 = 256 << 10;
@@ -112,6 +120,8 @@ pub struct Config {
     pub limits: Limits,
     /// Which warm sandboxes to hold.
     pub class: Vec<Class>,
+    /// Where snapshots of Pods are kept, if this node takes any.
+    pub snapshots: Option<Snapshots>,
     /// What to put on the node first.
     pub install: Option<Install>,
 }
@@ -167,6 +177,7 @@ impl Default for Config {
             overhead: 0,
             limits: Limits::default(),
             class: Vec::new(),
+            snapshots: None,
             install: None,
         }
     }

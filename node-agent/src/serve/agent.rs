@@ -10,8 +10,9 @@ use kiln_agent_api::{
     Shape,
     api::{
         AcquireRequest, AcquireResponse, AdoptedRequest, AdoptedResponse, Agent, ClassReport,
-        GuardedRequest, GuardedResponse, ReleaseRequest, ReleaseResponse, ReportRequest,
-        ReportResponse, RuntimeReport, Warm, create_agent,
+        GuardedRequest, GuardedResponse, Image, ReleaseRequest, ReleaseResponse, ReportRequest,
+        ReportResponse, RestoreRequest, RestoreResponse, RestoredRequest, RestoredResponse,
+        RuntimeReport, Warm, create_agent,
     },
 };
 use runsc_wrapper::ContainerId;
@@ -24,27 +25,34 @@ use super::{
     listener::{RebindingListener, accept},
 };
 use crate::{
+    cluster::{Outcomes, Restored},
     install,
     installer::Installer,
+    snapshots::Snapshots,
     warm::{Active, Handout, Miss, ShapeReport, WarmManager},
 };
 
 /// Longest reason that is logged, in characters.
 const MAX_REASON: usize = 1024;
 
-/// Serves shims at `socket` until the result is dropped, with what `manager` holds and what
-/// `installer` knows of the node.
+/// What shims are served with.
+pub struct Shims {
+    /// Holds warm sandboxes.
+    pub manager: Arc<WarmManager>,
+    /// Holds snapshots of Pods, if this node takes any.
+    pub snapshots: Option<Arc<Snapshots>>,
+    /// Who is told what came of a restore.
+    pub outcomes: Outcomes,
+}
+
+/// Serves shims at `socket` until the result is dropped, with what `installer` knows of the node.
 ///
 /// # Errors
 /// When it cannot be listened there.
-pub async fn serve(
-    manager: Arc<WarmManager>,
-    installer: &Installer,
-    socket: &Path,
-) -> io::Result<Server> {
-    let listener = RebindingListener::open(Arc::clone(&manager), socket)?;
+pub async fn serve(shims: Shims, installer: &Installer, socket: &Path) -> io::Result<Server> {
+    let listener = RebindingListener::open(Arc::clone(&shims.manager), socket)?;
     let service = Service {
-        manager,
+        shims,
         handler: installer.health(),
         turns: Semaphore::new(AT_ONCE),
     };
@@ -57,7 +65,7 @@ pub async fn serve(
 }
 
 struct Service {
-    manager: Arc<WarmManager>,
+    shims: Shims,
     /// Whether Pods of the class can start.
     handler: watch::Receiver<install::Health>,
     turns: Semaphore,
@@ -66,7 +74,7 @@ struct Service {
 impl Service {
     async fn find(&self, request: &AcquireRequest) -> Result<Handout, Miss> {
         let missed = |miss| {
-            self.manager.metrics.missed(miss, 1);
+            self.shims.manager.metrics.missed(miss, 1);
             miss
         };
         let Ok(_turn) = self.turns.try_acquire() else {
@@ -77,9 +85,41 @@ impl Service {
         }
         let shape = Shape::from_json(&request.shape).map_err(|_| missed(Miss::Invalid))?;
         // A handler is dropped half-way when its client hangs up, and half a hand-out is a leak.
-        let manager = Arc::clone(&self.manager);
+        let manager = Arc::clone(&self.shims.manager);
         let found = tokio::spawn(async move { manager.hand_out(&shape).await });
         found.await.map_err(|_| Miss::Broken)?
+    }
+}
+
+impl Service {
+    /// Finds the image that a Pod is to be restored from. A Pod that could have one and does not
+    /// get it is reported.
+    async fn find_image(&self, request: &RestoreRequest) -> Result<Image, String> {
+        let Some(snapshots) = &self.shims.snapshots else {
+            return Err("this node has no snapshots".to_owned());
+        };
+        let outcome = |failure| Restored {
+            namespace: request.namespace.clone(),
+            snapshot: request.snapshot.clone(),
+            pod_uid: request.pod_uid.clone(),
+            failure,
+        };
+        let outcomes = &self.shims.outcomes;
+        // A handler is dropped half-way when its client hangs up.
+        let (owned, asked) = (Arc::clone(snapshots), request.clone());
+        let found = tokio::spawn(async move { owned.restore(&asked).await });
+        match found.await.map_err(|e| e.to_string())? {
+            Ok(image) => {
+                outcomes.expect(Arc::clone(snapshots), outcome(None));
+                Ok(image)
+            }
+            Err((snapshot, why)) => {
+                if snapshot.is_some() {
+                    outcomes.tell(outcome(Some(why.clone())));
+                }
+                Err(why)
+            }
+        }
     }
 }
 
@@ -107,7 +147,7 @@ impl Agent for Service {
         request: AdoptedRequest,
     ) -> ttrpc::Result<AdoptedResponse> {
         let took = Duration::from_micros(request.microseconds);
-        let manager = Arc::clone(&self.manager);
+        let manager = Arc::clone(&self.shims.manager);
         tokio::spawn(async move { manager.adopted(request.id, took).await });
         Ok(AdoptedResponse::new())
     }
@@ -118,7 +158,7 @@ impl Agent for Service {
         request: ReleaseRequest,
     ) -> ttrpc::Result<ReleaseResponse> {
         let reason: String = request.reason.chars().take(MAX_REASON).collect();
-        let manager = Arc::clone(&self.manager);
+        let manager = Arc::clone(&self.shims.manager);
         tokio::spawn(async move { manager.release(request.id, &reason).await });
         Ok(ReleaseResponse::new())
     }
@@ -131,7 +171,7 @@ impl Agent for Service {
         let Ok(id) = request.sandbox_id.parse::<ContainerId>() else {
             return Ok(GuardedResponse::new());
         };
-        let metrics = &self.manager.metrics;
+        let metrics = &self.shims.manager.metrics;
         metrics.dropped.inc_by(request.dropped);
         if !request.failure.is_empty() {
             let failure: String = request.failure.chars().take(MAX_REASON).collect();
@@ -141,9 +181,37 @@ impl Agent for Service {
         Ok(GuardedResponse::new())
     }
 
+    async fn restore(
+        &self,
+        _: &TtrpcContext,
+        request: RestoreRequest,
+    ) -> ttrpc::Result<RestoreResponse> {
+        let mut answer = RestoreResponse::new();
+        match self.find_image(&request).await {
+            Ok(image) => answer.image = Some(image).into(),
+            Err(why) => answer.refusal = why,
+        }
+        Ok(answer)
+    }
+
+    async fn restored(
+        &self,
+        _: &TtrpcContext,
+        request: RestoredRequest,
+    ) -> ttrpc::Result<RestoredResponse> {
+        let failure: String = request.failure.chars().take(MAX_REASON).collect();
+        self.shims.outcomes.tell(Restored {
+            namespace: request.namespace,
+            snapshot: request.snapshot,
+            pod_uid: request.pod_uid,
+            failure: Some(failure).filter(|why| !why.is_empty()),
+        });
+        Ok(RestoredResponse::new())
+    }
+
     async fn report(&self, _: &TtrpcContext, _: ReportRequest) -> ttrpc::Result<ReportResponse> {
-        let metrics = &self.manager.metrics;
-        let held = self.manager.snapshot();
+        let metrics = &self.shims.manager.metrics;
+        let held = self.shims.manager.snapshot();
         let missed = |miss: Miss| (miss.name().to_owned(), metrics.missed_by(miss));
         Ok(ReportResponse {
             classes: held.shapes.iter().map(class).collect(),
@@ -222,13 +290,18 @@ mod tests {
         };
         let unknown = install::Health::Unknown(String::new());
         let service = Service {
-            manager: WarmManager::new(config).unwrap(),
+            shims: Shims {
+                manager: WarmManager::new(config).unwrap(),
+                snapshots: None,
+                outcomes: Outcomes::channel().0,
+            },
             handler: watch::channel(unknown).1,
             turns: Semaphore::new(0),
         };
         let found = service.find(&AcquireRequest::new()).await;
         assert_eq!(found, Err(Miss::Busy));
-        let missed = [Miss::Busy, Miss::Empty].map(|miss| service.manager.metrics.missed_by(miss));
+        let missed =
+            [Miss::Busy, Miss::Empty].map(|miss| service.shims.manager.metrics.missed_by(miss));
         assert_eq!(missed, [1, 0]);
     }
 }

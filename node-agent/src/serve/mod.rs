@@ -7,7 +7,7 @@ mod gofers;
 pub mod http;
 mod listener;
 
-pub use agent::serve;
+pub use agent::{Shims, serve};
 pub use gofers::serve_gofers;
 
 /// Calls that are worked on at a time; more are answered with a miss at once, so that a flood
