@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kiln_crds::keys::RESTORE;
 use toml::{Table, Value};
 use toml_edit::{Array, DocumentMut};
 
@@ -77,6 +78,10 @@ impl Handler<'_> {
                 Value::String(RUNTIME_TYPE.to_owned()),
             ),
             ("runtime_path".to_owned(), path(self.shim)),
+            (
+                "pod_annotations".to_owned(),
+                Value::Array(vec![Value::String(RESTORE.to_owned())]),
+            ),
             ("options".to_owned(), Value::Table(options)),
         ])
     }
@@ -418,6 +423,8 @@ mod tests {
             let section = plugin(&new, cri).unwrap();
             assert_eq!(section.len(), 1);
             let found = &section["containerd"]["runtimes"]["gvisor"];
+            let passed = found["pod_annotations"].as_array().unwrap();
+            assert_eq!(passed.as_slice(), [Value::String(RESTORE.to_owned())]);
             assert_eq!(
                 found["options"]["ConfigPath"].as_str(),
                 Some("/etc/kiln/runsc.toml")

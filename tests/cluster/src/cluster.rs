@@ -172,6 +172,12 @@ impl Cluster {
         control_plane::client(&self.kubeconfig()).await
     }
 
+    /// The directory that its kubelet keeps Pods in.
+    #[must_use]
+    pub fn kubelet_pods(&self) -> PathBuf {
+        self.layout.at("kubelet/pods")
+    }
+
     /// The network namespace of its node.
     ///
     /// # Errors

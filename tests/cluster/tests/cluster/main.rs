@@ -14,6 +14,7 @@ mod node;
 mod reach;
 mod sandbox;
 mod session;
+mod snapshots;
 mod volume;
 
 use std::process::ExitCode;
@@ -51,6 +52,8 @@ fn main() -> ExitCode {
     cases!(
         cases.add_alone, Env:
         clients::upstreams_work_unmodified,
+        snapshots::upstreams_client_suspends_and_resumes,
+        snapshots::a_suspended_sandbox_keeps_its_memory,
         burst::claims_outlast_controller_and_apiserver,
         sandbox::an_image_that_cannot_be_pulled_is_named,
     );
