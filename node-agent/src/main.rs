@@ -139,7 +139,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     serve::serve_gofers(manager.clone(), &gofers)
         .with_context(|| format!("listen at {}", gofers.display()))?;
     if let Some(address) = metrics {
-        http::serve(manager.clone(), address).with_context(|| format!("listen at {address}"))?;
+        http::serve(manager.clone(), snapshots.clone(), address)
+            .with_context(|| format!("listen at {address}"))?;
     }
     if let Some(node) = node {
         let client = kube::Client::try_default()

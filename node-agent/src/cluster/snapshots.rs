@@ -206,6 +206,7 @@ impl SnapshotReporter {
             debug!("Pod {} is not the one to be restored", of.pod_uid);
             return;
         }
+        self.snapshots.metrics.ended(of.failure.is_none());
         match &of.failure {
             None => info!("Pod {} runs from {}", of.pod_uid, of.snapshot),
             Some(why) => warn!("Pod {} starts cold: {why}", of.pod_uid),

@@ -8,14 +8,29 @@ use http_body_util::Full;
 use hyper::{Response, StatusCode, body::Bytes};
 use kiln_http::serve_probes;
 
-use crate::warm::WarmManager;
+use crate::{snapshots::Snapshots, warm::WarmManager};
 
-/// Serves on `address` until the process ends.
+/// Serves on `address` until the process ends, with the metrics of `snapshots` too.
 ///
 /// # Errors
 /// When it cannot be listened there.
-pub fn serve(manager: Arc<WarmManager>, address: SocketAddr) -> io::Result<()> {
-    serve_probes(address, move |path| answer(&manager, path)).map(drop)
+pub fn serve(
+    manager: Arc<WarmManager>,
+    snapshots: Option<Arc<Snapshots>>,
+    address: SocketAddr,
+) -> io::Result<()> {
+    if let Some(snapshots) = &snapshots {
+        manager
+            .metrics
+            .add(|registry| snapshots.metrics.register(registry));
+    }
+    let answer = move |path: &str| {
+        if let Some(snapshots) = snapshots.as_ref().filter(|_| path == "/metrics") {
+            snapshots.measure();
+        }
+        answer(&manager, path)
+    };
+    serve_probes(address, answer).map(drop)
 }
 
 fn answer(manager: &WarmManager, path: &str) -> Response<Full<Bytes>> {

@@ -14,6 +14,7 @@
 //! is lost by a step that fails: it is stopped when its snapshot is sealed, and not before. An agent
 //! that ends between the two asks the shim when it is back.
 
+mod metrics;
 mod shim;
 mod store;
 mod tree;
@@ -34,6 +35,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::{
+    metrics::Metrics,
     shim::{Shim, ShimError},
     store::{Store, Taken, Unusable, cpu_features},
 };
@@ -63,13 +65,16 @@ pub(crate) enum TakeError {
 }
 
 impl TakeError {
+    /// All that [`reason`](Self::reason) may be.
+    const REASONS: [&str; 4] = ["StoreFull", "CheckpointFailed", "StopFailed", "StoreFailed"];
+
     /// The reason in conditions and metrics, in one word.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::Full(_) => "StoreFull",
-            Self::Checkpoint(_) => "CheckpointFailed",
-            Self::Stop(_) => "StopFailed",
-            Self::Store(_) => "StoreFailed",
+            Self::Full(_) => Self::REASONS[0],
+            Self::Checkpoint(_) => Self::REASONS[1],
+            Self::Stop(_) => Self::REASONS[2],
+            Self::Store(_) => Self::REASONS[3],
         }
     }
 }
@@ -86,6 +91,7 @@ pub(crate) struct Snapshot {
 pub struct Snapshots {
     store: Store,
     shims: PathBuf,
+    pub(crate) metrics: Metrics,
     known: watch::Sender<Known>,
     /// Held while one is taken: the room for it is known before, and two at a time would both be
     /// paused for longer.
@@ -101,6 +107,7 @@ impl Snapshots {
         Ok(Self {
             store: Store::open(config)?,
             shims: SHIMS.into(),
+            metrics: Metrics::new(),
             known: watch::Sender::default(),
             taking: Mutex::default(),
         })
@@ -126,15 +133,23 @@ impl Snapshots {
         let _taking = self.taking.lock().await;
         let uid = of.uid().unwrap_or_default();
         let taken = self.try_take(of, &uid).await;
-        if let Err(e) = &taken {
-            warn!(
-                "snapshot {} of Pod {}: {e}",
-                of.name_any(),
-                of.spec.pod.name
-            );
-            self.remove(&uid).await.ok();
+        match &taken {
+            Ok(taken) => self.metrics.taken(taken.paused),
+            Err(e) => {
+                let (name, pod) = (of.name_any(), &of.spec.pod.name);
+                warn!("snapshot {name} of Pod {pod}: {e}");
+                self.metrics.failed(e);
+                self.remove(&uid).await.ok();
+            }
         }
         taken
+    }
+
+    /// Counts what the store holds. Blocks.
+    pub fn measure(&self) {
+        if let Ok((count, bytes)) = self.store.usage() {
+            self.metrics.store_holds(count, bytes);
+        }
     }
 
     async fn try_take(&self, of: &PodSnapshot, uid: &str) -> Result<Snapshot, TakeError> {

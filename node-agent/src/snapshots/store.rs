@@ -155,20 +155,20 @@ impl Store {
         Ok((whole, begun))
     }
 
+    /// How many snapshots there are, and the bytes that they have.
+    pub(super) fn usage(&self) -> io::Result<(usize, u64)> {
+        let (whole, _) = self.list()?;
+        let records = whole.iter().filter_map(|uid| self.look(uid).ok());
+        Ok((whole.len(), records.map(|record| record.bytes()).sum()))
+    }
+
     /// How many bytes another snapshot may have.
     pub(super) fn room(&self) -> io::Result<u64> {
         let system = statvfs(&self.config.dir)?;
         let free = system
             .blocks_available()
             .saturating_mul(system.fragment_size());
-        let used: u64 = self
-            .list()?
-            .0
-            .iter()
-            .filter_map(|uid| self.record(&self.dir(uid)).ok())
-            .map(|record| record.bytes())
-            .sum();
-        let limit = self.config.limit.saturating_sub(used);
+        let limit = self.config.limit.saturating_sub(self.usage()?.1);
         Ok(free.saturating_sub(self.config.free).min(limit))
     }
 

@@ -201,6 +201,11 @@ impl Metrics {
         );
     }
 
+    /// Has more metrics served.
+    pub(crate) fn add(&self, register: impl FnOnce(&mut Registry)) {
+        register(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// Notes which runtime is in use.
     pub(crate) fn set_runtime(&self, version: &str, ways: Ways) {
         self.no_runtime();

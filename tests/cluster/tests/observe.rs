@@ -8,11 +8,15 @@ use kiln_cluster::account::deploy;
 use serde_json::Value;
 
 /// Sources of metrics, and what their names begin with.
-const SOURCES: [(&str, &str); 3] = [
+const SOURCES: [(&str, &str); 4] = [
     (include_str!("../../../controller/src/metrics.rs"), ""),
     (
         include_str!("../../../node-agent/src/warm/metrics.rs"),
         "kiln_node_",
+    ),
+    (
+        include_str!("../../../node-agent/src/snapshots/metrics.rs"),
+        "kiln_snapshot_",
     ),
     (
         include_str!("../../../router/src/metrics.rs"),
