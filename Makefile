@@ -230,6 +230,11 @@ bench-claims: deps ## Claims against a pool, and what they cost: target/bench/cl
 	$(CARGO) build --release -p kiln-controller -p kiln-cluster
 	KILN_CONTROLLER=$(CURDIR)/$(OUT)/release/kiln-controller $(OUT)/release/kiln-bench-claims
 
+.PHONY: bench-snapshots
+bench-snapshots: deps build guest programs ## Suspend and resume with memory, beside cold starts: target/bench/snapshots.json
+	$(CARGO) build -q --release -p kiln-controller -p kiln-cluster
+	KILN_CONTROLLER=$(CURDIR)/$(OUT)/release/kiln-controller $(OUT)/release/kiln-bench-snapshots
+
 .PHONY: bench-files
 bench-files: deps build guest ## Files with and without directfs: target/bench/files.json
 	$(CARGO) run -q --release -p kiln-tests --bin kiln-bench-files
