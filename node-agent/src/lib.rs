@@ -7,10 +7,6 @@
 //! objects in Kubernetes, and [`installer`] what Pods of the class need on the node.
 
 pub mod cluster;
-pub mod config;
-mod cri;
-mod exec_dir;
-pub mod install;
 pub mod installer;
 pub mod report;
 pub mod serve;

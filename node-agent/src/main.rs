@@ -12,7 +12,6 @@ use kiln_agent_api::{SOCKET, gofer_socket};
 use kiln_host::reap;
 use kiln_node_agent::{
     cluster::{Outcomes, Reporter, SnapshotReporter},
-    config::Config,
     installer::{
         Installer,
         process::{self, Change},
@@ -22,6 +21,7 @@ use kiln_node_agent::{
     snapshots::Snapshots,
     warm::WarmManager,
 };
+use kiln_node_install::config::Config;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 

@@ -17,7 +17,7 @@ use syn::{
 };
 
 /// Crates of the product, each with those that it may use.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("kiln-host", &[]),
     ("runsc-wrapper", &["kiln-host"]),
     ("kiln-agent-api", &["kiln-host", "runsc-wrapper"]),
@@ -34,8 +34,13 @@ const ARROWS: [(&str, &[&str]); 10] = [
             "kiln-crds",
             "kiln-host",
             "kiln-http",
+            "kiln-node-install",
             "runsc-wrapper",
         ],
+    ),
+    (
+        "kiln-node-install",
+        &["kiln-agent-api", "kiln-crds", "kiln-host", "runsc-wrapper"],
     ),
     ("kiln-controller", &["kiln-crds", "kiln-http"]),
     ("kiln-router", &["kiln-http"]),
@@ -44,7 +49,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
         &[
             "kiln-agent-api",
             "kiln-crds",
-            "kiln-node-agent",
+            "kiln-node-install",
             "runsc-wrapper",
         ],
     ),

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use kiln_node_agent::install::{config_argument, output};
+use kiln_node_install::{config_argument, output};
 use nix::sys::statvfs::FsFlags;
 use tokio::process::Command;
 

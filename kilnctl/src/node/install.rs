@@ -6,10 +6,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use kiln_node_agent::{
-    config::Config,
-    install::{Done, Payload, SHIM, install, uninstall},
-};
+use kiln_node_install::{Done, Payload, SHIM, config::Config, install, uninstall};
 
 use crate::{
     args::{NodeDisable, NodeEnable},

@@ -13,9 +13,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use kiln_agent_api::NodeConfig;
-use kiln_node_agent::install::{
-    CRI, RUNTIME_TYPE, SHIM, containerd_version as containerd_version_of,
-};
+use kiln_node_install::{CRI, RUNTIME_TYPE, SHIM, containerd_version as containerd_version_of};
 use runsc_wrapper::Config as RuntimeConfig;
 use serde::Serialize;
 use tokio::task::spawn_blocking;

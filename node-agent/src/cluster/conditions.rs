@@ -7,10 +7,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kiln_crds::{SandboxNodeStatus, keys};
 
 use crate::{
-    install::Health,
     installer::State,
     warm::{self, Guarding},
 };
+use kiln_node_install::Health;
 
 /// Makes condition `Ready`: whether the node boots sandboxes ahead.
 pub(super) fn ready(health: &warm::Health, last: Option<&SandboxNodeStatus>) -> Condition {

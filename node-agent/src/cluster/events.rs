@@ -10,7 +10,8 @@ use kube::{
 use tracing::warn;
 
 use super::{MANAGER, Reporter};
-use crate::{install::Health, installer::State};
+use crate::installer::State;
+use kiln_node_install::Health;
 
 /// Longest text of an event, in characters; 1024 bytes are allowed.
 const MAX_NOTE: usize = 256;

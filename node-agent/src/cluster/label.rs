@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::{RETRY, Reporter};
-use crate::{install::Health, installer::State};
+use crate::installer::State;
+use kiln_node_install::Health;
 
 /// How often the node's label is written if nothing has changed.
 const LABEL_INTERVAL: Duration = Duration::from_secs(60);

@@ -31,11 +31,8 @@ use self::{
     conditions::{installed, served},
     status::status,
 };
-use crate::{
-    config::{Class, Config, default_sysctl},
-    installer::Installer,
-    warm::WarmManager,
-};
+use crate::{installer::Installer, warm::WarmManager};
+use kiln_node_install::config::{Class, Config, default_sysctl};
 
 /// Who writes.
 const MANAGER: &str = "kiln-node-agent";

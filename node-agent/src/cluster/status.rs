@@ -5,10 +5,8 @@
 use kiln_crds::{NodeClassStatus, NodeRuntimeWays, NodeTotal, SandboxNodeStatus};
 
 use super::conditions::{guarded, ready};
-use crate::{
-    config::Config,
-    warm::{ShapeReport, Snapshot, Ways},
-};
+use crate::warm::{ShapeReport, Snapshot, Ways};
+use kiln_node_install::config::Config;
 
 /// Makes the status of what the agent holds, without the time.
 pub(super) fn status(

@@ -13,11 +13,8 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::{
-    install::{Check, Health, Outcome, run_on_node},
-    warm::Metrics,
-    warm::WarmManager,
-};
+use crate::{warm::Metrics, warm::WarmManager};
+use kiln_node_install::{Check, Health, Outcome, run_on_node};
 
 /// How long a node is left alone after it was changed, at first and at most.
 const CHANGE_BACKOFF: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));

@@ -5,10 +5,7 @@
 
 use std::{path::Path, process::ExitCode};
 
-use crate::{
-    config::Config,
-    install::{self, Done, Error, Outcome, Payload},
-};
+use kiln_node_install::{self as install, Done, Error, Outcome, Payload, config::Config};
 
 /// A change of the node.
 #[derive(Debug, Clone, Copy)]

@@ -26,11 +26,11 @@ use super::{
 };
 use crate::{
     cluster::{Outcomes, Restored},
-    install,
     installer::Installer,
     snapshots::Snapshots,
     warm::{Active, Handout, Miss, ShapeReport, WarmManager},
 };
+use kiln_node_install::{self as install};
 
 /// Longest reason that is logged, in characters.
 const MAX_REASON: usize = 1024;
@@ -279,7 +279,7 @@ fn milliseconds(time: Option<Duration>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use kiln_node_install::config::Config;
 
     #[tokio::test]
     async fn one_request_too_many_is_no_lack_of_sandboxes() {

@@ -119,7 +119,7 @@ pub(super) async fn accept(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use kiln_node_install::config::Config;
 
     #[tokio::test]
     async fn a_socket_whose_file_is_gone_is_made_anew_unless_another_is_there() {

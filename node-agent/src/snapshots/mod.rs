@@ -39,7 +39,7 @@ use self::{
     shim::{Shim, ShimError},
     store::{Store, Taken, Unusable, cpu_features},
 };
-use crate::config;
+use kiln_node_install::config;
 
 /// How long a Pod that is to be restored waits for the controller to say so.
 const AUTHORIZATION: Duration = Duration::from_secs(3);

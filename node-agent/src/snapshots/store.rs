@@ -27,7 +27,7 @@ use nix::sys::statvfs::statvfs;
 use serde::{Deserialize, Serialize};
 
 use super::tree;
-use crate::config;
+use kiln_node_install::config;
 
 /// Largest record that is read, in bytes.
 const RECORD_LIMIT: u64 = 1 << 20;

@@ -24,7 +24,7 @@ use super::{
     sandbox::{Handed, HandedOut, Handout, WarmSandbox},
     store::{Place, Store},
 };
-use crate::config::{Class, Config};
+use kiln_node_install::config::{Class, Config};
 
 /// How long a shim may take from the answer to taking what it got.
 const TAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -473,7 +473,8 @@ mod tests {
     use runsc_wrapper::{NetworkCall, StartWay, fake::FakeRuntime};
 
     use super::*;
-    use crate::{config::default_sysctl, warm::trial::Ways};
+    use crate::warm::trial::Ways;
+    use kiln_node_install::config::default_sysctl;
 
     #[tokio::test]
     async fn a_shape_that_is_missed_before_the_runtime_was_tried_is_booted_after_it() {

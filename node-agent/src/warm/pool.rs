@@ -12,7 +12,7 @@ use kiln_agent_api::Shape;
 use kiln_crds::fair;
 
 use super::sandbox::WarmSandbox;
-use crate::config::Limits;
+use kiln_node_install::config::Limits;
 
 /// After this time without a Pod that asks for it, a learned shape is forgotten.
 const FORGET: Duration = Duration::from_secs(600);

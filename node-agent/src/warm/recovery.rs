@@ -20,7 +20,7 @@ use super::{
     reload::Active,
     store::{Note, Place},
 };
-use crate::exec_dir;
+use kiln_node_install::exec_dir;
 
 /// Sandboxes that are destroyed at a time when all are: for the most part that is waiting.
 const DRAIN_CONCURRENCY: usize = 8;

@@ -16,10 +16,10 @@ use super::{
     runtime::{Runtime, SetupError},
     trial,
 };
-use crate::{
+use kiln_node_install::{
     config::{Class, default_sysctl},
     exec_dir::{self, ExecDirError},
-    install::listener,
+    listener,
 };
 
 /// The runtime that makes sandboxes now.

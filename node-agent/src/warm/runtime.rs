@@ -10,7 +10,7 @@ use kiln_host::egress::LinkLocal;
 use runsc_wrapper::{Config as RuntimeConfig, config::ConfigError};
 
 use super::{bundle, pool::Wanted};
-use crate::config::Class;
+use kiln_node_install::config::Class;
 
 /// Why no warm sandboxes can be made with the node's runtime.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ use kiln_agent_api::Shape;
 use kiln_host::fs::{remove_dir_if_there, remove_file_if_there};
 use serde::{Deserialize, Serialize};
 
-use crate::exec_dir;
+use kiln_node_install::exec_dir;
 
 /// State of a sandbox, by the directory of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

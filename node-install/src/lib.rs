@@ -14,7 +14,10 @@
 //! and nothing is taken away while Pods need it.
 
 mod check;
+pub mod config;
 mod containerd;
+mod cri;
+pub mod exec_dir;
 mod files;
 mod host;
 mod remove;
@@ -36,7 +39,7 @@ use nix::{
 use runsc_wrapper::Config as RuntimeConfig;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::{
+pub use self::{
     check::{Check, Health},
     containerd::listener,
     host::run_on_node,
@@ -63,7 +66,7 @@ const RUNSC: &str = "runsc";
 const DROP_IN: &str = "kiln.toml";
 
 /// What the runtime's configuration says where the node has none.
-const RUNTIME: &str = include_str!("../../../deploy/runsc.toml");
+const RUNTIME: &str = include_str!("../../deploy/runsc.toml");
 
 /// Why something was not installed or taken away.
 #[derive(Debug, thiserror::Error)]

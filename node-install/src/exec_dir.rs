@@ -37,7 +37,7 @@ const SOURCE: &str = "kiln-node-agent";
 
 /// Why there is no directory from which sandboxes can execute.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ExecDirError {
+pub enum ExecDirError {
     /// It cannot be made or looked at.
     #[error("make {}: {source}", dir.display())]
     Make {
@@ -62,7 +62,7 @@ pub(crate) enum ExecDirError {
 }
 
 /// The directory below `state`.
-pub(crate) fn of(state: &Path) -> PathBuf {
+pub fn of(state: &Path) -> PathBuf {
     state.join("exec")
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn of(state: &Path) -> PathBuf {
 ///
 /// # Errors
 /// [`ExecDirError`], with the directory.
-pub(crate) fn prepare(state: &Path) -> Result<(), ExecDirError> {
+pub fn prepare(state: &Path) -> Result<(), ExecDirError> {
     let dir = of(state);
     let make = |source| ExecDirError::Make {
         dir: dir.clone(),
@@ -106,7 +106,7 @@ fn is_noexec(dir: &Path) -> io::Result<bool> {
 ///
 /// # Errors
 /// The kernel's.
-pub(crate) fn unmount(state: &Path) -> io::Result<()> {
+pub fn unmount(state: &Path) -> io::Result<()> {
     let dir = of(state);
     while is_mounted(&dir, state)? {
         // Not later: the sentry of a Pod may have a file of it open for days.

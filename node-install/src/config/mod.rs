@@ -204,7 +204,7 @@ impl Limits {
 
 impl Config {
     /// The handler of the class.
-    pub(crate) fn handler(&self) -> &str {
+    pub fn handler(&self) -> &str {
         let installed = self.install.as_ref().map(|install| &install.handler);
         installed
             .or(self.handler.as_ref())
@@ -212,7 +212,7 @@ impl Config {
     }
 
     /// Where the node's containerd listens.
-    pub(crate) fn containerd_socket(&self) -> &Path {
+    pub fn containerd_socket(&self) -> &Path {
         let install = self.install.as_ref();
         install.map_or(&self.containerd, |it| &it.containerd.socket)
     }

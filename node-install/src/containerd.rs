@@ -88,7 +88,7 @@ impl Process {
 ///
 /// # Errors
 /// When none does.
-pub(crate) fn listener(socket: &Path) -> Result<u32, Error> {
+pub fn listener(socket: &Path) -> Result<u32, Error> {
     pid_of_peer(&connect(socket)?, socket)
 }
 

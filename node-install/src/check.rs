@@ -36,7 +36,7 @@ const TEXT_LIMIT: u64 = 4 << 20;
 
 /// Whether Pods of the class can start on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Health {
+pub enum Health {
     /// It cannot be seen, for this reason: containerd does not run, or has just been started.
     Unknown(String),
     /// They can.
@@ -46,7 +46,7 @@ pub(crate) enum Health {
 }
 
 /// Looks again and again, and reads only what has changed since.
-pub(crate) struct Check {
+pub struct Check {
     config: Config,
     cri: Option<Cri>,
     digests: Digests,
@@ -78,7 +78,7 @@ impl Stamp {
 
 impl Check {
     /// Of a node with this configuration.
-    pub(crate) fn new(config: Config) -> Self {
+    pub fn new(config: Config) -> Self {
         Self {
             config,
             cri: None,
@@ -87,7 +87,7 @@ impl Check {
     }
 
     /// Looks once.
-    pub(crate) async fn look(&mut self) -> Health {
+    pub async fn look(&mut self) -> Health {
         let (config, digests) = (self.config.clone(), std::mem::take(&mut self.digests));
         let looked = tokio::task::spawn_blocking(move || {
             let mut digests = digests;

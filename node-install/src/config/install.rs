@@ -75,7 +75,7 @@ impl Default for Containerd {
 
 impl Install {
     /// Where a program is once it is installed.
-    pub(crate) fn program(&self, name: &str) -> PathBuf {
+    pub fn program(&self, name: &str) -> PathBuf {
         self.dir.join("bin").join(name)
     }
 }

@@ -23,9 +23,9 @@ const NEWEST: &str = "containerd";
 const ALL: [&str; 3] = [OLD, BEFORE_2_2, NEWEST];
 
 /// Files for users.
-const DROP_IN: &str = include_str!("../../../../deploy/containerd.toml");
-const TABLE: &str = include_str!("../../../../deploy/containerd-1.7.toml");
-const KATA: &str = include_str!("../../../../deploy/kata/containerd.toml");
+const DROP_IN: &str = include_str!("../../../deploy/containerd.toml");
+const TABLE: &str = include_str!("../../../deploy/containerd-1.7.toml");
+const KATA: &str = include_str!("../../../deploy/kata/containerd.toml");
 
 /// Own files of nodes, each with settings of CRI and of other plugins.
 const VERSION_1: &str = r#"

@@ -46,7 +46,7 @@ pub enum Outcome {
 }
 
 /// Runs `install` or `uninstall`, given by `verb`, of this program on the node.
-pub(crate) async fn run_on_node(verb: &str, config: &Path) -> Outcome {
+pub async fn run_on_node(verb: &str, config: &Path) -> Outcome {
     let failed = |why: String| Outcome::Failed {
         why,
         is_installed: false,
