@@ -3,7 +3,7 @@
 //! The containerd that runs on the node: found by its socket, asked by its own program.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs, io,
     os::{
         fd::OwnedFd,
@@ -166,6 +166,16 @@ pub fn version(words: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?, numbers.next()?))
 }
 
+/// Finds `ctr`: beside containerd, or in one of the directories of `search`, as some packages have it.
+fn find_ctr(containerd: &Path, search: &OsStr) -> PathBuf {
+    let beside = containerd.with_file_name("ctr");
+    if beside.exists() {
+        return beside;
+    }
+    let found = std::env::split_paths(search).map(|dir| dir.join("ctr"));
+    found.into_iter().find(|ctr| ctr.exists()).unwrap_or(beside)
+}
+
 impl Containerd {
     /// The one that listens where `config` says.
     pub(super) async fn find(config: &config::Containerd) -> Result<Self, Error> {
@@ -176,7 +186,7 @@ impl Containerd {
             ctr: config
                 .ctr
                 .clone()
-                .unwrap_or_else(|| program.with_file_name("ctr")),
+                .unwrap_or_else(|| find_ctr(&program, &process.search)),
             config: config.config.clone().unwrap_or(process.config),
             program,
             search: process.search,
@@ -358,6 +368,22 @@ fn line(program: &Path, args: &[&std::ffi::OsStr]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ctr_is_beside_containerd_or_where_containerd_looks_for_programs() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["own", "bin"] {
+            std::fs::create_dir(at(name)).unwrap();
+        }
+        let search = std::env::join_paths([at("none"), at("bin")]).unwrap();
+        let found = || find_ctr(&at("own/containerd"), &search);
+        assert_eq!(found(), at("own/ctr"));
+        std::fs::write(at("bin/ctr"), "").unwrap();
+        assert_eq!(found(), at("bin/ctr"));
+        std::fs::write(at("own/ctr"), "").unwrap();
+        assert_eq!(found(), at("own/ctr"));
+    }
 
     #[test]
     fn a_containerds_configuration_is_in_its_arguments() {

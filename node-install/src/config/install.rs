@@ -41,7 +41,7 @@ pub struct Containerd {
     pub drop_in: Option<PathBuf>,
     /// What starts it anew on the node.
     pub restart: Vec<String>,
-    /// `ctr`; the one beside containerd.
+    /// `ctr`; without it the one beside containerd, or in the `PATH` of containerd.
     pub ctr: Option<PathBuf>,
 }
 
