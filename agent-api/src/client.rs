@@ -18,8 +18,8 @@ use ttrpc::{
 use crate::{
     Shape,
     api::{
-        AcquireRequest, AdoptedRequest, AgentClient, GuardedRequest, ReleaseRequest, ReportRequest,
-        ReportResponse, Warm,
+        AcquireRequest, AdoptedRequest, AgentClient, GuardedRequest, Image, ReleaseRequest,
+        ReportRequest, ReportResponse, RestoreRequest, RestoredRequest, Warm,
     },
 };
 
@@ -27,6 +27,9 @@ use crate::{
 /// node. On a busy one the agent may be late by some tens of milliseconds, and to start cold would
 /// make that node busier.
 const BUDGET: Duration = Duration::from_millis(200);
+
+/// How long a Pod waits for its snapshot: the agent reads all of it first.
+const RESTORE: Duration = Duration::from_secs(60);
 
 /// How long other calls may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -147,6 +150,29 @@ impl Agent {
             ..GuardedRequest::default()
         };
         within(PATIENCE, self.client.guarded(context(PATIENCE), &request)).await?;
+        Ok(())
+    }
+
+    /// Asks for the image that a Pod is to be restored from. The agent waits for the controller to
+    /// name the Pod, and reads all of the image.
+    ///
+    /// # Errors
+    /// [`AgentError`], after a minute at most; the Pod starts cold then.
+    pub async fn restore(&self, request: &RestoreRequest) -> Result<Image, AgentError> {
+        let answer = within(RESTORE, self.client.restore(context(RESTORE), request)).await?;
+        let refusal = answer.refusal;
+        answer
+            .image
+            .into_option()
+            .ok_or(AgentError::Refused(refusal))
+    }
+
+    /// Tells what came of a restore.
+    ///
+    /// # Errors
+    /// [`AgentError`]; the agent notices by itself too.
+    pub async fn restored(&self, request: &RestoredRequest) -> Result<(), AgentError> {
+        within(PATIENCE, self.client.restored(context(PATIENCE), request)).await?;
         Ok(())
     }
 

@@ -60,6 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::disallowed_methods)] // there is no runtime whose thread could be blocked
     fn the_newest_shim_of_a_pod_is_found() {
         let run = tempfile::tempdir().unwrap();
         let dir = |name: &str| {

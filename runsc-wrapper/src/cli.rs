@@ -155,10 +155,34 @@ impl Cli {
             .deadline(self.config.deadlines.checkpoint);
         call.arg("--image-path")
             .arg(&opts.image)
+            // Releases of February compress unless they are told, which takes several times as long
+            // and keeps a restore from loading pages on demand.
+            .arg("--compression=none")
             .args(leave_running)
             .id()
             .run()
             .await?;
+        Ok(())
+    }
+
+    /// Restores a created container from the checkpoint in `image`; pages that nobody needs yet
+    /// are loaded afterwards.
+    pub(crate) async fn restore(
+        &self,
+        id: &ContainerId,
+        image: &Path,
+        stdio: Stdio,
+        overlay: Option<NetnsOverlay>,
+    ) -> Result<()> {
+        let mut call = self
+            .call("restore", id.as_str())?
+            .deadline(self.config.deadlines.checkpoint)
+            .stdio(stdio);
+        if let Some(overlay) = overlay {
+            call = call.cover(overlay);
+        }
+        let call = call.arg("--image-path").arg(image);
+        call.args(["--detach", "--background"]).id().run().await?;
         Ok(())
     }
 

@@ -623,6 +623,19 @@ impl WarmRuntime for FakeRuntime {
         self.start(id, &Stdio::default()).await
     }
 
+    async fn restore_on_network(
+        &self,
+        id: &ContainerId,
+        _netns: BorrowedFd<'_>,
+        image: &Path,
+    ) -> Result<()> {
+        self.restore(id, image, &Stdio::default()).await
+    }
+
+    async fn kill_sandbox(&self, id: &ContainerId) -> Result<()> {
+        self.kill(id, KillTarget::All, 9).await
+    }
+
     async fn note_cgroup(&self, id: &ContainerId, path: &str) -> Result<()> {
         self.begin("note_cgroup", id.as_str(), path.to_owned())
             .await?;

@@ -158,6 +158,19 @@ pub trait WarmRuntime: Runtime {
         way: StartWay,
     ) -> Result<()>;
 
+    /// Restores the created root container of a sandbox from the checkpoint in `image`, on the
+    /// network of `netns`, as [`start_on_network`](Self::start_on_network) starts one.
+    async fn restore_on_network(
+        &self,
+        id: &ContainerId,
+        netns: BorrowedFd<'_>,
+        image: &Path,
+    ) -> Result<()>;
+
+    /// Kills the sentry of a sandbox, and with it all that runs inside. Its containers stay known
+    /// until they are deleted.
+    async fn kill_sandbox(&self, id: &ContainerId) -> Result<()>;
+
     /// Notes that the host processes of the sandbox `id` were moved to the cgroup `path` (as in
     /// `cgroupsPath`, cgroupfs notation), which later containers of the sandbox are to join. The
     /// caller then owns that cgroup: [`delete`](Runtime::delete) leaves it.

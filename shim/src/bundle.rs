@@ -34,6 +34,8 @@ const MAX_SPEC: u64 = 8 << 20;
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
+const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 const SANDBOX_LOG_DIR: &str = "io.kubernetes.cri.sandbox-log-directory";
 const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
@@ -42,6 +44,9 @@ const SANDBOX_CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
 
 /// Names a checkpoint image below one of the node's `restore_dirs` to start a container from.
 const RESTORE_IMAGE: &str = "kiln.dev/restore-image";
+
+/// Names the PodSnapshot that a Pod is to be restored from, in the Pod's namespace.
+const RESTORE_SNAPSHOT: &str = "kiln.dev/restore-snapshot";
 
 /// What a container is to its sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,6 +164,22 @@ impl Spec {
     /// The Pod's uid, where CRI names one.
     pub(crate) fn pod_uid(&self) -> Option<&str> {
         self.annotation(SANDBOX_UID)
+    }
+
+    /// The Pod's namespace in Kubernetes, where CRI names one.
+    pub(crate) fn pod_namespace(&self) -> Option<&str> {
+        self.annotation(SANDBOX_NAMESPACE)
+    }
+
+    /// The container's name in its Pod; none of the sandbox's own container.
+    pub(crate) fn container_name(&self) -> Option<&str> {
+        self.annotation(CONTAINER_NAME)
+    }
+
+    /// The PodSnapshot that the Pod is to be restored from.
+    pub(crate) fn restore_snapshot(&self) -> Option<&str> {
+        self.annotation(RESTORE_SNAPSHOT)
+            .filter(|name| !name.is_empty())
     }
 
     /// Directory of the Pod's logs, where CRI names one.

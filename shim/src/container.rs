@@ -27,6 +27,8 @@ pub(crate) struct Container {
     pub(crate) id: ContainerId,
     pub(crate) sandbox: Arc<Sandbox>,
     pub(crate) role: Role,
+    /// Its name in the Pod; none of the sandbox's own container, or outside of Kubernetes.
+    pub(crate) name: Option<String>,
     pub(crate) bundle: PathBuf,
     pub(crate) init: Process,
     /// The host cgroup that goes with the container, if one does. What runs in it is charged to the

@@ -30,6 +30,7 @@ mod request;
 mod rootfs;
 mod sandbox;
 pub mod server;
+mod snapshots;
 pub mod state;
 mod stats;
 mod systemd;

@@ -25,6 +25,7 @@
 mod create;
 mod life;
 mod phase;
+mod snapshot;
 
 use std::{
     path::PathBuf,
@@ -40,10 +41,10 @@ use containerd_shim_protos::{
 use log::warn;
 use runsc_wrapper::{CheckpointOpts, ContainerId, Exit, KillTarget, RuntimeError, WarmRuntime};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::phase::Phase;
+use self::{phase::Phase, snapshot::Suspension};
 use kiln_agent_api::NodeConfig;
 use kiln_host::cgroup::{Cgroup, Limits};
 
@@ -76,6 +77,7 @@ pub struct Pod {
     runtime: RuntimeFactory,
     events: Arc<dyn EventSink>,
     phase: Mutex<Phase>,
+    suspension: watch::Sender<Suspension>,
     done: CancellationToken,
 }
 
@@ -124,6 +126,7 @@ impl Pod {
             runtime,
             events,
             phase: Mutex::default(),
+            suspension: watch::Sender::default(),
             done: CancellationToken::new(),
         })
     }
@@ -138,6 +141,7 @@ impl Pod {
         let container = self.container(id)?;
         let exec_id: ContainerId = exec_id.parse()?;
         container.init.require("exec in", |s| s == State::Running)?;
+        self.require_running("exec in")?;
         let mut spec: Value = serde_json::from_slice(process)
             .map_err(|e| Error::InvalidArgument(format!("exec {exec_id}: process: {e}")))?;
         paths::clean_process(&mut spec);
@@ -169,6 +173,9 @@ impl Pod {
             .ok()
             .filter(|s| (0..=64).contains(s))
             .ok_or_else(|| Error::InvalidArgument(format!("signal {signal} does not exist")))?;
+        if exec_id.is_empty() && self.end_suspended() {
+            return Ok(());
+        }
         let exec = exec_of(&container, exec_id)?;
         let process = exec.as_ref().map_or(&container.init, |e| &e.process);
         if process.state() == State::Created {
@@ -381,6 +388,7 @@ impl Pod {
     pub(crate) async fn stats(&self, id: &str) -> Result<Figures> {
         let container = self.container(id)?;
         container.init.require("stat", |s| s.exit().is_none())?;
+        self.require_running("stat")?;
         let sandbox = Arc::clone(&container.sandbox);
         let said = sandbox.runtime.stats(container.runtime_id()).await?;
         // From time to time is enough, and whoever asks for figures does that.

@@ -20,7 +20,7 @@ use containerd_shim_protos::{
     shim_async::{Task, create_task},
     ttrpc::r#async::{Server, Service, transport::Listener},
 };
-use kiln_agent_api::NodeConfig;
+use kiln_agent_api::{NodeConfig, api::create_snapshots};
 use kiln_host::reap;
 use log::{info, warn};
 use nix::unistd::dup2_stdin;
@@ -33,6 +33,7 @@ use crate::{
     host_dirs::HostDirs,
     logging,
     pod::Pod,
+    snapshots::SnapshotService,
     task::TaskService,
 };
 
@@ -108,13 +109,15 @@ pub(crate) async fn serve(opts: ServerOpts) -> Result<()> {
     Ok(())
 }
 
-/// The Task service under both names: containerd 1.7 knows it as v2, with the same messages.
+/// The Task service under both names, for containerd 1.7 knows it as v2 with the same messages, and
+/// what the node's agent asks.
 fn services(pod: &Arc<Pod>) -> HashMap<String, Service> {
+    let snapshots = create_snapshots(Arc::new(SnapshotService::new(Arc::clone(pod))));
     let task: Arc<dyn Task + Send + Sync> = Arc::new(TaskService::new(Arc::clone(pod)));
     let v2 = create_task(Arc::clone(&task))
         .into_values()
         .map(|s| ("containerd.task.v2.Task".to_owned(), s));
-    v2.chain(create_task(task)).collect()
+    v2.chain(create_task(task)).chain(snapshots).collect()
 }
 
 /// The runtime that the node's configuration describes, with its state apart per namespace.

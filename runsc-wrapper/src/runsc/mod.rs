@@ -338,11 +338,7 @@ impl Runtime for Runsc {
         } else {
             clone(stdio)?
         };
-        let call = self.cli.call("restore", id.as_str())?.stdio(stdio);
-        let call = call.arg("--image-path").arg(image).arg("--detach").id();
-        call.deadline(self.cli.config.deadlines.checkpoint)
-            .run()
-            .await?;
+        self.cli.restore(id, image, stdio, None).await?;
         container.started.send_replace(true);
         Ok(())
     }
@@ -652,6 +648,27 @@ impl WarmRuntime for Runsc {
         }
         container.started.send_replace(true);
         Ok(())
+    }
+
+    async fn restore_on_network(
+        &self,
+        id: &ContainerId,
+        netns: BorrowedFd<'_>,
+        image: &Path,
+    ) -> Result<()> {
+        let container = self.container("restore", id)?;
+        let overlay = NetnsOverlay::new(container.sandbox.pid(), netns)
+            .map_err(|e| cli::io_error(&format!("give {id} its network"), e))?;
+        let stdio = Stdio::default();
+        self.cli.restore(id, image, stdio, Some(overlay)).await?;
+        container.started.send_replace(true);
+        Ok(())
+    }
+
+    async fn kill_sandbox(&self, id: &ContainerId) -> Result<()> {
+        let container = self.container("kill", id)?;
+        let killed = container.sandbox.kill();
+        killed.map_err(|e| cli::io_error(&format!("kill the sandbox of {id}"), e))
     }
 
     async fn note_cgroup(&self, id: &ContainerId, path: &str) -> Result<()> {

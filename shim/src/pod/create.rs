@@ -28,10 +28,11 @@ use crate::{
     process::Process,
     request::CreateRequest,
     sandbox::{
-        Sandbox,
+        Origin, Sandbox,
         boot::{self, Booted},
         make::{Made, NewContainer},
         plan::{BootPlan, First},
+        restore::Restore,
         start_queue::StartPermit,
     },
 };
@@ -98,12 +99,17 @@ impl Pod {
         })
         .await?;
         let restore = restore_image(&config.policy.restore_dirs, &spec, &request.checkpoint)?;
-        let first = if request.io.is_empty() && restore.is_none() {
+        let snapshot = match restore {
+            Some(_) => None,
+            None => Restore::ask(&spec, &config, id).await,
+        };
+        let is_cold = snapshot.as_ref().is_some_and(|snapshot| !snapshot.adopted);
+        let first = if request.io.is_empty() && restore.is_none() && !is_cold {
             First::Plain
         } else {
             First::Special
         };
-        let facts = Facts::of(&spec, restore);
+        let mut facts = Facts::of(&spec, restore);
         let (namespace, cgroups) = (&self.namespace, &self.host.cgroups);
         let plan = BootPlan::new(id.clone(), spec, first, config, namespace, cgroups)?;
         let runtime = (self.runtime)(&plan.config, namespace)?;
@@ -112,8 +118,11 @@ impl Pod {
             made,
             gofer,
             permit,
-        } = boot::boot(plan, request, runtime, &self.host, &self.socket).await?;
+        } = boot::boot(plan, snapshot, request, runtime, &self.host, &self.socket).await?;
         let sandbox = Arc::new(sandbox);
+        if let (Some(snapshot), Origin::Booted) = (&sandbox.restore, &sandbox.origin) {
+            facts.restore = Some(snapshot.image.clone());
+        }
         let own_cgroup = Some(sandbox.cgroup.clone());
         let container = facts.container(id, Role::Sandbox, sandbox, own_cgroup, made, request);
         hold_until_started(permit, &container.init);
@@ -137,6 +146,8 @@ impl Pod {
         let own_cgroup = own_cgroup.transpose()?;
         let dirs = &sandbox.policy.restore_dirs;
         let restore = restore_image(dirs, &spec, &request.checkpoint)?;
+        let snapshot = sandbox.restore.as_ref();
+        let restore = restore.or_else(|| snapshot?.image_of(spec.container_name()));
         let (log_dir, facts) = (spec.log_dir(), Facts::of(&spec, restore));
         spec.rewrite(own_cgroup.as_ref().unwrap_or(&sandbox.cgroup), None);
         spec.set_sandbox(sandbox.runtime_id());
@@ -173,6 +184,7 @@ impl Pod {
 
 /// What a container keeps of its spec.
 struct Facts {
+    name: Option<String>,
     limits: Option<Limits>,
     shares_pids: bool,
     restore: Option<PathBuf>,
@@ -181,6 +193,7 @@ struct Facts {
 impl Facts {
     fn of(spec: &Spec, restore: Option<PathBuf>) -> Self {
         Self {
+            name: spec.container_name().map(str::to_owned),
             limits: spec.limits(),
             shares_pids: spec.shares_pids(),
             restore,
@@ -200,6 +213,7 @@ impl Facts {
             id: id.clone(),
             sandbox,
             role,
+            name: self.name,
             bundle: request.bundle.clone(),
             init: Process::new(id.clone(), request.io.clone(), made),
             own_cgroup,

@@ -2,7 +2,7 @@
 
 //! From start to delete: what runs, what waits for its end, and what announces both.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use containerd_shim_protos::events::task as events;
 use log::{info, warn};
@@ -50,7 +50,7 @@ impl Pod {
         // Memory may be gone before the runtime says that it has started.
         let oom_kills = sandbox.cgroup.oom_kills();
         match &container.restore {
-            Some(image) => runtime.restore(id, image, &stdio).await?,
+            Some(image) => self.restore(&container, image, &stdio).await?,
             None if container.was_adopted() => {} // and started then
             None => runtime.start(id, &stdio).await?,
         }
@@ -74,6 +74,22 @@ impl Pod {
         let container = Arc::clone(&container);
         tokio::spawn(async move { pod.follow_init(container, exit, oom_kills).await });
         Ok(pid)
+    }
+
+    async fn restore(&self, container: &Container, image: &Path, stdio: &Stdio) -> Result<()> {
+        let sandbox = &container.sandbox;
+        let restored = sandbox
+            .runtime
+            .restore(container.runtime_id(), image, stdio);
+        let restored = restored.await;
+        if let Some(restore) = &sandbox.restore {
+            match (&restored, &container.name) {
+                (Err(e), _) => restore.failed(&e.to_string()),
+                (Ok(()), Some(name)) => restore.restored(name),
+                (Ok(()), None) => {}
+            }
+        }
+        Ok(restored?)
     }
 
     fn forward_ports(&self, sandbox: &Sandbox) {
@@ -139,7 +155,10 @@ impl Pod {
         exit: ExitFuture,
         oom_kills: OomKills,
     ) {
-        let exit = outcome(&container.id, exit).await;
+        let mut exit = outcome(&container.id, exit).await;
+        if self.ended_suspended().await {
+            exit = Exit::now(0);
+        }
         let sandbox = &container.sandbox;
         if container.shares_pids && container.role != Role::Sandbox {
             // Processes that the first one left behind have lost their container.

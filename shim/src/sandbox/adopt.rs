@@ -28,13 +28,17 @@ use runsc_wrapper::{ContainerId, ExecOpts, PrestartedGofer, StartWay, Stdio};
 use crate::{
     bundle::{Network, Spec},
     error::{Error, Result},
-    sandbox::{Origin, boot::Boot, scratch::Scratch},
+    sandbox::{Origin, boot::Boot, restore::Restore, scratch::Scratch},
     systemd,
 };
 
 /// How long a Pod waits for a gofer before it does without: no longer than the command takes on a
 /// busy node by which its container is made then.
 const GOFER: Duration = Duration::from_secs(1);
+
+/// How long a Pod that is restored waits for a sandbox, and how often it asks.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A sandbox that has become the Pod's, and that was started.
 pub(crate) struct Adopted {
@@ -91,7 +95,7 @@ struct Handed {
 }
 
 /// Gets a sandbox for the Pod of `spec`, which must be as the runtime would get it, from the agent
-/// at `socket`. `None` when the Pod starts cold.
+/// at `socket`, and restores it from `snapshot` if there is one. `None` when the Pod starts cold.
 ///
 /// # Errors
 /// When the Pod cannot start cold either: a start that failed half-way has taken the addresses of
@@ -101,20 +105,27 @@ pub(crate) async fn adopt(
     socket: &Path,
     spec: &Spec,
     bundle: &Path,
+    snapshot: Option<&Restore>,
 ) -> Result<Option<Adopted>> {
     let begun = Instant::now();
     let mut steps = Steps::new();
-    let Some(handed) = acquire(boot, socket, spec).await else {
+    let handed = match snapshot {
+        None => acquire(boot, socket, spec).await,
+        Some(_) => acquire_patiently(boot, socket, spec).await,
+    };
+    let Some(handed) = handed else {
         return Ok(None);
     };
     steps.done("acquire");
     let id = handed.id.clone();
-    if let Err(e) = handed.become_sandbox(boot, spec, bundle, &mut steps).await {
+    let become_sandbox = handed.become_sandbox(boot, spec, bundle, snapshot, &mut steps);
+    if let Err(e) = become_sandbox.await {
         warn!("{id} cannot be adopted, the Pod starts cold: {e}");
         handed.discard(boot, &e).await?;
         return Ok(None);
     }
-    let gofer = handed.gofer().await;
+    // What is restored has its containers made by command.
+    let gofer = handed.gofer().await.filter(|_| snapshot.is_none());
     steps.done("slots");
     let took = begun.elapsed();
     info!("adopted {id} in {} us:{steps}", took.as_micros());
@@ -129,6 +140,18 @@ pub(crate) async fn adopt(
         pid: handed.pid,
         gofer,
     }))
+}
+
+/// Asks the agent until it has a sandbox, for three seconds at most: memory is worth waiting for.
+async fn acquire_patiently(boot: &Boot, socket: &Path, spec: &Spec) -> Option<Handed> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let handed = acquire(boot, socket, spec).await;
+        if handed.is_some() || Instant::now() > end {
+            return handed;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Asks the agent. Whatever goes wrong here means that the Pod starts cold.
@@ -204,6 +227,7 @@ impl Handed {
         boot: &Boot,
         spec: &Spec,
         bundle: &Path,
+        snapshot: Option<&Restore>,
         steps: &mut Steps,
     ) -> Result<()> {
         let record = boot.record(&Origin::Adopted(self.id.clone()));
@@ -218,6 +242,13 @@ impl Handed {
         steps.done("take");
         let (runtime, cgroup) = (&boot.runtime, &boot.plan.cgroup);
         let started = async {
+            if let Some(Restore { image, .. }) = snapshot {
+                // The host name is in the image: a Sandbox's Pods have the same.
+                let netns = self.netns.as_fd();
+                runtime.restore_on_network(&self.id, netns, image).await?;
+                steps.done("restore");
+                return Ok(());
+            }
             let started = runtime.start_on_network(&self.id, self.netns.as_fd(), self.way);
             started.await?;
             steps.done("start");

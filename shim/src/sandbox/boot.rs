@@ -27,6 +27,7 @@ use crate::{
         make::{Made, NewContainer},
         plan::{BootPlan, Source},
         record::Record,
+        restore::Restore,
         scratch::Scratch,
         start_queue::StartPermit,
     },
@@ -55,12 +56,14 @@ pub(crate) struct Booted {
     pub(crate) permit: Option<StartPermit>,
 }
 
-/// Boots a sandbox. Its shim serves `socket`.
+/// Boots a sandbox, for a Pod that is restored from `snapshot` if there is one. Its shim serves
+/// `socket`.
 ///
 /// # Errors
 /// When it cannot be booted; nothing of it is left then.
 pub(crate) async fn boot(
     plan: BootPlan,
+    snapshot: Option<Restore>,
     request: &CreateRequest,
     runtime: Arc<dyn WarmRuntime>,
     host: &HostDirs,
@@ -86,14 +89,22 @@ pub(crate) async fn boot(
         scratch,
         shared,
     };
-    match boot.run(request).await {
-        Ok((origin, made, gofer)) => Ok(Booted {
-            sandbox: boot.finish(origin, made.pid, egress),
-            made,
-            gofer,
-            permit,
-        }),
+    match boot.run(request, snapshot.as_ref()).await {
+        Ok((origin, made, gofer)) => {
+            let is_fit = |s: &Restore| s.adopted == matches!(origin, Origin::Adopted(_));
+            let snapshot = snapshot.filter(is_fit);
+            boot.publish_socket(socket);
+            Ok(Booted {
+                sandbox: boot.finish(origin, made.pid, egress, snapshot),
+                made,
+                gofer,
+                permit,
+            })
+        }
         Err(e) => {
+            if let Some(snapshot) = snapshot {
+                snapshot.failed(&e.to_string());
+            }
             boot.new_container(request).undo(&e).await;
             if let Err(e) = boot.scratch.remove() {
                 warn!("{e}");
@@ -114,6 +125,7 @@ impl Boot {
     async fn run(
         &self,
         request: &CreateRequest,
+        snapshot: Option<&Restore>,
     ) -> Result<(Origin, Made, Option<PrestartedGofer>)> {
         let plan = &self.plan;
         let mut spec = plan.spec.clone();
@@ -121,7 +133,8 @@ impl Boot {
         spec.rewrite(&plan.cgroup, Some(&limits));
         self.shared.write_into(&mut spec, true);
         if let Source::Warm(agent) = &plan.from
-            && let Some(adopted) = adopt::adopt(self, agent, &spec, &request.bundle).await?
+            && let Some(adopted) =
+                adopt::adopt(self, agent, &spec, &request.bundle, snapshot).await?
         {
             let Adopted { id, pid, gofer } = adopted;
             let made = Made {
@@ -129,6 +142,9 @@ impl Boot {
                 ..Made::default()
             };
             return Ok((Origin::Adopted(id), made, gofer));
+        }
+        if let Some(snapshot) = snapshot.filter(|s| s.adopted) {
+            snapshot.failed("the agent has no sandbox that could be restored to it");
         }
         let new = self.new_container(request);
         new.prepare(spec, self.record(&Origin::Booted)).await?;
@@ -165,11 +181,24 @@ impl Boot {
         Some(held)
     }
 
-    fn finish(self, origin: Origin, pid: u32, egress: Egress) -> Sandbox {
+    /// Leaves a link by which the agent finds this shim. Without it there are no snapshots.
+    fn publish_socket(&self, socket: &Path) {
+        let Some(uid) = self.plan.spec.pod_uid() else {
+            return;
+        };
+        let dir = self.scratch.dir();
+        if let Err(e) = kiln_agent_api::publish_socket(dir, uid, socket) {
+            warn!("no snapshot can be taken of this Pod: {e}");
+        }
+    }
+
+    fn finish(self, origin: Origin, pid: u32, egress: Egress, restore: Option<Restore>) -> Sandbox {
         let runtime_record = self.plan.runtime_record();
         Sandbox {
             id: self.plan.id,
             origin,
+            pod_uid: self.plan.spec.pod_uid().map(str::to_owned),
+            restore,
             pid,
             runtime: self.runtime,
             runtime_record,

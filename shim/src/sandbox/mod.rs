@@ -10,6 +10,7 @@ pub(crate) mod egress;
 pub(crate) mod make;
 pub(crate) mod plan;
 pub(crate) mod record;
+pub(crate) mod restore;
 pub(crate) mod scratch;
 pub(crate) mod start_queue;
 
@@ -34,6 +35,7 @@ use crate::{
     sandbox::{
         egress::Egress,
         record::{Record, RuntimeRecord},
+        restore::Restore,
         scratch::Scratch,
     },
 };
@@ -46,6 +48,10 @@ pub(crate) struct Sandbox {
     /// The Pod's id.
     pub(crate) id: ContainerId,
     pub(crate) origin: Origin,
+    /// The Pod's UID, if a kubelet made it.
+    pub(crate) pod_uid: Option<String>,
+    /// The snapshot that it is restored from.
+    pub(crate) restore: Option<Restore>,
     /// The host process that stands for the sandbox: its sentry.
     pub(crate) pid: u32,
     pub(crate) runtime: Arc<dyn WarmRuntime>,

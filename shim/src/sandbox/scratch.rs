@@ -78,6 +78,11 @@ impl Scratch {
         Flock::lock(dir, FlockArg::LockExclusive).ok()
     }
 
+    /// The directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Removes the directory.
     pub(crate) fn remove(&self) -> Result<()> {
         Self::remove_dir(&self.dir)
