@@ -10,6 +10,8 @@ use kiln_crds::Sandbox;
 pub(crate) const READY: &str = "Ready";
 pub(crate) const SUSPENDED: &str = "Suspended";
 pub(crate) const POD_SCHEDULED: &str = "PodScheduled";
+/// Ours: whether a Sandbox that was suspended has its memory again.
+pub(crate) const MEMORY_KEPT: &str = "MemoryKept";
 pub(crate) const FINISHED: &str = "Finished";
 
 /// Status of a condition.

@@ -19,6 +19,8 @@ use crate::{
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) options: Options,
+    /// Whether the cluster has Pod snapshots, and they are ours to make.
+    pub(crate) snapshots: bool,
     pub(crate) metrics: Metrics,
     pub(crate) queue: Queue,
     pub(crate) events: Events,
@@ -27,11 +29,18 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(client: Client, options: Options, limits: Limits, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        options: Options,
+        snapshots: bool,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             events: Events::new(client.clone()),
             client,
             options,
+            snapshots,
             metrics,
             queue: Queue::new(limits),
             store: Store::new(),

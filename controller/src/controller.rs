@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Service};
-use kiln_crds::keys;
+use kiln_crds::{PodSnapshotPolicy, PodSnapshotStorageConfig, keys};
 
 use crate::{
     claim,
@@ -13,7 +13,7 @@ use crate::{
     error::Result,
     node, pool,
     queue::{Lane, Outcome, Work, WorkKind},
-    sandbox, template,
+    sandbox, snapshot, template,
     watch::{Synced, Watches},
 };
 
@@ -71,6 +71,17 @@ impl Controller {
         watches.start(None, self, |c, change| {
             node::changed(&c.context, change);
         });
+        if !self.context.snapshots {
+            return;
+        }
+        watches.start(None, self, |c, change| {
+            snapshot::changed(&c.context, change);
+        });
+        watches.start(None, self, |c, change| {
+            snapshot::trigger_changed(&c.context, change);
+        });
+        watches.start::<PodSnapshotPolicy, _>(None, self, |_, _| {});
+        watches.start::<PodSnapshotStorageConfig, _>(None, self, |_, _| {});
     }
 
     /// Does one piece of work.
@@ -82,6 +93,8 @@ impl Controller {
             WorkKind::Pool => pool::reconcile(context, &self.pools, key, lane).await,
             WorkKind::Template => template::reconcile(context, key, lane).await,
             WorkKind::Node => node::reconcile(context, &self.nodes).await,
+            WorkKind::Trigger => snapshot::reconcile_trigger(context, key, lane).await,
+            WorkKind::Snapshot => snapshot::reconcile(context, key).await,
         }
     }
 }

@@ -47,6 +47,11 @@ pub(crate) fn of_owned<K: ResourceExt>(object: &K) -> Vec<IndexKey> {
     key.into_iter().collect()
 }
 
+/// Key of an object by its own uid.
+pub(crate) fn of_itself<K: ResourceExt>(object: &K) -> Vec<IndexKey> {
+    vec![IndexKey::owned_by(object)]
+}
+
 /// Key of a Sandbox by its owner. Without one, it is that of its pool, or of the claim that it was for.
 pub(crate) fn of_sandbox(sandbox: &Sandbox) -> Vec<IndexKey> {
     let claim = || {

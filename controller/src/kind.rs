@@ -7,6 +7,7 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
 };
 use kiln_crds::{
+    PodSnapshot, PodSnapshotManualTrigger, PodSnapshotPolicy, PodSnapshotStorageConfig,
     PodTemplate, Sandbox, SandboxClaim, SandboxNode, SandboxTemplate, SandboxTemplateSpec,
     SandboxWarmPool, keys,
 };
@@ -129,6 +130,53 @@ impl Kind for NetworkPolicy {
     fn outline(&mut self) {
         self.spec = None;
     }
+}
+
+impl Kind for PodSnapshot {
+    const IS_READ_WHOLE: bool = false;
+
+    namespaced!();
+
+    // The controller's own, apart from the agent's status.
+    fn outline(&mut self) {
+        if let Some(status) = &mut self.status {
+            outline_conditions(&mut status.conditions);
+        }
+    }
+}
+
+impl Kind for PodSnapshotManualTrigger {
+    const IS_READ_WHOLE: bool = false;
+
+    namespaced!();
+
+    fn outline(&mut self) {
+        let pod = std::mem::take(&mut self.spec.target_pod);
+        self.spec.target_pod = shorten(pod, NAME);
+        if let Some(status) = &mut self.status {
+            outline_conditions(&mut status.conditions);
+            status.snapshot_created = None;
+        }
+    }
+}
+
+impl Kind for PodSnapshotPolicy {
+    const IS_READ_WHOLE: bool = false;
+
+    namespaced!();
+
+    // An administrator's, and few.
+    fn outline(&mut self) {}
+}
+
+impl Kind for PodSnapshotStorageConfig {
+    const IS_READ_WHOLE: bool = false;
+
+    fn api(client: Client, _namespace: &str) -> Api<Answer<Self>> {
+        Api::all(client)
+    }
+
+    fn outline(&mut self) {}
 }
 
 impl Kind for SandboxNode {

@@ -38,6 +38,7 @@ mod queue;
 mod request;
 mod sandbox;
 mod shape;
+mod snapshot;
 mod store;
 mod template;
 mod watch;
@@ -100,9 +101,11 @@ fn start_logging(as_json: bool) {
 async fn run(args: &Args) -> anyhow::Result<()> {
     let client = client().await.context("find the apiserver")?;
     let options = args.options().context("flags")?;
+    let snapshots = args.extensions && snapshot::are_ours(&client).await;
     let context = Arc::new(Context::new(
         client.clone(),
         options,
+        snapshots,
         args.limits(),
         Metrics::new(),
     ));

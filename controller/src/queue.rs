@@ -51,14 +51,18 @@ pub(crate) enum WorkKind {
     Template,
     /// All nodes together.
     Node,
+    Trigger,
+    Snapshot,
 }
 
-const KINDS: [WorkKind; 5] = [
+const KINDS: [WorkKind; 7] = [
     WorkKind::Claim,
     WorkKind::Sandbox,
     WorkKind::Pool,
     WorkKind::Template,
     WorkKind::Node,
+    WorkKind::Trigger,
+    WorkKind::Snapshot,
 ];
 
 /// An object to reconcile.
@@ -100,6 +104,7 @@ impl Limits {
             WorkKind::Sandbox => self.sandboxes,
             WorkKind::Pool => self.pools,
             WorkKind::Template => self.templates,
+            WorkKind::Trigger | WorkKind::Snapshot => self.templates.max(2),
             WorkKind::Node => 1,
         }
     }

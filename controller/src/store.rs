@@ -11,7 +11,10 @@ use k8s_openapi::api::{
     core::v1::{PersistentVolumeClaim, Pod, Service},
     networking::v1::NetworkPolicy,
 };
-use kiln_crds::{Sandbox, SandboxClaim, SandboxNode, SandboxTemplate, SandboxWarmPool};
+use kiln_crds::{
+    PodSnapshot, PodSnapshotManualTrigger, PodSnapshotPolicy, PodSnapshotStorageConfig, Sandbox,
+    SandboxClaim, SandboxNode, SandboxTemplate, SandboxWarmPool,
+};
 use kube::ResourceExt;
 
 use crate::{
@@ -65,6 +68,10 @@ store! {
     volume_claims: PersistentVolumeClaim = |_| Vec::new();
     policies: NetworkPolicy = |_| Vec::new();
     nodes: SandboxNode = |_| Vec::new();
+    snapshots: PodSnapshot = index::of_owned;
+    triggers: PodSnapshotManualTrigger = index::of_itself;
+    snapshot_policies: PodSnapshotPolicy = |_| Vec::new();
+    snapshot_storage: PodSnapshotStorageConfig = |_| Vec::new();
 }
 
 impl Store {

@@ -53,10 +53,14 @@ pub const ON_SUSPEND: &str = "kiln.dev/on-suspend";
 /// Annotation of a Sandbox's Pod: name of the PodSnapshot that it is to be restored from. It gives
 /// no right to one.
 pub const RESTORE: &str = "kiln.dev/restore-snapshot";
+/// Annotation of a Sandbox's Pod: why the memory of the Pod before it is lost, as `REASON: message`.
+pub const MEMORY_LOST: &str = "kiln.dev/memory-lost";
 /// Annotation of a Pod template: name of the PodSnapshot that a client wants restored.
 pub const SNAPSHOT_NAME: &str = "podsnapshot.gke.io/ps-name";
 /// Annotation of a PodSnapshot: name of the Pod that it was taken of.
 pub const ORIGIN_POD: &str = "podsnapshot.gke.io/origin-pod";
+/// Category of the kind PodSnapshot if it is Kiln's.
+pub const SNAPSHOT_CATEGORY: &str = "kiln-snapshots";
 /// Finalizer of a PodSnapshot: its files are on a node.
 pub const SNAPSHOT_FILES: &str = "kiln.dev/snapshot-files";
 /// Annotation of a SandboxNode: its agent is to take away what it has installed on the node.

@@ -244,6 +244,8 @@ fn snapshot() -> Manifest {
     let status = schema::of::<PodSnapshotStatus>();
     let version = v1::<PodSnapshotSpec>(Some(status), columns);
     let mut manifest = manifest::<PodSnapshot>(&["ps"], "Namespaced", vec![version]);
+    // By which the controller knows that the kind is not that of GKE's add-on.
+    manifest.definition["spec"]["names"]["categories"] = json!([crate::keys::SNAPSHOT_CATEGORY]);
     let version = &mut manifest.definition["spec"]["versions"][0];
     // By which an agent watches those of its node alone.
     version["selectableFields"] = json!([{"jsonPath": ".spec.nodeName"}]);

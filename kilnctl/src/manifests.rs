@@ -31,12 +31,16 @@ pub(crate) const ROUTER: &str = "sandbox-router-deployment";
 pub(crate) const AGENT: &str = "kiln-node-agent";
 
 /// In the order in which they are applied.
-const FILES: [&str; 13] = [
+const FILES: [&str; 17] = [
     include_str!("../../deploy/crds/agents.x-k8s.io_sandboxes.yaml"),
     include_str!("../../deploy/crds/extensions.agents.x-k8s.io_sandboxclaims.yaml"),
     include_str!("../../deploy/crds/extensions.agents.x-k8s.io_sandboxtemplates.yaml"),
     include_str!("../../deploy/crds/extensions.agents.x-k8s.io_sandboxwarmpools.yaml"),
     include_str!("../../deploy/crds/node.agents.x-k8s.io_sandboxnodes.yaml"),
+    include_str!("../../deploy/crds/podsnapshot.gke.io_podsnapshots.yaml"),
+    include_str!("../../deploy/crds/podsnapshot.gke.io_podsnapshotmanualtriggers.yaml"),
+    include_str!("../../deploy/crds/podsnapshot.gke.io_podsnapshotpolicies.yaml"),
+    include_str!("../../deploy/crds/podsnapshot.gke.io_podsnapshotstorageconfigs.yaml"),
     include_str!("../../deploy/base/namespace.yaml"),
     include_str!("../../deploy/base/quota.yaml"),
     include_str!("../../deploy/base/rbac.yaml"),

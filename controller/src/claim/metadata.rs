@@ -15,6 +15,9 @@ use crate::{
 /// Domains of annotations that only the system sets.
 const RESTRICTED: [&str; 3] = ["kubernetes.io", "k8s.io", "agents.x-k8s.io"];
 
+/// Annotations that every claim may bring.
+const OPEN: [&str; 3] = [keys::SAFE_TO_EVICT, keys::SNAPSHOT_NAME, keys::ON_SUSPEND];
+
 /// Refuses what a claim may not bring for its Pod and its volume claims.
 pub(super) fn check_claim(claim: &SandboxClaim, allowed: &Allowed) -> Result<()> {
     if let Some(brought) = &claim.spec.additional_pod_metadata {
@@ -85,7 +88,7 @@ fn check_annotation(key: &str, domains: Option<&[String]>) -> std::result::Resul
         }
         return Ok(());
     };
-    if key == keys::SAFE_TO_EVICT {
+    if OPEN.contains(&key) {
         return Ok(());
     }
     let domain = domain.to_lowercase();

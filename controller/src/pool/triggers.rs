@@ -50,6 +50,7 @@ mod tests {
         let context = Context::new(
             client,
             options,
+            false,
             args.limits(),
             crate::metrics::Metrics::new(),
         );

@@ -30,6 +30,7 @@ use crate::{
     patch,
     pool::plan::age,
     queue::{Lane, Outcome},
+    snapshot::{self, Start, Suspend},
     store::Stored,
 };
 pub(crate) use state::State;
@@ -93,6 +94,7 @@ pub(crate) async fn reconcile(
     Ok(over
         .into_iter()
         .chain(foreign)
+        .chain(children.again)
         .min()
         .map_or(Outcome::Done, Outcome::Again))
 }
@@ -168,6 +170,21 @@ struct Children {
     errors: Vec<Error>,
     /// Whether something of somebody else's stands in the way.
     foreign: bool,
+    /// What holds up a suspension, or makes it lose memory.
+    suspension: Option<Suspension>,
+    /// Whether the Sandbox has snapshots.
+    has_snapshots: bool,
+    /// When to look at it again.
+    again: Option<Duration>,
+}
+
+/// What is to be said of a suspension with memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Suspension {
+    /// Its Pod stays for now: a reason, and a message for people.
+    Held(&'static str, String),
+    /// Its memory is lost: a reason, and a message for people.
+    Loses(&'static str, String),
 }
 
 impl Children {
@@ -179,7 +196,8 @@ impl Children {
         let volumes = volume_claims(context, sandbox).await;
         let may_make_pod = volumes.is_ok();
         children.errors.extend(volumes.err());
-        match reconcile_pod(context, sandbox, may_make_pod, lane).await {
+        children.has_snapshots = snapshot::has_any(context, sandbox);
+        match reconcile_pod(context, sandbox, may_make_pod, lane, &mut children).await {
             Ok(pod) => {
                 children.foreign = pod
                     .as_ref()
@@ -211,6 +229,8 @@ impl Children {
             pod_is_known: self.pod_is_known,
             service: self.service.as_deref(),
             errors: &self.errors,
+            suspension: self.suspension.as_ref(),
+            has_snapshots: self.has_snapshots,
         }
     }
 }
@@ -305,6 +325,7 @@ async fn reconcile_pod(
     sandbox: &Sandbox,
     may_make: bool,
     lane: Lane,
+    children: &mut Children,
 ) -> Result<Option<Arc<Pod>>> {
     let found = find_pod(context, sandbox, lane).await?;
     if sandbox.spec.is_suspended() {
@@ -312,7 +333,7 @@ async fn reconcile_pod(
             && owner::controls(sandbox, &**pod)
         {
             if pod.meta().deletion_timestamp.is_none() {
-                context.delete(&**pod, DeleteParams::default()).await?;
+                suspend(context, sandbox, pod, children).await?;
             }
             return Ok(found);
         }
@@ -324,13 +345,17 @@ async fn reconcile_pod(
         None if !may_make || finished(sandbox).is_some() => return Ok(None),
         None => {
             let mut wanted = pod::desired(sandbox, context.options.evict_warm_pods);
-            if let Some(spec) = &mut wanted.spec {
-                node::prefer_warm(context, spec);
+            let start = snapshot::choose(context, sandbox);
+            match (&start, &mut wanted.spec) {
+                (Start::Plain | Start::Lost(..), Some(spec)) => node::prefer_warm(context, spec),
+                _ => {}
             }
+            snapshot::ask(&mut wanted, &start);
             let (pod, made) = create_or_find(context, &wanted)
                 .await
                 .map_err(|e| Error::PodNotMade(Box::new(e)))?;
             if made {
+                snapshot::authorize(context, sandbox, &pod).await?;
                 events::record_pod(context, sandbox, &pod);
                 note_pod(context, sandbox, Some(&pod.name_any())).await?;
                 return Ok(Some(pod));
@@ -339,12 +364,42 @@ async fn reconcile_pod(
         }
     };
     check_owner("pod", &*found, sandbox)?;
+    if context.snapshots && found.meta().deletion_timestamp.is_none() {
+        if snapshot::forget_failed(context, sandbox, &found).await? {
+            context.delete(&*found, DeleteParams::default()).await?;
+            return Ok(Some(found));
+        }
+        snapshot::authorize(context, sandbox, &found).await?;
+        children.again = snapshot::open_gate(context, sandbox, &found).await?;
+    }
     let pod = match pod::metadata_patch(&found, sandbox, context.options.evict_warm_pods) {
         Some(patch) => context.patch::<Pod>(&Key::of(&*found), &patch).await?,
         None => found,
     };
     note_pod(context, sandbox, Some(&pod.name_any())).await?;
     Ok(Some(pod))
+}
+
+/// Deletes the Pod of a Sandbox that is suspended, when its memory is kept or need not be.
+async fn suspend(
+    context: &Context,
+    sandbox: &Sandbox,
+    pod: &Pod,
+    children: &mut Children,
+) -> Result<()> {
+    children.suspension = match snapshot::before_suspend(context, sandbox, pod).await? {
+        Suspend::Delete { lost } => {
+            context.delete(pod, DeleteParams::default()).await?;
+            lost.map(|(reason, message)| Suspension::Loses(reason, message))
+        }
+        Suspend::Wait => {
+            children.again = Some(FOREIGN);
+            let message = "A snapshot of the Pod is being taken";
+            Some(Suspension::Held("SnapshotInProgress", message.to_owned()))
+        }
+        Suspend::Keep { reason, message } => Some(Suspension::Held(reason, message)),
+    };
+    Ok(())
 }
 
 /// The condition that says that the work of a Sandbox is done. It is over with a suspension.

@@ -131,6 +131,8 @@ fn is_reserved(key: &str) -> bool {
     key.starts_with("agents.x-k8s.io/")
         || key.starts_with("extensions.agents.x-k8s.io/")
         || [
+            keys::MEMORY_LOST,
+            keys::RESTORE,
             keys::TRACE_CONTEXT,
             keys::SANDBOX_NAME_DIGEST,
             keys::TEMPLATE_NAME_DIGEST,

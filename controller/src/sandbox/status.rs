@@ -11,14 +11,14 @@ use k8s_openapi::{
 use kiln_crds::{Sandbox, SandboxStatus};
 use kube::ResourceExt;
 
-use super::pod;
+use super::{Suspension, pod};
 use crate::{
     blocked::{
         DEPENDENCIES_NOT_READY, INVALID_CONFIGURATION, MULTIPLE_PODS, RECONCILER_ERROR, waiting,
     },
-    condition::{self, FINISHED, Is, POD_SCHEDULED, READY, SUSPENDED, condition},
+    condition::{self, FINISHED, Is, MEMORY_KEPT, POD_SCHEDULED, READY, SUSPENDED, condition},
     error::Error,
-    owner,
+    owner, snapshot,
 };
 
 /// What was found of a Sandbox.
@@ -29,6 +29,9 @@ pub(super) struct Seen<'a> {
     pub(super) pod_is_known: bool,
     pub(super) service: Option<&'a Service>,
     pub(super) errors: &'a [Error],
+    /// What is to be said of a suspension with memory.
+    pub(super) suspension: Option<&'a Suspension>,
+    pub(super) has_snapshots: bool,
 }
 
 /// The status that follows from `seen`.
@@ -60,6 +63,10 @@ pub(super) fn compute(
     }
     let conditions = &mut status.conditions;
     condition::set(conditions, suspended(sandbox, seen), now);
+    match memory_kept(sandbox, seen, own, conditions) {
+        Some(new) => condition::set(conditions, new, now),
+        None => condition::remove(conditions, MEMORY_KEPT),
+    }
     for (kind, new) in [
         (FINISHED, finished(sandbox, own)),
         (POD_SCHEDULED, pod_scheduled(sandbox, seen, own)),
@@ -126,9 +133,35 @@ fn phase(pod: &Pod) -> &str {
         .unwrap_or_default()
 }
 
+/// Whether the Sandbox has its memory again. While it is suspended that is not known yet.
+fn memory_kept(
+    sandbox: &Sandbox,
+    seen: &Seen<'_>,
+    own: Option<&Pod>,
+    old: &[Condition],
+) -> Option<Condition> {
+    let new = |is, reason, message: &str| {
+        let generation = sandbox.metadata.generation;
+        Some(condition(MEMORY_KEPT, is, reason, message, generation))
+    };
+    let live = own.filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    match (seen.suspension, live) {
+        (Some(Suspension::Loses(reason, message)), _) => new(Is::False, reason, message),
+        (Some(Suspension::Held(..)), _) => new(Is::Unknown, "Suspending", "The Pod still runs"),
+        (None, Some(pod)) if !sandbox.spec.is_suspended() => snapshot::memory_kept(sandbox, pod),
+        (None, _) if sandbox.spec.is_suspended() && seen.has_snapshots => {
+            let message = "There is a snapshot; the next resume says whether it was restored";
+            new(Is::Unknown, "Suspended", message)
+        }
+        (None, _) => condition::find(old, MEMORY_KEPT).cloned(),
+    }
+}
+
 fn suspended(sandbox: &Sandbox, seen: &Seen<'_>) -> Condition {
     let (is, reason, message) = if !sandbox.spec.is_suspended() {
         (Is::False, "NotSuspended", "Sandbox is not suspended")
+    } else if let Some(Suspension::Held(reason, message)) = seen.suspension {
+        (Is::False, *reason, message.as_str())
     } else if seen.pod.is_none() && !seen.pod_is_known {
         (
             Is::Unknown,
@@ -362,6 +395,8 @@ mod tests {
             pod_is_known: true,
             service,
             errors,
+            suspension: None,
+            has_snapshots: false,
         };
         compute(sandbox, &seen, "cluster.local", Timestamp::UNIX_EPOCH)
     }
@@ -690,6 +725,8 @@ mod tests {
                 pod_is_known: world.is_known,
                 service: service.as_ref(),
                 errors: &errors,
+                suspension: None,
+                has_snapshots: false,
             };
             let first = compute(&sandbox, &seen, "cluster.local", Timestamp::UNIX_EPOCH);
             let ready = condition::find(&first.conditions, READY).unwrap();

@@ -15,6 +15,7 @@ mod large;
 mod node;
 mod pool;
 mod sandbox;
+mod snapshot;
 mod soak;
 
 use std::process::ExitCode;
@@ -45,6 +46,10 @@ fn main() -> ExitCode {
         sandbox::volume_claims_are_made_and_immutable,
         sandbox::a_pod_waits_for_its_volume_claims,
         sandbox::metadata_of_the_template_reaches_the_pod,
+        snapshot::a_client_has_a_sandbox_snapshotted_and_restored,
+        snapshot::a_suspension_waits_for_its_snapshot,
+        snapshot::what_cannot_be_restored_starts_cold_and_says_why,
+        snapshot::a_trigger_says_why_there_is_no_snapshot,
         pool::one_holds_what_its_spec_says,
         pool::one_follows_its_scale,
         pool::what_has_ended_is_replaced,

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//! PodSnapshots as the controller makes them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{Pod, PodSpec},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kiln_crds::{PodSnapshot, PodSnapshotSpec, PostCheckpoint, Sandbox, SnapshotOf, keys};
+use kube::ResourceExt as _;
+use sha2::{Digest as _, Sha256};
+
+use crate::owner;
+
+/// Makes the PodSnapshot `name` of a Sandbox's Pod, which is on `node`.
+pub(super) fn snapshot(
+    name: &str,
+    sandbox: &Sandbox,
+    pod: &Pod,
+    node: &str,
+    post_checkpoint: PostCheckpoint,
+    policy_name: Option<String>,
+) -> PodSnapshot {
+    let hash = keys::name_hash(&sandbox.name_any());
+    let of = |name: String, uid: Option<String>| SnapshotOf {
+        name,
+        uid: uid.unwrap_or_default(),
+    };
+    PodSnapshot {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: sandbox.namespace(),
+            labels: Some(BTreeMap::from([(keys::SANDBOX_NAME_HASH.to_owned(), hash)])),
+            annotations: Some(BTreeMap::from([(
+                keys::ORIGIN_POD.to_owned(),
+                pod.name_any(),
+            )])),
+            finalizers: Some(vec![keys::SNAPSHOT_FILES.to_owned()]),
+            owner_references: Some(vec![owner::reference(sandbox)]),
+            ..ObjectMeta::default()
+        },
+        spec: PodSnapshotSpec {
+            node_name: node.to_owned(),
+            pod: of(pod.name_any(), pod.uid()),
+            sandbox: of(sandbox.name_any(), sandbox.uid()),
+            post_checkpoint,
+            pod_spec_digest: digest(&sandbox.spec.pod_template.spec),
+            policy_name,
+            restore: None,
+        },
+        status: None,
+    }
+}
+
+/// Digest of what a Pod runs.
+pub(super) fn digest(spec: &PodSpec) -> String {
+    let text = serde_json::to_vec(spec).unwrap_or_default();
+    let digest = Sha256::digest(text);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
