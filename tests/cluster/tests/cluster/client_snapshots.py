@@ -16,11 +16,11 @@ COUNTER = """
 import os, signal, time
 count = 0
 def tell(*_):
-    with open('/tmp/told.new', 'w') as file:
+    with open('told.new', 'w') as file:
         file.write(f'{os.getpid()} {count}')
-    os.rename('/tmp/told.new', '/tmp/told')
+    os.rename('told.new', 'told')
 signal.signal(signal.SIGUSR1, tell)
-open('/tmp/pid', 'w').write(str(os.getpid()))
+open('pid', 'w').write(str(os.getpid()))
 while True:
     count += 1
     time.sleep(0.02)
@@ -40,13 +40,21 @@ def run(sandbox, command):
 
 def ask(sandbox):
     """The counter's pid and count."""
-    run(sandbox, "sh -c 'rm -f /tmp/told; kill -USR1 $(cat /tmp/pid)'")
-    for _ in range(100):
-        told = run(sandbox, "sh -c 'cat /tmp/told 2>/dev/null || true'").split()
+    run(sandbox, "sh -c 'rm -f told; kill -USR1 $(cat pid)'")
+    for _ in range(200):
+        told = run(sandbox, "sh -c 'cat told 2>/dev/null || true'").split()
         if told:
             return int(told[0]), int(told[1])
         time.sleep(0.05)
     raise SystemExit("the counter does not answer")
+
+
+def wait_for(sandbox, path):
+    for _ in range(200):
+        if sandbox.commands.run(f"test -e {path}").exit_code == 0:
+            return
+        time.sleep(0.1)
+    raise SystemExit(f"no {path}: {run(sandbox, 'cat log')}")
 
 
 def timed(what, call):
@@ -68,11 +76,11 @@ def main():
     )
     try:
         sandbox.files.write("counter.py", COUNTER.encode())
-        run(sandbox, "sh -c 'nohup python3 counter.py >/dev/null 2>&1 &'")
-        time.sleep(1)
+        run(sandbox, "sh -c 'python3 counter.py >log 2>&1 &'")
+        wait_for(sandbox, "pid")
         pid, before = ask(sandbox)
         first = timed("snapshot", lambda: sandbox.snapshots.create("first"))
-        run(sandbox, "sh -c 'echo later > /tmp/later'")
+        run(sandbox, "sh -c 'echo later > later'")
 
         suspended = timed("suspend", sandbox.suspend)
         latest = suspended.snapshot_response.snapshot_uid
@@ -85,14 +93,14 @@ def main():
         expect(resumed.snapshot_uid == latest, resumed)
         same, count = ask(sandbox)
         expect(same == pid and count > before, (pid, before, same, count))
-        expect(run(sandbox, "cat /tmp/later") == "later\n", "a file is lost")
+        expect(run(sandbox, "cat later") == "later\n", "a file is lost")
 
         timed("suspend", lambda: sandbox.suspend(snapshot_before_suspend=False))
         restored = timed("restore", lambda: sandbox.restore(first.snapshot_uid))
         expect(restored.restored_from_snapshot, restored)
         same, _ = ask(sandbox)
         expect(same == pid, "another process counts")
-        there = run(sandbox, "sh -c 'ls /tmp'").split()
+        there = run(sandbox, "ls").split()
         expect("later" not in there, f"it is not as it was at first: {there}")
 
         uids = {s.snapshot_uid for s in sandbox.snapshots.list().snapshots}

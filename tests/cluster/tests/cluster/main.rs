@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         clients::upstreams_work_unmodified,
         snapshots::upstreams_client_suspends_and_resumes,
         snapshots::a_suspended_sandbox_keeps_its_memory,
+        snapshots::an_adopted_sandbox_keeps_its_memory,
         burst::claims_outlast_controller_and_apiserver,
         sandbox::an_image_that_cannot_be_pulled_is_named,
     );

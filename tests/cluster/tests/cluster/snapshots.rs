@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use kiln_cluster::{python, system::System};
 
 use crate::env::{Env, NOTHING_WARM, Namespace};
@@ -91,7 +91,9 @@ pub(crate) async fn upstreams_client_suspends_and_resumes(env: &Env) -> Result<(
         .deadline(WORKFLOW)
         .run()
         .await;
-    workflow.context("client 1.0.8")?;
+    if let Err(e) = workflow {
+        bail!("{e:#}\n{}", explain(&ns, &system).await);
+    }
     ensure!(stored(env)? == 0, "files of snapshots are left");
     ns.kubectl([
         "delete",
@@ -105,25 +107,55 @@ pub(crate) async fn upstreams_client_suspends_and_resumes(env: &Env) -> Result<(
 
 pub(crate) async fn a_suspended_sandbox_keeps_its_memory(env: &Env) -> Result<()> {
     let system = System::enable(&env.private, &keeps_snapshots(env)).await?;
+    keeps_memory(env, system).await
+}
+
+pub(crate) async fn an_adopted_sandbox_keeps_its_memory(env: &Env) -> Result<()> {
+    let warm = "[[class]]\nname = \"gvisor\"\nwarm = 1\n";
+    let config = keeps_snapshots(env) + warm;
+    let system = System::enable(&env.private, &config).await?;
+    system.agent.expect_ready(1).await?;
+    keeps_memory(env, system).await
+}
+
+async fn keeps_memory(env: &Env, system: System) -> Result<()> {
     let ns = env.namespace().await?;
+    if let Err(e) = suspends_and_resumes(env, &ns).await {
+        bail!("{e:#}\n{}", explain(&ns, &system).await);
+    }
+    system.end().await
+}
+
+/// What there is, and what the agent has said.
+async fn explain(ns: &Namespace<'_>, system: &System) -> String {
+    let objects = [
+        "get",
+        "-oyaml",
+        "sandbox,podsnapshot,podsnapshotmanualtrigger,pod",
+    ];
+    let objects = ns.kubectl(objects).await.unwrap_or_default();
+    format!("{objects}\n{}", system.agent.log())
+}
+
+async fn suspends_and_resumes(env: &Env, ns: &Namespace<'_>) -> Result<()> {
     ns.apply(COUNTS).await?;
     ns.until_field("sandbox/counts", READY, |is| is == "True")
         .await?;
     let mut last = 0;
     for _ in 0..2 {
-        let before = count_after(&ns, last).await?;
-        mode(&ns, "Suspended").await?;
+        let before = count_after(ns, last).await?;
+        mode(ns, "Suspended").await?;
         ns.until_field("sandbox/counts", &status_of("Suspended"), |is| is == "True")
             .await?;
         ensure!(stored(env)? > 0, "no snapshot is stored");
-        mode(&ns, "Running").await?;
+        mode(ns, "Running").await?;
         ns.until_field("sandbox/counts", READY, |is| is == "True")
             .await?;
         ns.until_field("sandbox/counts", &status_of("MemoryKept"), |is| {
             is == "True"
         })
         .await?;
-        last = count_after(&ns, before).await?;
+        last = count_after(ns, before).await?;
         // It went on, and did not begin anew and catch up.
         ensure!(last < before + 100, "it counted from {before} to {last}");
     }
@@ -131,8 +163,7 @@ pub(crate) async fn a_suspended_sandbox_keeps_its_memory(env: &Env) -> Result<()
     kiln_tests::wait::until("the files are gone", kiln_tests::wait::SOON, async || {
         (stored(env).ok()? == 0).then_some(())
     })
-    .await?;
-    system.end().await
+    .await
 }
 
 const READY: &str = ".status.conditions[?(@.type=='Ready')].status";
