@@ -366,6 +366,61 @@ pub(crate) async fn sandboxes_have_a_class_in_restricted_namespaces(env: &Env) -
 }
 
 /// Also against who may do anything with the Sandboxes of a namespace.
+pub(crate) async fn what_a_snapshot_is_of_is_the_controllers(env: &Env) -> Result<()> {
+    let namespace = env.plane.namespace("snapshots").await?;
+    for arguments in [
+        "create role keeper --verb=* --resource=podsnapshots.podsnapshot.gke.io",
+        "create rolebinding keeper --role=keeper --user=tenant",
+    ] {
+        let words: Vec<&str> = arguments.split(' ').collect();
+        let all = [&["-n", &namespace], words.as_slice()].concat();
+        env.plane.kubectl(&all).await?;
+    }
+    let snapshot = |name: &str| {
+        json!({"apiVersion": "podsnapshot.gke.io/v1", "kind": "PodSnapshot",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"nodeName": "n", "podSpecDigest": "d",
+                "pod": {"name": "p", "uid": "p1"}, "sandbox": {"name": "b", "uid": "b1"}}})
+    };
+    let create = ["--as=tenant", "create", "--dry-run=server", "-f", "-"];
+    let forged = snapshot("forged").to_string();
+    let why = wait::until("the policy", wait::SOON, async || {
+        env.plane.kubectl_with(&create, &forged).await.err()
+    })
+    .await?;
+    ensure!(
+        format!("{why:#}").contains("PodSnapshotManualTrigger"),
+        "{why:#}"
+    );
+    env.make(&snapshot("s")).await?;
+    let change = async |patch: &str| {
+        let target = ["--as=tenant", "patch", "podsnapshot", "s", "-n", &namespace];
+        let last = ["--type=merge", "-p", patch];
+        env.plane.kubectl(&[&target[..], &last].concat()).await
+    };
+    change(r#"{"metadata": {"labels": {"a": "b"}}}"#).await?;
+    for patch in [
+        r#"{"spec": {"restore": {"podUID": "mine"}}}"#,
+        r#"{"spec": {"sandbox": {"uid": "mine"}}}"#,
+    ] {
+        let error = change(patch).await.err();
+        let error = error.with_context(|| format!("allowed: {patch}"))?;
+        ensure!(
+            format!("{error:#}").contains("only the controller"),
+            "{error:#}"
+        );
+    }
+    let delete = [
+        "--as=tenant",
+        "delete",
+        "podsnapshot",
+        "s",
+        "-n",
+        &namespace,
+    ];
+    env.plane.kubectl(&delete).await.map(drop)
+}
+
 pub(crate) async fn marks_of_sandboxes_are_the_controllers(env: &Env) -> Result<()> {
     let namespace = env.plane.namespace("tenant").await?;
     for arguments in [

@@ -120,3 +120,48 @@ pub(crate) async fn an_agent_writes_of_its_own_node_only(env: &Env) -> Result<()
         .await
         .map(drop)
 }
+
+pub(crate) async fn an_agent_reports_snapshots_of_its_own_node_only(env: &Env) -> Result<()> {
+    let snapshot = json!({"apiVersion": "podsnapshot.gke.io/v1", "kind": "PodSnapshot",
+        "metadata": {"name": "s", "namespace": "default"},
+        "spec": {"nodeName": "one", "podSpecDigest": "d",
+            "pod": {"name": "p", "uid": "p1"}, "sandbox": {"name": "b", "uid": "b1"}}});
+    env.make(&snapshot).await?;
+    let who = format!("--as={AGENT}");
+    let change = async |of: &str, patch: &str, status: bool| {
+        let node = format!("--as-user-extra=authentication.kubernetes.io/node-name={of}");
+        let target = [
+            "patch",
+            "podsnapshot",
+            "s",
+            "-n",
+            "default",
+            "--type=merge",
+            "-p",
+            patch,
+        ];
+        let mut args = [&target[..], &[&who, &node]].concat();
+        args.extend(status.then_some("--subresource=status"));
+        env.plane
+            .kubectl(&args)
+            .await
+            .err()
+            .map(|e| format!("{e:#}"))
+    };
+    let taken = r#"{"status": {"sizeBytes": 1}}"#;
+    wait::until("the policy", wait::SOON, async || {
+        let refused = change("other", taken, true).await?;
+        refused.contains(POLICY).then_some(())
+    })
+    .await?;
+    let refused = change("one", taken, true).await;
+    ensure!(refused.is_none(), "{refused:?}");
+    // Which Pod gets it is not an agent's to say.
+    let given = r#"{"spec": {"restore": {"podUID": "mine"}}}"#;
+    let refused = change("one", given, false).await.unwrap_or_default();
+    ensure!(refused.contains("forbidden"), "{refused}");
+    env.plane
+        .kubectl(&["delete", "podsnapshot", "s", "-n", "default"])
+        .await
+        .map(drop)
+}

@@ -15,12 +15,15 @@ const ROUTER: &str = "Deployment/sandbox-router-deployment";
 const AGENT: &str = "DaemonSet/kiln-node-agent";
 
 /// Directories of the node that the agent is given, and whether to read only.
-const OF_THE_NODE: [(&str, bool); 6] = [
+const OF_THE_NODE: [(&str, bool); 9] = [
     ("/etc/kiln", true),
     ("/usr/local/bin", true),
     ("/opt/kiln", true),
     ("/run/kiln-agent", false),
     ("/run/containerd", false),
+    ("/run/kiln", true),
+    ("/var/lib/kiln", false),
+    ("/var/lib/kubelet/pods", false),
     ("/sys/fs/cgroup", false),
 ];
 

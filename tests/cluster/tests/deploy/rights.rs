@@ -362,6 +362,9 @@ pub(crate) async fn the_controller_makes_pods_of_sandboxes_only(env: &Env) -> Re
     refused(change(&["patch", image]).await, "what a Pod runs")?;
     change(&["patch", r#"--patch={"metadata": {"labels": {"a": "b"}}}"#]).await?;
     refused(change(&["delete"]).await, of_sandboxes)?;
+    let status = r#"--patch={"status": {"phase": "Failed"}}"#;
+    let status = change(&["patch", "--subresource=status", status]).await;
+    refused(status, of_sandboxes)?;
     env.plane
         .kubectl(&["delete", "pod", "strangers", "-n", "default"])
         .await?;
