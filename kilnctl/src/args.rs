@@ -6,7 +6,9 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args as Flags, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-/// Install, check and remove Agent Sandbox on a Kubernetes cluster.
+use crate::sandbox::args as sandbox;
+
+/// Run commands in sandboxes of a Kubernetes cluster; install, check and remove Agent Sandbox there.
 #[derive(Debug, Parser)]
 #[command(name = "kilnctl", version, propagate_version = true)]
 pub(crate) struct Args {
@@ -31,6 +33,34 @@ pub(crate) struct Connection {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run a command in a new sandbox.
+    ///
+    /// Makes a claim of a template or pool, or a Sandbox of an image, waits until it is ready, runs
+    /// the command, and exits with the command's exit code.
+    Run(sandbox::Run),
+
+    /// Run a command in a sandbox.
+    Exec(sandbox::Exec),
+
+    /// Print the log of a sandbox.
+    Logs(sandbox::Logs),
+
+    /// List claims and sandboxes of a namespace.
+    #[command(visible_alias = "ls")]
+    List(sandbox::List),
+
+    /// Suspend a sandbox: its Pod ends, volumes stay.
+    Suspend(sandbox::Mode),
+
+    /// Resume a suspended sandbox, and say whether its memory was kept.
+    Resume(sandbox::Mode),
+
+    /// Delete claims or sandboxes.
+    Rm(sandbox::Remove),
+
+    /// Forward ports of this machine to a sandbox.
+    PortForward(sandbox::PortForward),
+
     /// Install Agent Sandbox on the cluster, or upgrade it to this version.
     ///
     /// Changes nothing if something is in the way, and says what.
@@ -242,7 +272,7 @@ pub(crate) fn completion(shell: clap_complete::Shell) -> String {
 }
 
 /// A duration as Kubernetes' tools write it: `1m30s`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let parsed: jiff::SignedDuration = text.parse().map_err(|e| format!("{e}"))?;
     Duration::try_from(parsed).map_err(|e| format!("{e}"))
 }

@@ -66,6 +66,7 @@ impl Clock {
 pub(crate) struct Cluster {
     client: Client,
     server: String,
+    namespace: String,
 }
 
 /// What one may have to do.
@@ -122,13 +123,26 @@ impl Cluster {
     /// # Errors
     /// When there is no configuration, or nobody answers; with what to do.
     pub(crate) async fn connect(connection: &Connection) -> Result<Self> {
+        Self::connect_within(connection, Some(ANSWER)).await
+    }
+
+    /// Connects for requests on which nothing may come for long, as of a command that is silent.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub(crate) async fn connect_for_streams(connection: &Connection) -> Result<Self> {
+        Self::connect_within(connection, None).await
+    }
+
+    async fn connect_within(connection: &Connection, answer: Option<Duration>) -> Result<Self> {
         let mut config = configuration(connection).await?;
         config.connect_timeout = Some(CONNECT);
-        config.read_timeout = Some(ANSWER);
+        config.read_timeout = answer;
         // Who waits for a cluster that is away wants to hear of it.
         config.default_retry = false;
         let cluster = Self {
             server: config.cluster_url.to_string(),
+            namespace: config.default_namespace.clone(),
             client: Client::try_from(config).context("set up the connection")?,
         };
         let answer = cluster.client.apiserver_version().await;
@@ -146,6 +160,11 @@ impl Cluster {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
             found => Ok(found.map_err(|e| self.explain(e))?.items),
         }
+    }
+
+    /// The namespace of the context.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     pub(crate) fn client(&self) -> Client {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! `kilnctl`, also as `kubectl kiln`: puts Agent Sandbox on a cluster, says what is there, and
-//! takes it away again; and does the same for the handler on single nodes, without a cluster.
+//! `kilnctl`, also as `kubectl kiln`: runs commands in sandboxes; puts Agent Sandbox on a cluster,
+//! says what is there, and takes it away again; and does the same for the handler on single nodes,
+//! without a cluster.
 //!
 //! What is put on a cluster is in the program: the files of `deploy/crds` and `deploy/base`. They
 //! are applied by server-side apply as field manager `kilnctl` and labelled, and only what has
@@ -20,6 +21,7 @@ mod output;
 mod owner;
 mod proxy;
 mod rollout;
+mod sandbox;
 mod status;
 
 use std::process::ExitCode;
@@ -34,7 +36,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .context("start the runtime")
-        .and_then(|runtime| runtime.block_on(run(args)));
+        .and_then(|runtime| {
+            let done = runtime.block_on(run(args));
+            // A read of a terminal does not end by itself.
+            runtime.shutdown_background();
+            done
+        });
     match done {
         Ok(code) => code,
         Err(e) => {
@@ -58,6 +65,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Node(NodeCommand::Disable(args)) => node::install::disable(args).await?,
         Command::Version => output::say(concat!("kilnctl ", env!("CARGO_PKG_VERSION"))),
         Command::Completion { shell } => output::write(&args::completion(*shell)),
+        users => return sandbox::run(&args.connection, users).await,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -15,6 +15,22 @@ pub(crate) fn write(text: &str) {
     std::io::stdout().write_all(text.as_bytes()).ok();
 }
 
+/// Prints bytes as they are.
+///
+/// # Errors
+/// When whoever called reads no more.
+pub(crate) fn write_bytes(bytes: &[u8]) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout();
+    stdout.write_all(bytes)?;
+    stdout.flush()
+}
+
+/// Tells a person how far something is, beside what is printed.
+pub(crate) fn tell(line: &str) {
+    // There is nobody left to tell that nobody listens.
+    writeln!(std::io::stderr(), "{line}").ok();
+}
+
 /// Prints why something did not work.
 pub(crate) fn complain(line: &str) {
     // There is nobody left to tell that nobody listens.

@@ -8,6 +8,7 @@
 mod burst;
 mod clients;
 mod env;
+mod kilnctl;
 mod life;
 mod mission;
 mod node;
@@ -57,6 +58,8 @@ fn main() -> ExitCode {
         snapshots::an_adopted_sandbox_keeps_its_memory,
         burst::claims_outlast_controller_and_apiserver,
         sandbox::an_image_that_cannot_be_pulled_is_named,
+        kilnctl::a_command_runs_in_a_new_sandbox,
+        kilnctl::a_claim_is_used_suspended_and_removed,
     );
     cases.run(Env::start)
 }
