@@ -65,6 +65,10 @@ impl Space {
     /// Words an error as kubectl does, if the apiserver has answered.
     fn explain(&self, error: kube::Error) -> Error {
         match error {
+            // The apiserver's answer for a path, not for an object.
+            kube::Error::Api(status) if status.code == 404 && status.reason != "NotFound" => {
+                anyhow!("this cluster has no Agent Sandbox; `kilnctl enable` installs it")
+            }
             kube::Error::Api(status) if status.code != 401 => {
                 anyhow!("error from server ({}): {}", status.reason, status.message)
             }

@@ -132,11 +132,8 @@ pub(crate) async fn a_claim_is_used_suspended_and_removed(env: &Env) -> Result<(
     // More than any buffer on the way.
     let words = ["exec", "mine", "--", "sh", "-c", "yes | head -c 3000000"];
     ensure!(kilnctl.says(&words).await?.len() == 3_000_000);
-    let counted = kilnctl.with(
-        &["exec", "-i", "mine", "--", "wc", "-c"],
-        &"x".repeat(3_000_000),
-    );
-    let counted = counted.await?;
+    let words = ["exec", "-i", "mine", "--", "wc", "-c"];
+    let counted = kilnctl.with(&words, &"x".repeat(3_000_000)).await?;
     ensure!(counted.text().trim() == "3000000", "{counted:?}");
 
     kilnctl.says(&["suspend", "mine"]).await?;

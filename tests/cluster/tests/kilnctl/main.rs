@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         refused::another_controller_is_in_the_way,
         refused::a_class_of_somebodys_is_left_to_them,
         refused::missing_rights_are_named,
+        refused::users_are_told_what_is_missing,
         refused::an_apiserver_that_is_away_is_named,
         taken_over::a_former_owner_leaves_nothing_in_definitions,
         taken_away::what_users_made_stays,

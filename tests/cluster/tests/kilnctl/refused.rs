@@ -179,6 +179,29 @@ pub(crate) async fn missing_rights_are_named(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// In kubectl's words, where it has some.
+pub(crate) async fn users_are_told_what_is_missing(env: &Env) -> Result<()> {
+    let missing = ["no Agent Sandbox", "kilnctl enable"];
+    for words in ["list", "run --pool p -- true", "exec s -- true", "rm s"] {
+        env.refuses(words, &missing).await?;
+    }
+    env.does("enable --wait=false").await?;
+    let none = ["no claim or sandbox \"s\" in namespace \"default\""];
+    for words in ["exec s -- true", "logs s", "suspend s", "resume s", "rm s"] {
+        env.refuses(words, &none).await?;
+    }
+    ensure!(env.does("list").await?.is_empty());
+    let kubeconfig = nobody(env).await?;
+    let output = env.kilnctl_as(&kubeconfig, "list -n kube-system").await?;
+    let forbidden =
+        "error from server (Forbidden): sandboxclaims.extensions.agents.x-k8s.io is forbidden";
+    fails(&output, &[forbidden])?;
+    env.plane
+        .kubectl(&["delete", "serviceaccount", "nobody"])
+        .await?;
+    env.purge().await
+}
+
 pub(crate) async fn an_apiserver_that_is_away_is_named(env: &Env) -> Result<()> {
     let [port] = free_ports()?;
     let mut config: Value = serde_json::from_slice(&fs::read(env.plane.kubeconfig())?)?;
