@@ -8,6 +8,7 @@ mod agents;
 mod chart;
 mod classes;
 mod env;
+mod people;
 mod pods;
 mod rights;
 
@@ -37,6 +38,8 @@ fn main() -> ExitCode {
         chart::its_values_reach_the_objects,
         chart::values_of_a_wrong_type_are_refused,
         chart::the_apiserver_accepts_it,
+        people::each_role_may_what_is_written_and_no_more,
+        people::a_team_is_given_access_to_its_namespace,
         pods::controller_and_router_are_nobody,
         pods::no_sandbox_reaches_our_pods,
         pods::the_agent_is_given_these_directories_of_its_node,
