@@ -2,11 +2,11 @@
 
 //! The command line.
 
+pub(crate) mod users;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args as Flags, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-
-use crate::sandbox::args as sandbox;
 
 /// Run commands in sandboxes of a Kubernetes cluster; install, check and remove Agent Sandbox there.
 #[derive(Debug, Parser)]
@@ -37,29 +37,29 @@ pub(crate) enum Command {
     ///
     /// Makes a claim of a template or pool, or a Sandbox of an image, waits until it is ready, runs
     /// the command, and exits with the command's exit code.
-    Run(sandbox::Run),
+    Run(users::Run),
 
     /// Run a command in a sandbox.
-    Exec(sandbox::Exec),
+    Exec(users::Exec),
 
     /// Print the log of a sandbox.
-    Logs(sandbox::Logs),
+    Logs(users::Logs),
 
     /// List claims and sandboxes of a namespace.
     #[command(visible_alias = "ls")]
-    List(sandbox::List),
+    List(users::List),
 
     /// Suspend a sandbox: its Pod ends, volumes stay.
-    Suspend(sandbox::Mode),
+    Suspend(users::Mode),
 
     /// Resume a suspended sandbox, and say whether its memory was kept.
-    Resume(sandbox::Mode),
+    Resume(users::Mode),
 
-    /// Delete claims or sandboxes.
-    Rm(sandbox::Remove),
+    /// Delete claims or sandboxes, and wait until they are gone.
+    Rm(users::Remove),
 
     /// Forward ports of this machine to a sandbox.
-    PortForward(sandbox::PortForward),
+    PortForward(users::PortForward),
 
     /// Install Agent Sandbox on the cluster, or upgrade it to this version.
     ///

@@ -13,11 +13,11 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 
-use super::{Space, args::Process, find::Target, terminal};
-use crate::output::tell;
+use super::{Space, find::Target, terminal};
+use crate::{args::users::Process, output::tell};
 
 /// Bytes that are under way in one direction.
-const BUFFER: usize = 64 << 10;
+pub(crate) const BUFFER: usize = 64 << 10;
 
 /// Runs a command in a container with this program's input, output and terminal, and returns its
 /// exit code.
@@ -61,7 +61,7 @@ pub(crate) async fn run(space: &Space, target: &Target, process: &Process) -> Re
     let status = status.await;
     drop(raw);
     match status {
-        Some(status) => exit_code(&status),
+        Some(status) => status_of(&status).map(ExitCode::from),
         None => {
             attached.join().await.context("the connection is lost")?;
             bail!("the connection was closed before the command ended")
@@ -106,9 +106,12 @@ async fn resize(
 }
 
 /// The exit code of a command that has ended.
-fn exit_code(status: &Status) -> Result<ExitCode> {
+///
+/// # Errors
+/// When it did not run; with the reason.
+pub(crate) fn status_of(status: &Status) -> Result<u8> {
     if status.status.as_deref() == Some("Success") {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(0);
     }
     let details = status.details.as_ref();
     let causes = details
@@ -119,7 +122,7 @@ fn exit_code(status: &Status) -> Result<ExitCode> {
         .find(|c| c.reason.as_deref() == Some("ExitCode"))
         .and_then(|c| c.message.as_deref()?.parse::<u8>().ok());
     match code {
-        Some(code) => Ok(ExitCode::from(code)),
+        Some(code) => Ok(code),
         None => Err(anyhow!(
             "{}",
             status.message.as_deref().unwrap_or("the command failed")
@@ -133,16 +136,16 @@ mod tests {
 
     use super::*;
 
-    fn of(status: Value) -> Result<ExitCode> {
-        exit_code(&serde_json::from_value(status).unwrap())
+    fn of(status: Value) -> Result<u8> {
+        status_of(&serde_json::from_value(status).unwrap())
     }
 
     #[test]
     fn the_exit_code_is_the_commands() {
-        assert_eq!(of(json!({"status": "Success"})).unwrap(), ExitCode::SUCCESS);
+        assert_eq!(of(json!({"status": "Success"})).unwrap(), 0);
         let failed = json!({"status": "Failure", "reason": "NonZeroExitCode",
             "details": {"causes": [{"reason": "ExitCode", "message": "7"}]}});
-        assert_eq!(of(failed).unwrap(), ExitCode::from(7));
+        assert_eq!(of(failed).unwrap(), 7);
         let lost = of(json!({"status": "Failure", "message": "no such program"}));
         assert_eq!(lost.unwrap_err().to_string(), "no such program");
     }

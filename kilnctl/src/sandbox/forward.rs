@@ -13,8 +13,11 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{Space, args::PortForward, find::find};
-use crate::output::{say, tell};
+use super::{Space, find::find};
+use crate::{
+    args::users::PortForward,
+    output::{say, tell},
+};
 
 /// Has ports of this machine's loopback lead to ports of a sandbox, until it is interrupted.
 ///

@@ -13,11 +13,13 @@ use serde_json::json;
 
 use super::{
     Space,
-    args::{List, ListFormat},
     find::{condition, pod, sandbox_of, words},
     ready::Conditions as _,
 };
-use crate::output::{say, table, tell, write};
+use crate::{
+    args::users::{List, ListFormat},
+    output::{say, table, tell, write},
+};
 
 /// Columns of the wide table; the last two are of that only.
 const HEAD: [&str; 9] = [

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 use futures_util::AsyncReadExt as _;
 use kube::api::LogParams;
 
-use super::{Space, args::Logs, find::find};
-use crate::output;
+use super::{Space, find::find};
+use crate::{args::users::Logs, output};
 
 /// Bytes that are read at a time.
 const CHUNK: usize = 16 << 10;

@@ -2,7 +2,6 @@
 
 //! Commands for users of sandboxes: run, look, suspend, remove.
 
-pub(crate) mod args;
 mod exec;
 mod find;
 mod forward;
@@ -23,7 +22,7 @@ use kiln_crds::{Sandbox, SandboxClaim};
 use kube::{Api, Resource};
 
 use crate::{
-    args::{Command, Connection},
+    args::{Command, Connection, users::Place},
     cluster::Cluster,
 };
 
@@ -34,7 +33,7 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    async fn open(connection: &Connection, place: &args::Place) -> Result<Self> {
+    async fn open(connection: &Connection, place: &Place) -> Result<Self> {
         let cluster = Cluster::connect_for_streams(connection).await?;
         let name = place.namespace.clone();
         Ok(Self {

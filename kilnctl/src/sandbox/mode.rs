@@ -12,11 +12,10 @@ use serde_json::{Value, json};
 
 use super::{
     Space,
-    args::Mode,
     find::{condition, find, words},
     ready::{self, Conditions as _},
 };
-use crate::output::say;
+use crate::{args::users::Mode, output::say};
 
 /// Condition of a Sandbox that was resumed: whether its processes went on where they were.
 const MEMORY_KEPT: &str = "MemoryKept";

@@ -2,16 +2,15 @@
 
 //! `kilnctl rm`: claims and Sandboxes go.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use kiln_crds::{Sandbox, SandboxClaim};
-use kube::{Resource as _, ResourceExt as _, api::DeleteParams};
+use kube::{Resource as _, ResourceExt as _, api::DeleteParams, runtime::wait::await_condition};
 
 use super::{
     Space,
-    args::Remove,
     find::{Found, find},
 };
-use crate::output::say;
+use crate::{args::users::Remove, output::say};
 
 /// What a user has made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +38,7 @@ impl Kind {
     }
 }
 
-/// Deletes claims and Sandboxes.
+/// Deletes claims and Sandboxes, and waits until they and their Pods are gone.
 ///
 /// # Errors
 /// When one is not there, or is a claim's: it would be made again.
@@ -52,21 +51,44 @@ pub(crate) async fn run(space: &Space, args: &Remove) -> Result<()> {
                 None => Kind::Sandbox,
             },
         };
-        delete(space, kind, name).await?;
+        // What it owns goes before it.
+        delete(space, kind, name, &DeleteParams::foreground()).await?;
+        gone(space, kind, name).await?;
         say(&format!("{} {name:?} deleted", kind.resource()));
     }
     Ok(())
 }
 
-/// Deletes one. One that is gone is success.
+/// Waits until one is gone.
+async fn gone(space: &Space, kind: Kind, name: &str) -> Result<()> {
+    let done = match kind {
+        Kind::Claim => await_condition(space.claims(), name, is_none)
+            .await
+            .map(drop),
+        Kind::Sandbox => await_condition(space.sandboxes(), name, is_none)
+            .await
+            .map(drop),
+    };
+    done.with_context(|| format!("wait until {} {name:?} is gone", kind.word()))
+}
+
+fn is_none<K>(found: Option<&K>) -> bool {
+    found.is_none()
+}
+
+/// Has one deleted. One that is gone is success.
 ///
 /// # Errors
 /// What the apiserver answers.
-pub(crate) async fn delete(space: &Space, kind: Kind, name: &str) -> Result<()> {
-    let params = DeleteParams::background();
+pub(crate) async fn delete(
+    space: &Space,
+    kind: Kind,
+    name: &str,
+    params: &DeleteParams,
+) -> Result<()> {
     let done = match kind {
-        Kind::Claim => space.claims().delete(name, &params).await.map(drop),
-        Kind::Sandbox => space.sandboxes().delete(name, &params).await.map(drop),
+        Kind::Claim => space.claims().delete(name, params).await.map(drop),
+        Kind::Sandbox => space.sandboxes().delete(name, params).await.map(drop),
     };
     match done {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),

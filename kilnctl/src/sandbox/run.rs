@@ -6,19 +6,23 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use kiln_crds::{Sandbox, SandboxClaim};
-use kube::{ResourceExt as _, api::PostParams};
+use kube::{
+    ResourceExt as _,
+    api::{DeleteParams, PostParams},
+};
 use serde_json::{Value, json};
 
 use super::{
-    Space,
-    args::{Run, Source},
-    exec,
+    Space, exec,
     find::{sandbox_of, target},
     ready,
     remove::{self, Kind},
     signals,
 };
-use crate::output::{complain, tell};
+use crate::{
+    args::users::{Run, Source},
+    output::{complain, tell},
+};
 
 /// Prefix of generated names.
 const PREFIX: &str = "run-";
@@ -42,7 +46,7 @@ pub(crate) async fn run(space: &Space, args: &Run) -> Result<ExitCode> {
             "{} {name:?} stays; `kilnctl rm {name}` deletes it",
             kind.word()
         ));
-    } else if let Err(e) = remove::delete(space, kind, &name).await {
+    } else if let Err(e) = remove::delete(space, kind, &name, &DeleteParams::background()).await {
         complain(&format!("{} {name:?} is left: {e:#}", kind.word()));
     }
     done

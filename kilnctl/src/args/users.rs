@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args as Flags, ValueEnum};
 
-use crate::args::duration;
+use super::duration;
 
 /// A namespace.
 #[derive(Debug, Clone, Flags)]
