@@ -58,6 +58,11 @@ pub(crate) enum Command {
     /// Delete claims or sandboxes, and wait until they are gone.
     Rm(users::Remove),
 
+    /// Copy files and directories between this machine and a sandbox, which must contain `tar`.
+    ///
+    /// Links and devices are not copied from a sandbox.
+    Cp(users::Copy),
+
     /// Forward ports of this machine to a sandbox.
     PortForward(users::PortForward),
 

@@ -160,6 +160,24 @@ pub(crate) struct Remove {
 }
 
 #[derive(Debug, Flags)]
+pub(crate) struct Copy {
+    /// File or directory: a path, or NAME:PATH in a claim or sandbox.
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+
+    /// Its new path, likewise. A path that ends in a slash is a directory to put it into.
+    #[arg(value_name = "TO")]
+    pub(crate) to: String,
+
+    /// Container [default: the one that the template names, else the first].
+    #[arg(short, long)]
+    pub(crate) container: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) place: Place,
+}
+
+#[derive(Debug, Flags)]
 pub(crate) struct PortForward {
     /// Claim or sandbox.
     pub(crate) name: String,

@@ -2,6 +2,7 @@
 
 //! Commands for users of sandboxes: run, look, suspend, remove.
 
+mod copy;
 mod exec;
 mod find;
 mod forward;
@@ -97,6 +98,7 @@ pub(crate) async fn run(connection: &Connection, command: &Command) -> Result<Ex
         Command::Suspend(args) => mode::suspend(&open(&args.place).await?, args).await?,
         Command::Resume(args) => mode::resume(&open(&args.place).await?, args).await?,
         Command::Rm(args) => remove::run(&open(&args.place).await?, args).await?,
+        Command::Cp(args) => copy::run(&open(&args.place).await?, args).await?,
         Command::PortForward(args) => forward::run(&open(&args.place).await?, args).await?,
         _ => anyhow::bail!("this is no command of users"),
     }

@@ -2,6 +2,8 @@
 
 //! What `kilnctl` does with sandboxes.
 
+use std::{fs, path::Path};
+
 use anyhow::{Context as _, Result, ensure};
 use kiln_cluster::system::System;
 use kiln_tests::{
@@ -135,6 +137,20 @@ pub(crate) async fn a_claim_is_used_suspended_and_removed(env: &Env) -> Result<(
     let words = ["exec", "-i", "mine", "--", "wc", "-c"];
     let counted = kilnctl.with(&words, &"x".repeat(3_000_000)).await?;
     ensure!(counted.text().trim() == "3000000", "{counted:?}");
+
+    let (from, to) = (
+        env.private.dir().join("kilnctl-from"),
+        env.private.dir().join("kilnctl-to"),
+    );
+    fs::create_dir(&from)?;
+    fs::write(from.join("file"), "x".repeat(3_000_000))?;
+    let (from, to) = (from.display().to_string(), to.display().to_string());
+    kilnctl.says(&["cp", &from, "mine:/tmp/there"]).await?;
+    kilnctl.says(&["cp", "mine:/tmp/there", &to]).await?;
+    let back = fs::read_to_string(Path::new(&to).join("file"))?;
+    ensure!(back.len() == 3_000_000, "{}", back.len());
+    let lost = kilnctl.ends(1, &["cp", "mine:/nothing", &to]).await?;
+    ensure!(lost.errors().contains("nothing"), "{lost:?}");
 
     kilnctl.says(&["suspend", "mine"]).await?;
     let refused = kilnctl.ends(1, &["exec", "mine", "--", "true"]).await?;
