@@ -12,7 +12,7 @@ use kiln_tests::{
 };
 use serde_json::Value;
 
-use crate::env::{Env, NOTHING_WARM, Namespace};
+use crate::env::{Env, NOTHING_WARM, Namespace, get};
 
 /// What claims are made of.
 const POOL: &str = "apiVersion: extensions.agents.x-k8s.io/v1beta1
@@ -42,16 +42,18 @@ struct Kilnctl<'a> {
 }
 
 impl Kilnctl<'_> {
-    /// Runs it with something to read, and returns all of what it does.
-    async fn with(&self, words: &[&str], input: &str) -> Result<Output> {
+    fn command(&self, words: &[&str]) -> Result<Cmd> {
         let (command, rest) = words.split_first().context("no words")?;
-        Cmd::new(&tools::ours("kilnctl")?)
+        Ok(Cmd::new(&tools::ours("kilnctl")?)
             .args([command, "-n", &self.ns.name])
             .args(rest)
-            .env("KUBECONFIG", self.env.private.cluster().kubeconfig())
-            .input(input.as_bytes())
-            .output()
-            .await
+            .env("KUBECONFIG", self.env.private.cluster().kubeconfig()))
+    }
+
+    /// Runs it with something to read, and returns all of what it does.
+    async fn with(&self, words: &[&str], input: &str) -> Result<Output> {
+        let command = self.command(words)?.input(input.as_bytes());
+        command.output().await
     }
 
     /// What it prints; fails unless it ends with `code`.
@@ -151,6 +153,23 @@ pub(crate) async fn a_claim_is_used_suspended_and_removed(env: &Env) -> Result<(
     ensure!(back.len() == 3_000_000, "{}", back.len());
     let lost = kilnctl.ends(1, &["cp", "mine:/nothing", &to]).await?;
     ensure!(lost.errors().contains("nothing"), "{lost:?}");
+
+    let script = "mkdir /tmp/www; echo forwarded > /tmp/www/index.html; httpd -p 8080 -h /tmp/www";
+    kilnctl
+        .says(&["exec", "mine", "--", "sh", "-c", script])
+        .await?;
+    let log = env.private.dir().join("kilnctl-forward.log");
+    let forward = kilnctl.command(&["port-forward", "mine", "0:8080"])?;
+    let forward = forward.background(&log)?;
+    let said = forward.expect("-> 8080").await?;
+    let mut words = said.split_whitespace();
+    let address = words.find(|w| w.starts_with("127.0.0.1:"));
+    // Twice: the first connection must not be the only one.
+    for _ in 0..2 {
+        let answer = get(None, address.context("no address")?).await;
+        ensure!(answer.with_context(|| forward.text())? == "forwarded");
+    }
+    drop(forward);
 
     kilnctl.says(&["suspend", "mine"]).await?;
     let refused = kilnctl.ends(1, &["exec", "mine", "--", "true"]).await?;
