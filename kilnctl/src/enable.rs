@@ -130,7 +130,7 @@ fn decide(manifests: &[Manifest], found: &[Option<DynamicObject>], take_over: bo
     let decide = |(manifest, found): (&Manifest, &Option<DynamicObject>)| match found {
         None => Step::Apply,
         Some(found) => match Owner::of(&found.metadata) {
-            Owner::Other(owner) if manifest.kind.may_be_anybodys() => Step::Leave(owner),
+            Owner::Other(owner) if manifest.may_be_anybodys() => Step::Leave(owner),
             Owner::Other(owner) if !take_over => Step::Refuse(owner),
             _ => Step::Apply,
         },
@@ -262,12 +262,7 @@ mod tests {
         let steps = decide(&manifests, &found, false);
         for (manifest, step) in manifests.iter().zip(&steps) {
             let left = matches!(step, Step::Leave(_));
-            assert_eq!(
-                left,
-                manifest.kind.may_be_anybodys(),
-                "{}",
-                manifest.title()
-            );
+            assert_eq!(left, manifest.may_be_anybodys(), "{}", manifest.title());
             assert!(left || matches!(step, Step::Refuse(_)));
         }
         let words = refuse(&manifests, &steps, &[]).unwrap_err().to_string();

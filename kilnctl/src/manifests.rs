@@ -31,7 +31,7 @@ pub(crate) const ROUTER: &str = "sandbox-router-deployment";
 pub(crate) const AGENT: &str = "kiln-node-agent";
 
 /// In the order in which they are applied.
-const FILES: [&str; 17] = [
+const FILES: [&str; 18] = [
     include_str!("../../deploy/crds/agents.x-k8s.io_sandboxes.yaml"),
     include_str!("../../deploy/crds/extensions.agents.x-k8s.io_sandboxclaims.yaml"),
     include_str!("../../deploy/crds/extensions.agents.x-k8s.io_sandboxtemplates.yaml"),
@@ -44,6 +44,7 @@ const FILES: [&str; 17] = [
     include_str!("../../deploy/base/namespace.yaml"),
     include_str!("../../deploy/base/quota.yaml"),
     include_str!("../../deploy/base/rbac.yaml"),
+    include_str!("../../deploy/base/people.yaml"),
     include_str!("../../deploy/base/runtimeclass.yaml"),
     include_str!("../../deploy/base/admission.yaml"),
     include_str!("../../deploy/base/controller.yaml"),
@@ -87,11 +88,6 @@ impl Kind {
     /// Whether `disable` leaves objects of the kind unless it purges.
     pub(crate) fn stays(&self) -> bool {
         matches!(self.kind, "CustomResourceDefinition" | "Namespace")
-    }
-
-    /// Whether somebody else's object of a name that we use is as good as ours.
-    pub(crate) fn may_be_anybodys(&self) -> bool {
-        matches!(self.kind, "Namespace" | "RuntimeClass")
     }
 }
 
@@ -206,6 +202,13 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
+    /// Whether somebody else's object of this name is left alone: it is as good as ours, or, as the
+    /// definitions of GKE's Pod snapshots, for another controller.
+    pub(crate) fn may_be_anybodys(&self) -> bool {
+        matches!(self.kind.kind, "Namespace" | "RuntimeClass")
+            || self.is_definition() && self.name.ends_with(".podsnapshot.gke.io")
+    }
+
     fn of(mut object: Value) -> Result<Self> {
         let kind = kind_of(&object)?;
         let labels = &mut object["metadata"]["labels"];
