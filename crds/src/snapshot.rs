@@ -3,6 +3,8 @@
 //! Pod snapshots: the kinds of group `podsnapshot.gke.io` that clients of Agent Sandbox speak, and
 //! what Kiln's controller and agents write into them.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -72,6 +74,10 @@ pub struct PodSnapshotSpec {
     pub post_checkpoint: PostCheckpoint,
     /// Digest of what the Pod runs. A Pod that would run something else starts cold.
     pub pod_spec_digest: String,
+    /// The images that its containers ran, by the containers' names. A Pod that is restored runs
+    /// these, whatever their tags mean by then.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<String, String>,
     /// Name of the PodSnapshotPolicy that the snapshot was made by, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_name: Option<String>,

@@ -44,6 +44,7 @@ use serde_json::Value;
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::snapshot::Image;
 use self::{phase::Phase, snapshot::Suspension};
 use kiln_agent_api::NodeConfig;
 use kiln_host::cgroup::{Cgroup, Limits};

@@ -13,7 +13,7 @@ use kiln_agent_api::api::{
 
 use crate::{
     error::{Error, Result},
-    pod::Pod,
+    pod::{Image, Pod},
 };
 
 /// The service of one Pod.
@@ -50,8 +50,11 @@ impl Snapshots for SnapshotService {
         let pod = Arc::clone(&self.pod);
         detached(async move {
             let hold = Duration::from_millis(request.hold_milliseconds);
-            pod.snapshot(&request.pod_uid, request.dir.into(), hold)
-                .await
+            let image = Image {
+                dir: request.dir.into(),
+                room: request.room_bytes,
+            };
+            pod.snapshot(&request.pod_uid, image, hold).await
         })
         .await
     }

@@ -346,9 +346,8 @@ async fn reconcile_pod(
         None => {
             let mut wanted = pod::desired(sandbox, context.options.evict_warm_pods);
             let start = snapshot::choose(context, sandbox);
-            match (&start, &mut wanted.spec) {
-                (Start::Plain | Start::Lost(..), Some(spec)) => node::prefer_warm(context, spec),
-                _ => {}
+            if let (Start::Plain | Start::Lost(..), Some(spec)) = (&start, &mut wanted.spec) {
+                node::prefer_warm(context, spec);
             }
             snapshot::ask(&mut wanted, &start);
             let (pod, made) = create_or_find(context, &wanted)

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::owner;
 
-/// Makes the PodSnapshot `name` of a Sandbox's Pod, which is on `node`.
+/// Makes the PodSnapshot `name` of a Sandbox's Pod, which is on `node`. All of the Pod must be known.
 pub(super) fn snapshot(
     name: &str,
     sandbox: &Sandbox,
@@ -47,11 +47,25 @@ pub(super) fn snapshot(
             sandbox: of(sandbox.name_any(), sandbox.uid()),
             post_checkpoint,
             pod_spec_digest: digest(&sandbox.spec.pod_template.spec),
+            images: images(pod),
             policy_name,
             restore: None,
         },
         status: None,
     }
+}
+
+/// The images of a Pod's containers, where they are named by a digest.
+fn images(pod: &Pod) -> BTreeMap<String, String> {
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|s| s.container_statuses.as_ref());
+    let images = statuses.into_iter().flatten();
+    images
+        .filter(|container| container.image_id.contains('@'))
+        .map(|container| (container.name.clone(), container.image_id.clone()))
+        .collect()
 }
 
 /// Digest of what a Pod runs.

@@ -17,7 +17,7 @@ const CHANGING: [&str; 4] = [
 const PLAIN: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
 /// Says why no snapshot can be taken of the Pods of a Sandbox; `None` if one can.
-pub(super) fn obstacle(sandbox: &Sandbox) -> Option<String> {
+pub(super) fn ineligibility(sandbox: &Sandbox) -> Option<String> {
     let spec = &sandbox.spec.pod_template.spec;
     let claims = sandbox.spec.volume_claim_templates.iter().flatten();
     let is_shared = claims
@@ -91,15 +91,15 @@ mod tests {
 
     use super::*;
 
-    fn obstacle_of(spec: Value, claims: Value) -> Option<String> {
+    fn ineligibility_of(spec: &Value, claims: &Value) -> Option<String> {
         let sandbox = json!({
             "apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox", "metadata": {"name": "b"},
             "spec": {"podTemplate": {"spec": spec}, "volumeClaimTemplates": claims},
         });
-        obstacle(&serde_json::from_value(sandbox).unwrap())
+        ineligibility(&serde_json::from_value(sandbox).unwrap())
     }
 
-    fn with(container: Value) -> Value {
+    fn with(container: &Value) -> Value {
         let mut whole = json!({"name": "c", "image": "i"});
         for (key, value) in container.as_object().unwrap() {
             whole[key] = value.clone();
@@ -110,20 +110,20 @@ mod tests {
     #[test]
     fn what_its_next_pod_could_not_take_up_is_refused() {
         let host_path = |read_only: bool| {
-            let mut spec = with(json!({"volumeMounts": [
+            let mut spec = with(&json!({"volumeMounts": [
                 {"name": "v", "mountPath": "/v", "readOnly": read_only},
             ]}));
             spec["volumes"] = json!([{"name": "v", "hostPath": {"path": "/x"}}]);
             spec
         };
         let env = |path: &str| {
-            with(json!({"env": [{"name": "V", "valueFrom": {"fieldRef": {"fieldPath": path}}}]}))
+            with(&json!({"env": [{"name": "V", "valueFrom": {"fieldRef": {"fieldPath": path}}}]}))
         };
-        let mut network = with(json!({}));
+        let mut network = with(&json!({}));
         network["hostNetwork"] = true.into();
-        let mut users = with(json!({}));
+        let mut users = with(&json!({}));
         users["hostUsers"] = false.into();
-        let mut claim = with(json!({}));
+        let mut claim = with(&json!({}));
         claim["volumes"] = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "x"}}]);
         for (spec, word) in [
             (network, "network"),
@@ -131,27 +131,27 @@ mod tests {
             (claim, "volume v"),
             (host_path(false), "volume v"),
             (
-                with(json!({"securityContext": {"privileged": true}})),
+                with(&json!({"securityContext": {"privileged": true}})),
                 "privileged",
             ),
             (
-                with(json!({"resources": {"limits": {"nvidia.com/gpu": "1"}}})),
+                with(&json!({"resources": {"limits": {"nvidia.com/gpu": "1"}}})),
                 "nvidia.com/gpu",
             ),
             (env("status.podIP"), "variable V"),
             (env("metadata.uid"), "variable V"),
         ] {
-            let why = obstacle_of(spec.clone(), json!(null)).unwrap_or_default();
+            let why = ineligibility_of(&spec, &json!(null)).unwrap_or_default();
             assert!(why.contains(word), "{spec}: {why}");
         }
         let claims =
             json!([{"metadata": {"name": "v"}, "spec": {"accessModes": ["ReadWriteMany"]}}]);
-        assert!(obstacle_of(with(json!({})), claims).is_some());
+        assert!(ineligibility_of(&with(&json!({})), &claims).is_some());
         let own = json!([{"metadata": {"name": "v"}, "spec": {"accessModes": ["ReadWriteOnce"]}}]);
-        let mut plain = with(json!({"resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}));
+        let mut plain = with(&json!({"resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}));
         plain["volumes"] = json!([{"name": "e", "emptyDir": {}}]);
         for spec in [plain, host_path(true), env("metadata.name")] {
-            assert_eq!(obstacle_of(spec, own.clone()), None);
+            assert_eq!(ineligibility_of(&spec, &own), None);
         }
     }
 }

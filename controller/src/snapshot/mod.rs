@@ -159,9 +159,10 @@ fn of_sandbox(context: &Context, namespace: &str, uid: &str) -> Vec<Arc<Known<Po
     };
     let mut all = context.store.snapshots.find(&key);
     all.retain(|s| s.meta().deletion_timestamp.is_none() && s.spec.sandbox.uid == uid);
+    // Times are in whole seconds. Upstream's client takes the first name of those of one second.
     all.sort_by_key(|s| {
         let made = s.meta().creation_timestamp.as_ref().map(|t| t.0);
-        std::cmp::Reverse((made, s.name_any()))
+        (std::cmp::Reverse(made), s.name_any())
     });
     all
 }

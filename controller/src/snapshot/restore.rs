@@ -114,6 +114,10 @@ pub(crate) fn ask(pod: &mut Pod, start: &Start) {
         Start::From(snapshot) => {
             if let Some(spec) = &mut pod.spec {
                 bind_to(spec, &snapshot.spec.node_name);
+                for container in &mut spec.containers {
+                    let image = snapshot.spec.images.get(&container.name).cloned();
+                    container.image = image.or(container.image.take());
+                }
                 let gate = PodReadinessGate {
                     condition_type: GATE.to_owned(),
                 };

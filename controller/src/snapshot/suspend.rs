@@ -94,7 +94,7 @@ pub(crate) async fn before_suspend(
             "this cluster has no Pod snapshots".to_owned(),
         ));
     }
-    if let Some(why) = eligible::obstacle(sandbox) {
+    if let Some(why) = eligible::ineligibility(sandbox) {
         return Ok(refused(
             wish,
             format!("no snapshot can be taken of the Pod: {why}"),
@@ -103,7 +103,10 @@ pub(crate) async fn before_suspend(
     let name = name_of(pod);
     let key = Key::new(&sandbox.namespace().unwrap_or_default(), &name);
     let Some(snapshot) = context.store.snapshots.get(&key) else {
-        let wanted = build::snapshot(&name, sandbox, pod, &node, PostCheckpoint::Stop, None);
+        let Some(whole) = context.fetch::<Pod>(&Key::of(pod)).await? else {
+            return Ok(Suspend::Delete { lost: None });
+        };
+        let wanted = build::snapshot(&name, sandbox, &whole, &node, PostCheckpoint::Stop, None);
         match context.create(&wanted).await {
             Err(e) if !error::is_conflict(&e) => return Err(e.into()),
             _ => return Ok(Suspend::Wait),

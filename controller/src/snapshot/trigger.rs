@@ -13,7 +13,7 @@ use kiln_crds::{PodSnapshotManualTrigger, PodSnapshotPolicy, Sandbox, TriggerTyp
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::json;
 
-use super::{build, eligible, outcome};
+use super::{build, eligible, outcome, snapshots_of};
 use crate::{
     cache::Key,
     context::Context,
@@ -51,8 +51,9 @@ pub(crate) async fn reconcile(context: &Context, key: &Key, lane: Lane) -> Resul
     let done = match &snapshot {
         Some(snapshot) => outcome(snapshot),
         None => match begin(context, &trigger, &name, lane).await? {
-            Ok(()) => None,
-            Err(why) => Some(Err(why)),
+            Begun::Made => None,
+            Begun::TooSoon(left) => return Ok(Outcome::Again(left)),
+            Begun::Refused(why) => Some(Err(why)),
         },
     };
     let left = PATIENCE.saturating_sub(age(&*trigger, Timestamp::now()));
@@ -67,43 +68,62 @@ pub(crate) async fn reconcile(context: &Context, key: &Key, lane: Lane) -> Resul
     }
 }
 
+/// What came of an attempt to make a PodSnapshot.
+enum Begun {
+    Made,
+    /// Its Sandbox had one made within this second.
+    TooSoon(Duration),
+    /// There can be none, for this reason.
+    Refused(String),
+}
+
+/// Least time between two snapshots of a Sandbox: the newest is told by the second that it was made in.
+const SPACING: Duration = Duration::from_millis(1100);
+
 /// Makes the PodSnapshot, or says why there can be none.
 async fn begin(
     context: &Context,
     trigger: &PodSnapshotManualTrigger,
     name: &str,
     lane: Lane,
-) -> Result<std::result::Result<(), String>> {
+) -> Result<Begun> {
+    let refused = |why: String| Ok(Begun::Refused(why));
     let namespace = trigger.namespace().unwrap_or_default();
     let target = &trigger.spec.target_pod;
     let key = Key::new(&namespace, target);
     let Some(pod) = context.store.pods.get(&key) else {
-        return Ok(Err(format!(
-            "Pod {target} is not there, or is no Sandbox's"
-        )));
+        return refused(format!("Pod {target} is not there, or is no Sandbox's"));
     };
     let Some(sandbox) = sandbox_of(context, &pod, lane).await? else {
-        return Ok(Err(format!("Pod {target} is no Sandbox's")));
+        return refused(format!("Pod {target} is no Sandbox's"));
     };
-    let pod = context.whole(&pod, lane).await?;
+    if let Some(last) = snapshots_of(context, &sandbox).first() {
+        let left = SPACING.saturating_sub(age(&**last, Timestamp::now()));
+        if !left.is_zero() {
+            return Ok(Begun::TooSoon(left));
+        }
+    }
+    let Some(pod) = context.fetch::<Pod>(&key).await? else {
+        return refused(format!("Pod {target} is gone"));
+    };
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
     let Some(node) = node.filter(|_| phase == Some("Running")) else {
-        return Ok(Err(format!("Pod {target} does not run")));
+        return refused(format!("Pod {target} does not run"));
     };
     let policy = match policy_for(context, &pod) {
         Ok(policy) => policy,
-        Err(why) => return Ok(Err(why)),
+        Err(why) => return refused(why),
     };
-    if let Some(why) = eligible::obstacle(&sandbox) {
-        return Ok(Err(format!("no snapshot can be taken of the Pod: {why}")));
+    if let Some(why) = eligible::ineligibility(&sandbox) {
+        return refused(format!("no snapshot can be taken of the Pod: {why}"));
     }
     let after = policy.spec.trigger_config.post_checkpoint;
     let policy = Some(policy.name_any());
     let wanted = build::snapshot(name, &sandbox, &pod, &node, after, policy);
     match context.create(&wanted).await {
         Err(e) if !error::is_conflict(&e) => Err(e.into()),
-        _ => Ok(Ok(())),
+        _ => Ok(Begun::Made),
     }
 }
 

@@ -164,7 +164,7 @@ impl Snapshots {
         let pod_uid = &of.spec.pod.uid;
         let shim = Shim::connect(&self.shims, pod_uid).await.map_err(failed)?;
         let asked = Instant::now();
-        let answer = shim.checkpoint(&image).await.map_err(failed)?;
+        let answer = shim.checkpoint(&image, room).await.map_err(failed)?;
         let is_stopped = of.spec.post_checkpoint == PostCheckpoint::Stop;
         let taken = Taken {
             pod_uid: pod_uid.clone(),

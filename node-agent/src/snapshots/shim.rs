@@ -58,15 +58,21 @@ impl Shim {
         })
     }
 
-    /// Pauses the Pod and writes an image of it into `dir`. The Pod stays paused for two minutes
+    /// Pauses the Pod and writes an image of it into `dir`, unless it uses more memory than `room`
+    /// bytes. The Pod stays paused for two minutes
     /// at most.
     ///
     /// # Errors
     /// [`ShimError::Refused`]; the Pod goes on then.
-    pub(super) async fn checkpoint(&self, dir: &Path) -> Result<CheckpointResponse, ShimError> {
+    pub(super) async fn checkpoint(
+        &self,
+        dir: &Path,
+        room: u64,
+    ) -> Result<CheckpointResponse, ShimError> {
         let request = CheckpointRequest {
             pod_uid: self.pod_uid.clone(),
             dir: dir.to_string_lossy().into_owned(),
+            room_bytes: room,
             hold_milliseconds: u64::try_from(HOLD.as_millis()).unwrap_or(u64::MAX),
             ..CheckpointRequest::default()
         };

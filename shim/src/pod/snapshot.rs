@@ -41,21 +41,28 @@ pub(super) enum Suspension {
     Ended,
 }
 
+/// Where an image is to be written.
+pub(crate) struct Image {
+    /// An empty directory.
+    pub(crate) dir: PathBuf,
+    /// How many bytes it may have.
+    pub(crate) room: u64,
+}
+
 impl Pod {
-    /// Pauses the Pod `uid` and writes an image of it into the directory `dir`. It goes on after
-    /// `hold` unless [`finish`](Self::finish) comes before.
+    /// Pauses the Pod `uid` and writes an image of it. It goes on after `hold` unless [`finish`](Self::finish) comes before.
     ///
     /// # Errors
     /// When no image can be taken of it; it goes on then.
-    pub async fn snapshot(
+    pub(crate) async fn snapshot(
         self: &Arc<Self>,
         uid: &str,
-        dir: PathBuf,
+        image: Image,
         hold: Duration,
     ) -> Result<CheckpointResponse> {
         let sandbox = self.sandbox_of(uid)?;
         self.shift(&[Suspension::Runs], Suspension::Checkpointing)?;
-        match self.write_image(&sandbox, dir).await {
+        match self.write_image(&sandbox, image).await {
             Ok(answer) => {
                 self.shift(&[Suspension::Checkpointing], Suspension::Paused)?;
                 let pod = Arc::clone(self);
@@ -79,7 +86,7 @@ impl Pod {
     ///
     /// # Errors
     /// When it is not paused by one.
-    pub async fn finish(self: &Arc<Self>, uid: &str, stop: bool) -> Result<()> {
+    pub(crate) async fn finish(self: &Arc<Self>, uid: &str, stop: bool) -> Result<()> {
         let sandbox = self.sandbox_of(uid)?;
         if !stop {
             self.shift(&[Suspension::Paused], Suspension::Runs)?;
@@ -155,14 +162,21 @@ impl Pod {
         Ok(())
     }
 
-    async fn write_image(&self, sandbox: &Sandbox, dir: PathBuf) -> Result<CheckpointResponse> {
-        let (containers, execs) = self.look_for_obstacles(sandbox)?;
+    async fn write_image(&self, sandbox: &Sandbox, image: Image) -> Result<CheckpointResponse> {
+        let (containers, execs) = self.check_restorable(sandbox)?;
+        let used = sandbox.cgroup.usage().memory;
+        if used > image.room {
+            let Image { room, .. } = image;
+            let message =
+                format!("the Pod uses {used} bytes of memory, and there is room for {room}");
+            return Err(Error::InvalidArgument(message));
+        }
         let record = &sandbox.runtime_record;
         let runtime = restore::describe(record.binary.clone(), record.flags.clone()).await?;
         let id = sandbox.runtime_id();
         sandbox.runtime.pause(id).await?;
         let opts = CheckpointOpts {
-            image: dir,
+            image: image.dir,
             // A checkpoint that fails would else end the sandbox all the same.
             leave_running: true,
         };
@@ -181,7 +195,7 @@ impl Pod {
 
     /// Returns the names of the containers and the number of execs, if there is nothing that could
     /// not be restored.
-    fn look_for_obstacles(&self, sandbox: &Sandbox) -> Result<(Vec<String>, u32)> {
+    fn check_restorable(&self, sandbox: &Sandbox) -> Result<(Vec<String>, u32)> {
         let refuse = |why: String| Err(Error::InvalidArgument(why));
         if sandbox.network == Network::Host {
             return refuse("the Pod is on the host's network".to_owned());
