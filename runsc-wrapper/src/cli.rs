@@ -165,8 +165,8 @@ impl Cli {
         Ok(())
     }
 
-    /// Restores a created container from the checkpoint in `image`; pages that nobody needs yet
-    /// are loaded afterwards.
+    /// Restores a created container from the checkpoint in `image`, by a command that sees `overlay`
+    /// as the sandbox's own network namespace.
     pub(crate) async fn restore(
         &self,
         id: &ContainerId,
@@ -182,7 +182,7 @@ impl Cli {
             call = call.cover(overlay);
         }
         let call = call.arg("--image-path").arg(image);
-        call.args(["--detach", "--background"]).id().run().await?;
+        call.arg("--detach").id().run().await?;
         Ok(())
     }
 

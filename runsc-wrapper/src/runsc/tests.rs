@@ -216,7 +216,7 @@ async fn command_lines_are_what_runsc_expects() {
             "kill --pid 7 c 9",
             "pause c",
             "resume c",
-            "checkpoint --image-path /i --leave-running c",
+            "checkpoint --image-path /i --compression=none --leave-running c",
             "features",
         ]
     );

@@ -82,6 +82,11 @@ impl Pod {
             .runtime
             .restore(container.runtime_id(), image, stdio);
         let restored = restored.await;
+        if restored.is_err() {
+            // Nothing can be started in it any more, and not every release ends it.
+            let killed = sandbox.runtime.kill_sandbox(sandbox.runtime_id()).await;
+            killed.inspect_err(|e| warn!("{e}")).ok();
+        }
         if let Some(restore) = &sandbox.restore {
             match (&restored, &container.name) {
                 (Err(e), _) => restore.failed(&e.to_string()),

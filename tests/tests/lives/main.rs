@@ -8,6 +8,7 @@ mod hangup;
 mod life;
 mod old;
 mod restore;
+mod snapshots;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,11 @@ fn main() -> ExitCode {
     );
     for_each_runtime!(cases, frugal: one_process_and_one_thread, nothing_grows_with_execs, a_container_of_its_own_has_its_limits);
     for_each_runtime!(cases, restore: a_container_goes_on_from_its_checkpoint, a_pod_goes_on_from_its_checkpoint);
+    for_each_runtime!(
+        cases, snapshots: a_pod_goes_on_after_its_snapshot, a_stopped_pod_is_told_to_run_until_its_end_is_asked_for,
+        a_checkpoint_that_fails_leaves_the_pod_running, what_could_not_come_back_is_not_snapshotted,
+        a_pod_comes_back_from_what_the_agent_gives,
+    );
     cases.add(
         "runsc::a_pod_takes_few_commands",
         frugal::a_pod_takes_few_commands,
