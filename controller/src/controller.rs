@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Service};
-use kiln_crds::{PodSnapshotPolicy, PodSnapshotStorageConfig, keys};
+use kiln_crds::{PodSnapshotStorageConfig, keys};
 
 use crate::{
     claim,
@@ -80,7 +80,9 @@ impl Controller {
         watches.start(None, self, |c, change| {
             snapshot::trigger_changed(&c.context, change);
         });
-        watches.start::<PodSnapshotPolicy, _>(None, self, |_, _| {});
+        watches.start(None, self, |c, change| {
+            snapshot::policy_changed(&c.context, change);
+        });
         watches.start::<PodSnapshotStorageConfig, _>(None, self, |_, _| {});
     }
 

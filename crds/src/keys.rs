@@ -53,6 +53,8 @@ pub const ON_SUSPEND: &str = "kiln.dev/on-suspend";
 /// Annotation of a Sandbox's Pod: name of the PodSnapshot that it is to be restored from. It gives
 /// no right to one.
 pub const RESTORE: &str = "kiln.dev/restore-snapshot";
+/// Annotation of a Sandbox's Pod: digest of the Pod template that it was made from.
+pub const POD_SPEC_DIGEST: &str = "kiln.dev/pod-spec-digest";
 /// Annotation of a Sandbox's Pod: why the memory of the Pod before it is lost, as `REASON: message`.
 pub const MEMORY_LOST: &str = "kiln.dev/memory-lost";
 /// Annotation of a Pod template: name of the PodSnapshot that a client wants restored.

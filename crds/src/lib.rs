@@ -44,9 +44,9 @@ pub use snapshot::{
     GcsStorage, GroupByLabelValue, GroupRetentionPolicy, LocalStorage, PodSnapshot,
     PodSnapshotManualTrigger, PodSnapshotManualTriggerSpec, PodSnapshotManualTriggerStatus,
     PodSnapshotPolicy, PodSnapshotPolicySpec, PodSnapshotSpec, PodSnapshotStatus,
-    PodSnapshotStorageConfig, PodSnapshotStorageConfigSpec, PodSnapshotStorageConfigStatus,
-    PostCheckpoint, RestoreInto, RestoreOutcome, RetentionConfig, SnapshotCreated,
-    SnapshotGroupingRules, SnapshotOf, SnapshotStorageConfig, TriggerConfig, TriggerType,
+    PodSnapshotStorageConfig, PodSnapshotStorageConfigSpec, PostCheckpoint, RestoreInto,
+    RestoreOutcome, RetentionConfig, SnapshotCreated, SnapshotGroupingRules, SnapshotOf,
+    SnapshotStorageConfig, TriggerConfig, TriggerType,
 };
 pub use template::{
     InjectionPolicy, NetworkPolicyManagement, NetworkPolicyRules, SandboxTemplate,

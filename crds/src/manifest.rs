@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use crate::{
     PodSnapshot, PodSnapshotManualTrigger, PodSnapshotManualTriggerSpec,
     PodSnapshotManualTriggerStatus, PodSnapshotPolicy, PodSnapshotPolicySpec, PodSnapshotSpec,
-    PodSnapshotStatus, PodSnapshotStorageConfig, PodSnapshotStorageConfigSpec,
-    PodSnapshotStorageConfigStatus, Sandbox, SandboxClaim, SandboxClaimSpec, SandboxClaimStatus,
-    SandboxNode, SandboxNodeSpec, SandboxNodeStatus, SandboxSpec, SandboxStatus, SandboxTemplate,
-    SandboxTemplateSpec, SandboxWarmPool, SandboxWarmPoolSpec, SandboxWarmPoolStatus, schema,
+    PodSnapshotStatus, PodSnapshotStorageConfig, PodSnapshotStorageConfigSpec, Sandbox,
+    SandboxClaim, SandboxClaimSpec, SandboxClaimStatus, SandboxNode, SandboxNodeSpec,
+    SandboxNodeStatus, SandboxSpec, SandboxStatus, SandboxTemplate, SandboxTemplateSpec,
+    SandboxWarmPool, SandboxWarmPoolSpec, SandboxWarmPoolStatus, schema,
 };
 
 /// Volume claims stay what they were when the Sandbox was made, since theirs are made just then.
@@ -281,9 +281,7 @@ fn snapshot_policy() -> Manifest {
 }
 
 fn storage_config() -> Manifest {
-    let columns = json!([column("Ready", "string", &ready("status")), age()]);
-    let status = schema::of::<PodSnapshotStorageConfigStatus>();
-    let mut version = v1::<PodSnapshotStorageConfigSpec>(Some(status), columns);
+    let mut version = v1::<PodSnapshotStorageConfigSpec>(None, json!([age()]));
     let storage = &mut version.spec["properties"]["snapshotStorageConfig"];
     rule(
         storage,

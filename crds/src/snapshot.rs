@@ -211,7 +211,8 @@ pub enum TriggerType {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RetentionConfig {
-    /// How long a snapshot is kept after it was taken or restored, such as `72h`; for ever without.
+    /// How long a snapshot is kept after it was taken, such as `72h`; without it, as long as its
+    /// Sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_access_timeout: Option<String>,
 }
@@ -220,8 +221,7 @@ pub struct RetentionConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotGroupingRules {
-    /// Snapshots of Pods whose labels have the same values belong together. Those of different
-    /// Sandboxes never do.
+    /// Snapshots of one Sandbox and policy belong together, whatever the labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_by_label_value: Option<GroupByLabelValue>,
 }
@@ -253,7 +253,6 @@ pub struct GroupRetentionPolicy {
     group = "podsnapshot.gke.io",
     version = "v1",
     kind = "PodSnapshotStorageConfig",
-    status = "PodSnapshotStorageConfigStatus",
     derive = "Default",
     derive = "PartialEq"
 )]
@@ -287,16 +286,4 @@ pub struct GcsStorage {
     /// Path in the bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-}
-
-/// Whether snapshots can be kept as a PodSnapshotStorageConfig says.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PodSnapshotStorageConfigStatus {
-    /// `Ready`: False with the reason if the storage is not supported.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub conditions: Vec<Condition>,
-    /// The generation of the spec that this status is about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
 }

@@ -349,7 +349,9 @@ async fn reconcile_pod(
             if let (Start::Plain | Start::Lost(..), Some(spec)) = (&start, &mut wanted.spec) {
                 node::prefer_warm(context, spec);
             }
-            snapshot::ask(&mut wanted, &start);
+            if context.snapshots {
+                snapshot::ask(&mut wanted, sandbox, &start);
+            }
             let (pod, made) = create_or_find(context, &wanted)
                 .await
                 .map_err(|e| Error::PodNotMade(Box::new(e)))?;

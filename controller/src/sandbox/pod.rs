@@ -132,6 +132,7 @@ fn is_reserved(key: &str) -> bool {
         || key.starts_with("extensions.agents.x-k8s.io/")
         || [
             keys::MEMORY_LOST,
+            keys::POD_SPEC_DIGEST,
             keys::RESTORE,
             keys::TRACE_CONTEXT,
             keys::SANDBOX_NAME_DIGEST,

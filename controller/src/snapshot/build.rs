@@ -46,7 +46,7 @@ pub(super) fn snapshot(
             pod: of(pod.name_any(), pod.uid()),
             sandbox: of(sandbox.name_any(), sandbox.uid()),
             post_checkpoint,
-            pod_spec_digest: digest(&sandbox.spec.pod_template.spec),
+            pod_spec_digest: pod_digest(sandbox, pod),
             images: images(pod),
             policy_name,
             restore: None,
@@ -68,7 +68,13 @@ fn images(pod: &Pod) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Digest of what a Pod runs.
+/// Digest of what a Pod runs: its Sandbox's template may say something else by now.
+fn pod_digest(sandbox: &Sandbox, pod: &Pod) -> String {
+    let noted = pod.annotations().get(keys::POD_SPEC_DIGEST).cloned();
+    noted.unwrap_or_else(|| digest(&sandbox.spec.pod_template.spec))
+}
+
+/// Digest of a Pod template.
 pub(super) fn digest(spec: &PodSpec) -> String {
     let text = serde_json::to_vec(spec).unwrap_or_default();
     let digest = Sha256::digest(text);

@@ -6,11 +6,12 @@ use k8s_openapi::api::core::v1::{Container, PodSpec};
 use kiln_crds::Sandbox;
 
 /// Fields of a Pod that its next one has otherwise. A process has read them by then.
-const CHANGING: [&str; 4] = [
+const CHANGING: [&str; 5] = [
     "status.podIP",
     "status.podIPs",
     "metadata.uid",
     "status.hostIP",
+    "status.hostIPs",
 ];
 
 /// Resources that are no devices.
@@ -28,6 +29,12 @@ pub(super) fn ineligibility(sandbox: &Sandbox) -> Option<String> {
     }
     if spec.host_network == Some(true) {
         return Some("it is on the node's network".to_owned());
+    }
+    if spec.host_pid == Some(true) || spec.host_ipc == Some(true) {
+        return Some("it shares processes or IPC with the node".to_owned());
+    }
+    if spec.resource_claims.iter().flatten().next().is_some() {
+        return Some("it has devices by resource claims".to_owned());
     }
     if spec.host_users == Some(false) {
         return Some("it has a user namespace".to_owned());
@@ -66,6 +73,9 @@ fn of_container(container: &Container) -> Option<String> {
     let context = container.security_context.as_ref();
     if context.and_then(|c| c.privileged) == Some(true) {
         return Some(format!("container {name} is privileged"));
+    }
+    if container.volume_devices.iter().flatten().next().is_some() {
+        return Some(format!("container {name} has a block device"));
     }
     let resources = container.resources.as_ref();
     let limits = resources.and_then(|r| r.limits.as_ref());
@@ -137,6 +147,10 @@ mod tests {
             (
                 with(&json!({"resources": {"limits": {"nvidia.com/gpu": "1"}}})),
                 "nvidia.com/gpu",
+            ),
+            (
+                with(&json!({"volumeDevices": [{"name": "v", "devicePath": "/dev/x"}]})),
+                "block device",
             ),
             (env("status.podIP"), "variable V"),
             (env("metadata.uid"), "variable V"),

@@ -25,27 +25,45 @@ use jiff::{SignedDuration, Timestamp};
 use kiln_crds::{PodSnapshot, PodSnapshotPolicy, Sandbox, keys};
 use kube::{Client, Resource as _, ResourceExt as _, api::DeleteParams};
 use serde_json::json;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     cache::{IndexKey, Key},
     condition,
     context::Context,
-    error::Result,
+    error::{self, Result},
     known::Known,
     queue::Outcome,
 };
 pub(crate) use restore::{Start, ask, authorize, choose, memory_kept, open_gate};
 pub(crate) use suspend::{Suspend, before_suspend, forget_failed};
 pub(crate) use trigger::reconcile as reconcile_trigger;
-pub(crate) use triggers::{changed, trigger_changed};
+pub(crate) use triggers::{changed, policy_changed, trigger_changed};
+
+/// How often it is looked whether the node of a snapshot that is being deleted is still there.
+const NODE: Duration = Duration::from_secs(30);
+
+/// How often, and with which pauses, the apiserver is asked for its kinds at a start.
+const TRIES: usize = 10;
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Whether the cluster has Pod snapshots that are ours to make: GKE's add-on has kinds of the same
 /// names.
 pub(crate) async fn are_ours(client: &Client) -> bool {
     let group = format!("{}/{}", PodSnapshot::group(&()), PodSnapshot::version(&()));
-    let found = client.list_api_group_resources(&group).await;
-    let kinds = found.map(|list| list.resources).unwrap_or_default();
+    let mut kinds = Vec::new();
+    for _ in 0..TRIES {
+        match client.list_api_group_resources(&group).await {
+            Ok(list) => kinds = list.resources,
+            Err(e) if error::is_not_found(&e) => {}
+            Err(e) => {
+                warn!("ask for the kinds of {group}: {e}");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        }
+        break;
+    }
     let is_ours =
         |categories: &Vec<String>| categories.iter().any(|c| c == keys::SNAPSHOT_CATEGORY);
     let ours = kinds.iter().any(|kind| {
@@ -94,7 +112,7 @@ async fn release(context: &Context, snapshot: &Known<PodSnapshot>) -> Result<Out
     let status = snapshot.status.clone().unwrap_or_default();
     let node = Key::new("", &snapshot.spec.node_name);
     if !status.files_removed && context.store.nodes.get(&node).is_some() {
-        return Ok(Outcome::Done);
+        return Ok(Outcome::Again(NODE));
     }
     let Some(whole) = context.fetch::<PodSnapshot>(&Key::of(snapshot)).await? else {
         return Ok(Outcome::Done);

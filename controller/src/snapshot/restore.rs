@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
-        NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod,
+        NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodCondition,
         PodReadinessGate, PodSpec,
     },
     apimachinery::pkg::apis::meta::v1::Condition,
@@ -29,7 +29,6 @@ use crate::{
     context::Context,
     error::Result,
     known::Known,
-    pool::plan::age,
     request::FIELD_MANAGER,
 };
 
@@ -68,11 +67,16 @@ pub(crate) fn choose(context: &Context, sandbox: &Sandbox) -> Start {
     if let Some((reason, message)) = lost(sandbox) {
         return Start::Lost(reason, message);
     }
-    if !context.snapshots || !was_suspended(sandbox) {
+    if !context.snapshots {
         return Start::Plain;
     }
     let mut all = snapshots_of(context, sandbox);
     all.retain(|snapshot| is_ready(snapshot));
+    // A Sandbox that ran again before its suspension was through has no condition that says so.
+    let is_left = |s: &PodSnapshot| is_of_suspension(s) && s.spec.restore.is_none();
+    if !was_suspended(sandbox) && !all.iter().any(|snapshot| is_left(snapshot)) {
+        return Start::Plain;
+    }
     let annotations = sandbox.spec.pod_template.metadata.annotations.as_ref();
     let named = annotations.and_then(|a| a.get(keys::SNAPSHOT_NAME));
     let found = match named {
@@ -106,8 +110,11 @@ fn lost(sandbox: &Sandbox) -> Option<(&'static str, String)> {
     is_lost.then(|| (NOT_ELIGIBLE, kept.message.clone()))
 }
 
-/// Has a Pod that is about to be made be restored, or say why it is not.
-pub(crate) fn ask(pod: &mut Pod, start: &Start) {
+/// Has a Pod that is about to be made be restored, or say why it is not, and what it is made from.
+pub(crate) fn ask(pod: &mut Pod, sandbox: &Sandbox, start: &Start) {
+    let digest = build::digest(&sandbox.spec.pod_template.spec);
+    pod.annotations_mut()
+        .insert(keys::POD_SPEC_DIGEST.to_owned(), digest);
     let (key, value) = match start {
         Start::Plain => return,
         Start::Lost(reason, message) => (keys::MEMORY_LOST, format!("{reason}: {message}")),
@@ -190,10 +197,18 @@ pub(crate) async fn open_gate(
     sandbox: &Sandbox,
     pod: &Pod,
 ) -> Result<Option<Duration>> {
-    if !pod.annotations().contains_key(keys::RESTORE) || is_true(pod, GATE) {
+    if !pod.annotations().contains_key(keys::RESTORE) {
         return Ok(None);
     }
     let snapshot = asked(context, sandbox, pod);
+    if find(pod, GATE).is_some() {
+        // What a suspension has taken is for one resume.
+        if let Some(snapshot) = snapshot.filter(|s| is_of_suspension(s)) {
+            let params = DeleteParams::default();
+            context.delete(snapshot.outline(), params).await?;
+        }
+        return Ok(None);
+    }
     let status = snapshot.as_ref().and_then(|s| s.status.as_ref());
     let uid = pod.uid().unwrap_or_default();
     let word = status
@@ -202,9 +217,11 @@ pub(crate) async fn open_gate(
     let failure = match word {
         Some(word) => word.failure,
         None if snapshot.is_none() => Some("the snapshot was deleted".to_owned()),
-        None if !is_true(pod, "ContainersReady") => return Ok(None),
-        None if age(pod, Timestamp::now()) < WORD => return Ok(Some(WORD)),
-        None => Some("its node has not said what came of the restore".to_owned()),
+        None => match find(pod, "ContainersReady").map(since) {
+            None => return Ok(None),
+            Some(since) if since < WORD => return Ok(Some(WORD)),
+            Some(_) => Some("its node has not said what came of the restore".to_owned()),
+        },
     };
     let name = pod
         .annotations()
@@ -227,11 +244,6 @@ pub(crate) async fn open_gate(
     let _writing = context.metrics.write::<Pod>("PATCH", "status");
     pods.patch_status(&pod.name_any(), &params, &Patch::Strategic(patch))
         .await?;
-    // What a suspension has taken is for one resume.
-    if let Some(snapshot) = snapshot.filter(|s| is_of_suspension(s)) {
-        let params = DeleteParams::default();
-        context.delete(snapshot.outline(), params).await?;
-    }
     Ok(None)
 }
 
@@ -242,10 +254,20 @@ fn pod_condition(kind: &str, status: &str, reason: &str, message: &str) -> Value
     })
 }
 
-fn is_true(pod: &Pod, kind: &str) -> bool {
+/// A condition of a Pod that is true.
+fn find<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
     let mut conditions = conditions.into_iter().flatten();
-    conditions.any(|c| c.type_ == kind && c.status == "True")
+    conditions.find(|c| c.type_ == kind && c.status == "True")
+}
+
+/// How long a condition has been as it is.
+fn since(condition: &PodCondition) -> Duration {
+    let changed = condition.last_transition_time.as_ref();
+    let since = changed.map(|time| Timestamp::now().duration_since(time.0));
+    since
+        .and_then(|since| Duration::try_from(since).ok())
+        .unwrap_or_default()
 }
 
 /// Whether the memory of a Sandbox was kept, by what its Pod says.

@@ -2,7 +2,7 @@
 
 //! Work that a change of a snapshot or a trigger makes.
 
-use kiln_crds::{PodSnapshot, PodSnapshotManualTrigger};
+use kiln_crds::{PodSnapshot, PodSnapshotManualTrigger, PodSnapshotPolicy};
 use kube::ResourceExt as _;
 
 use crate::{
@@ -25,6 +25,17 @@ pub(crate) fn changed(context: &Context, change: &Change<'_, PodSnapshot>) {
     };
     for trigger in context.store.triggers.find(&trigger) {
         context.add(WorkKind::Trigger, Key::of(&*trigger));
+    }
+}
+
+/// Has the snapshots looked at that a policy is for.
+pub(crate) fn policy_changed(context: &Context, change: &Change<'_, PodSnapshotPolicy>) {
+    let policy = change.object();
+    for snapshot in context.store.snapshots.all() {
+        let name = snapshot.spec.policy_name.as_deref();
+        if snapshot.namespace() == policy.namespace() && name == Some(&policy.name_any()) {
+            context.add(WorkKind::Snapshot, Key::of(&*snapshot));
+        }
     }
 }
 

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         snapshot::a_client_has_a_sandbox_snapshotted_and_restored,
         snapshot::a_suspension_waits_for_its_snapshot,
         snapshot::what_cannot_be_restored_starts_cold_and_says_why,
+        snapshot::what_a_pod_ran_counts_and_not_what_its_template_says,
         snapshot::a_trigger_says_why_there_is_no_snapshot,
         pool::one_holds_what_its_spec_says,
         pool::one_follows_its_scale,

@@ -252,6 +252,36 @@ pub(crate) async fn what_cannot_be_restored_starts_cold_and_says_why(env: &Env) 
     Ok(())
 }
 
+pub(crate) async fn what_a_pod_ran_counts_and_not_what_its_template_says(env: &Env) -> Result<()> {
+    let ns = env.namespace().await?;
+    let wish = json!({keys::ON_SUSPEND: "snapshot"});
+    let old = sandbox(env, &ns, "box", wish.clone()).await?;
+    let image = json!({"spec": {"podTemplate": {"spec": {
+        "containers": [{"name": "main", "image": "pause:2"}],
+    }}}});
+    ns.patch::<Sandbox>("box", image).await?;
+    mode(&ns, "box", "Suspended").await?;
+    let snapshot = asked(&ns, &old).await?.name_any();
+    report(&ns, &snapshot, ready("True", "AllSnapshotsAvailable")).await?;
+    ns.until_condition::<Sandbox>("box", "Suspended", "True")
+        .await?;
+    mode(&ns, "box", "Running").await?;
+    ns.until_condition::<Sandbox>("box", "MemoryKept", "False TemplateChanged")
+        .await?;
+
+    // One that is to run again before it was suspended is restored all the same.
+    let old = sandbox(env, &ns, "quick", wish).await?;
+    mode(&ns, "quick", "Suspended").await?;
+    let snapshot = asked(&ns, &old).await?.name_any();
+    mode(&ns, "quick", "Running").await?;
+    ns.until_condition::<Sandbox>("quick", "Suspended", "False NotSuspended")
+        .await?;
+    report(&ns, &snapshot, ready("True", "AllSnapshotsAvailable")).await?;
+    let pod = next_pod(&ns, &old).await?;
+    let restore = annotation(&pod, keys::RESTORE);
+    same("annotation", &restore, &Some(&*snapshot))
+}
+
 pub(crate) async fn a_trigger_says_why_there_is_no_snapshot(env: &Env) -> Result<()> {
     let ns = env.namespace().await?;
     sandbox(env, &ns, "box", json!({})).await?;
