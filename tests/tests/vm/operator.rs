@@ -30,7 +30,7 @@ pub(crate) async fn a_node_is_enabled(node: &Node) -> Result<()> {
     let missing = missing(&checks.out)?;
     ensure!(checks.code == 0 && missing.is_empty(), "{checks:?}");
     // What the node had is still there.
-    let runc = "containerd config dump | grep -q 'SystemdCgroup = true'";
+    let runc = "$(readlink /proc/$(systemctl show -P MainPID containerd)/exe) config dump | grep -q 'SystemdCgroup = true'";
     node.sh(runc).await.map(drop)
 }
 
