@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! Where the agent finds the shim of a Pod.
+//! Links by which the agent finds the shim of a Pod.
 //!
 //! A shim leaves a symbolic link `pod-UID` in the directory of its sandbox, which leads to the
 //! socket that it serves. It goes with that directory.

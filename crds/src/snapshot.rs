@@ -27,7 +27,7 @@ pub struct PodSnapshotManualTriggerSpec {
     pub target_pod: String,
 }
 
-/// What became of a request for a snapshot.
+/// Outcome of a request for a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSnapshotManualTriggerStatus {
@@ -104,18 +104,18 @@ pub struct RestoreInto {
     pub pod_uid: String,
 }
 
-/// What happens to a Pod after its snapshot.
+/// Fate of a Pod after its snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PostCheckpoint {
-    /// It goes on.
+    /// The Pod goes on.
     #[default]
     Resume,
-    /// It is stopped: nothing that it does after the snapshot is lost.
+    /// The Pod is stopped: nothing that it does after the snapshot is lost.
     Stop,
 }
 
-/// What a node's agent reports of a snapshot.
+/// Report of a node's agent about a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSnapshotStatus {
@@ -135,7 +135,7 @@ pub struct PodSnapshotStatus {
     /// Number of processes started by exec, which are not restored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_execs: Option<i32>,
-    /// What became of the last restore.
+    /// Outcome of the last restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<RestoreOutcome>,
     /// Whether the node has removed the files of a snapshot that is being deleted.
@@ -143,7 +143,7 @@ pub struct PodSnapshotStatus {
     pub files_removed: bool,
 }
 
-/// What became of a restore.
+/// Outcome of a restore.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RestoreOutcome {
@@ -172,7 +172,7 @@ pub struct PodSnapshotPolicySpec {
     /// The Pods, by their labels.
     #[serde(default)]
     pub selector: LabelSelector,
-    /// What makes a snapshot, and what happens to the Pod after it.
+    /// Who asks for snapshots, and what happens to the Pod after one.
     #[serde(default)]
     pub trigger_config: TriggerConfig,
     /// How long snapshots are kept.
@@ -183,7 +183,7 @@ pub struct PodSnapshotPolicySpec {
     pub snapshot_grouping_rules: Option<SnapshotGroupingRules>,
 }
 
-/// What makes a snapshot.
+/// Who asks for snapshots, and what happens to the Pod after one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TriggerConfig {
@@ -191,7 +191,7 @@ pub struct TriggerConfig {
     /// supported.
     #[serde(rename = "type", default)]
     pub kind: TriggerType,
-    /// What happens to the Pod after its snapshot.
+    /// Whether the Pod goes on after its snapshot (`resume`, the default) or is stopped (`stop`).
     #[serde(default)]
     pub post_checkpoint: PostCheckpoint,
 }
@@ -258,11 +258,11 @@ pub struct GroupRetentionPolicy {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PodSnapshotStorageConfigSpec {
-    /// Where snapshots are kept.
+    /// The place.
     pub snapshot_storage_config: SnapshotStorageConfig,
 }
 
-/// Where snapshots are kept: exactly one member is set.
+/// Place for snapshots: exactly one member is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct SnapshotStorageConfig {
     /// On the node that took them, in the directory that the node's agent is configured with.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the node's agent asks of the shim (`kiln.shim.v1.Snapshots`): requests in, calls of [`Pod`],
+//! The service for the node's agent (`kiln.shim.v1.Snapshots`): requests in, calls of [`Pod`],
 //! replies out.
 
 use std::{sync::Arc, time::Duration};

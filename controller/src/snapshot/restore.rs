@@ -41,13 +41,13 @@ const GATE: &str = "kiln.dev/restore-decided";
 /// How long after its containers are ready a Pod waits for word of its restore.
 const WORD: Duration = Duration::from_secs(30);
 
-/// What a Sandbox's next Pod starts from.
+/// Start of a Sandbox's next Pod.
 pub(crate) enum Start {
-    /// It starts as any other.
+    /// The Pod starts as any other.
     Plain,
-    /// It is to be restored from this snapshot.
+    /// The Pod is to be restored from this snapshot.
     From(std::sync::Arc<Known<PodSnapshot>>),
-    /// There is a snapshot that it cannot be restored from: a reason, and a message for people.
+    /// The Pod starts without the memory of the one before: a reason, and a message for people.
     Lost(&'static str, String),
 }
 

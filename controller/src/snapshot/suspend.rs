@@ -19,14 +19,14 @@ use crate::{
 /// How long the agent of a node may take for a snapshot.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// What becomes of the Pod of a Sandbox that is suspended.
+/// Fate of the Pod of a Sandbox that is suspended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Suspend {
-    /// It is deleted. If its memory is lost, this says why.
+    /// The Pod is deleted. If its memory is lost, this says why.
     Delete { lost: Option<Lost> },
-    /// It is being snapshotted.
+    /// A snapshot of the Pod is being taken.
     Wait,
-    /// It stays: its memory must not be lost.
+    /// The Pod stays, because its memory must not be lost.
     Keep {
         reason: &'static str,
         message: String,
@@ -36,14 +36,14 @@ pub(crate) enum Suspend {
 /// Why memory is lost: a reason, and a message for people.
 pub(crate) type Lost = (&'static str, String);
 
-/// What a Sandbox wants of a suspension.
+/// Wish of a Sandbox for its suspension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
     /// Nothing is kept.
     None,
     /// Memory is kept if that is possible.
     Snapshot,
-    /// It is not suspended without its memory.
+    /// The Sandbox is not suspended without its memory.
     Required,
 }
 

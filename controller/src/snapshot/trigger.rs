@@ -68,7 +68,7 @@ pub(crate) async fn reconcile(context: &Context, key: &Key, lane: Lane) -> Resul
     }
 }
 
-/// What came of an attempt to make a PodSnapshot.
+/// Outcome of an attempt to make a PodSnapshot.
 enum Begun {
     Made,
     /// Its Sandbox had one made within this second.

@@ -26,7 +26,7 @@ const NO_SUCH_KIND: Duration = Duration::from_secs(60);
 /// How long a shim may take to tell what came of a restore.
 const OUTCOME: Duration = Duration::from_secs(120);
 
-/// What came of a restore, as a shim or the agent says.
+/// Outcome of a restore, as a shim or the agent says.
 pub(crate) struct Restored {
     pub(crate) namespace: String,
     pub(crate) snapshot: String,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the agent counts of snapshots, for Prometheus.
+//! Counts of snapshots, for Prometheus.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ struct Reason {
     reason: &'static str,
 }
 
-/// What the agent counts of snapshots.
+/// Counts of snapshots.
 pub(crate) struct Metrics {
     taken: Counter,
     failed: Family<Reason, Counter>,

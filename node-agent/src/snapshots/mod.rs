@@ -10,8 +10,8 @@
 //!   └──────── the Pod goes on ───┴──► removed
 //! ```
 //!
-//! What a PodSnapshot asks for is done once and reported there ([`crate::cluster`]). Nothing of a Pod
-//! is lost by a step that fails: it is stopped when its snapshot is sealed, and not before. An agent
+//! The agent does what a PodSnapshot asks for once, and reports it there ([`crate::cluster`]). Nothing of
+//! a Pod is lost by a step that fails: it is stopped when its snapshot is sealed, and not before. An agent
 //! that ends between the two asks the shim when it is back.
 
 mod metrics;
@@ -59,7 +59,7 @@ pub(crate) enum TakeError {
     /// The Pod could not be stopped after it was written.
     #[error("stop the Pod after its checkpoint: {0}")]
     Stop(String),
-    /// It could not be written down.
+    /// The store failed.
     #[error("keep the snapshot: {0}")]
     Store(#[source] io::Error),
 }
@@ -337,14 +337,14 @@ impl Snapshots {
     }
 }
 
-/// What is to be done about a PodSnapshot.
+/// Next step for a PodSnapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// It is to be taken.
+    /// The snapshot is to be taken.
     Take,
     /// Its files are to be removed.
     Remove,
-    /// It says that it can be restored: its files must be here.
+    /// The object says that it can be restored: the files must be here.
     Check,
     /// Nothing.
     None,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//! What the agent asks of the shim of a Pod.
+//! Client of the shim of a Pod.
 
 use std::{io, path::Path, time::Duration};
 
@@ -27,7 +27,7 @@ pub(super) enum ShimError {
     /// No shim serves the Pod.
     #[error("find the shim of the Pod: {0}")]
     Absent(#[from] io::Error),
-    /// It answered with an error.
+    /// The shim answered with an error.
     #[error("{0}")]
     Refused(String),
 }

@@ -32,7 +32,7 @@ use kiln_node_install::config;
 /// Largest record that is read, in bytes.
 const RECORD_LIMIT: u64 = 1 << 20;
 
-/// Where the kubelet has the emptyDirs of a Pod, below the Pod's directory.
+/// Directory of a Pod's emptyDirs, below the kubelet's directory of the Pod.
 const EMPTY_DIRS: &str = "volumes/kubernetes.io~empty-dir";
 
 const KEY: &str = "key";
@@ -40,7 +40,7 @@ const RECORD: &str = "record";
 const IMAGE: &str = "image";
 const VOLUMES: &str = "volumes";
 
-/// What the agent itself knows of a snapshot: runsc checks little of what it reads.
+/// Facts of a snapshot that the agent itself has noted: runsc checks little of what it reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Record {
@@ -57,7 +57,7 @@ pub(super) struct Record {
     pub(super) containers: Vec<String>,
     /// The runtime and its flags, as the shim says.
     pub(super) runtime: String,
-    /// What the node's CPUs can do: a process that has seen it may rely on it.
+    /// Digest of the features of the node's CPUs: a process that has seen them may rely on them.
     pub(super) cpu: String,
     /// Checksum and size in bytes of each file of the image, and of each emptyDir.
     checksums: BTreeMap<String, Checksum>,
@@ -71,7 +71,7 @@ struct Checksum {
     blake3: String,
 }
 
-/// What a shim says of an image that it has written.
+/// Facts of an image as the shim that wrote it says.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Taken {
     pub(super) pod_uid: String,
@@ -97,13 +97,13 @@ pub(super) enum Unusable {
     /// Its files are gone, or were never here.
     #[error("this node does not have its files")]
     Lost,
-    /// It was given to this Pod before: the restore must have failed.
+    /// This Pod was given the snapshot before: the restore must have failed.
     #[error("the Pod was restored from it before, and has ended")]
     Served,
     /// A file is not what was written.
     #[error("{0} is not what was written")]
     Damaged(String),
-    /// It cannot be read.
+    /// A file of the snapshot cannot be read.
     #[error("{0}")]
     Io(#[from] io::Error),
 }

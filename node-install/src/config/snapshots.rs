@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-/// Where snapshots of Pods are kept. Without it the node takes none.
+/// Storage of Pod snapshots. A node without it takes none.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Snapshots {

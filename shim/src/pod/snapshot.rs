@@ -30,7 +30,7 @@ use crate::{
 /// How long a Pod that was stopped may wait for its end.
 const STOPPED: Duration = Duration::from_secs(60);
 
-/// What a snapshot has done to the Pod; see the module.
+/// State of the Pod as far as a snapshot has changed it; see the module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Suspension {
     #[default]
@@ -41,7 +41,7 @@ pub(super) enum Suspension {
     Ended,
 }
 
-/// Where an image is to be written.
+/// Place for an image that is to be written.
 pub(crate) struct Image {
     /// An empty directory.
     pub(crate) dir: PathBuf,

@@ -103,7 +103,7 @@ impl Application {
     }
 }
 
-/// What was measured, by figure, application and class.
+/// Measurements by figure, application and class.
 #[derive(Default)]
 struct Figures(BTreeMap<(&'static str, &'static str, &'static str), Vec<f64>>);
 
@@ -251,7 +251,7 @@ async fn add_cold_handler(cluster: &Private, client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// One Sandbox.
+/// A Sandbox that is measured.
 struct Bench<'a> {
     client: &'a Client,
     netns: Netns,

@@ -12,7 +12,7 @@ use crate::env::{Env, NOTHING_WARM, Namespace};
 /// How long upstream's client may take for its whole workflow.
 const WORKFLOW: Duration = Duration::from_secs(600);
 
-/// What an administrator makes once, and a pool.
+/// Objects that an administrator makes once, and a pool.
 const MANIFESTS: &str = "apiVersion: podsnapshot.gke.io/v1
 kind: PodSnapshotStorageConfig
 metadata: {name: on-the-node}
@@ -126,7 +126,7 @@ async fn keeps_memory(env: &Env, system: System) -> Result<()> {
     system.end().await
 }
 
-/// What there is, and what the agent has said.
+/// Describes what there is, and what the agent has said.
 async fn explain(ns: &Namespace<'_>, system: &System) -> String {
     let objects = [
         "get",
@@ -178,7 +178,7 @@ async fn mode(ns: &Namespace<'_>, mode: &str) -> Result<()> {
     ns.kubectl(patch).await.map(drop)
 }
 
-/// What the Sandbox has counted to, once that is more than `than`.
+/// Waits until the Sandbox has counted to more than `than`, and returns to what.
 async fn count_after(ns: &Namespace<'_>, than: u64) -> Result<u64> {
     kiln_tests::wait::until("it counts", kiln_tests::wait::SOON, async || {
         let count = ns.shell("counts", "cat /work/n").await.ok()?;

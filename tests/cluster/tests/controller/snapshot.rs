@@ -20,7 +20,7 @@ use crate::env::{Env, Namespace, line, same};
 /// Pods of Sandboxes that a policy is for.
 const MARKED: &str = "kept.example/yes";
 
-/// What an administrator makes for a namespace.
+/// Makes what an administrator makes for a namespace.
 async fn allow(env: &Env, ns: &Namespace<'_>) -> Result<()> {
     let storage: Api<PodSnapshotStorageConfig> = Api::all(env.plane.client());
     let config: PodSnapshotStorageConfig = serde_json::from_value(json!({
