@@ -46,11 +46,6 @@ fn main() -> ExitCode {
         sandbox::volume_claims_are_made_and_immutable,
         sandbox::a_pod_waits_for_its_volume_claims,
         sandbox::metadata_of_the_template_reaches_the_pod,
-        snapshot::a_client_has_a_sandbox_snapshotted_and_restored,
-        snapshot::a_suspension_waits_for_its_snapshot,
-        snapshot::what_cannot_be_restored_starts_cold_and_says_why,
-        snapshot::what_a_pod_ran_counts_and_not_what_its_template_says,
-        snapshot::a_trigger_says_why_there_is_no_snapshot,
         pool::one_holds_what_its_spec_says,
         pool::one_follows_its_scale,
         pool::what_has_ended_is_replaced,
@@ -94,11 +89,17 @@ fn main() -> ExitCode {
         bad::a_container_that_does_not_start_is_explained,
         bad::objects_may_be_large,
     );
+    // Those of snapshots make nodes, which pools would count.
     cases!(
         cases.add_alone, Env:
         claim::warm_starts_take_few_writes,
         sandbox::what_becomes_of_one_is_told_where_that_is_wanted,
         node::pools_say_what_nodes_hold_while_there_are_nodes,
+        snapshot::a_client_has_a_sandbox_snapshotted_and_restored,
+        snapshot::a_suspension_waits_for_its_snapshot,
+        snapshot::what_cannot_be_restored_starts_cold_and_says_why,
+        snapshot::what_a_pod_ran_counts_and_not_what_its_template_says,
+        snapshot::a_trigger_says_why_there_is_no_snapshot,
         flood::one_tenants_flood_does_not_come_before_all_others,
         large::large_objects_are_not_held_and_hold_up_nobody,
         faults::a_controller_that_is_killed_loses_and_doubles_nothing,
